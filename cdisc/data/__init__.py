@@ -1,0 +1,39 @@
+"""Compositions, the pictures that show them, and the pictures that a person brings."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from cdisc.data.compositions import Composition, CompositionSplit
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Dataset:
+    """Everything that training, discovery and evaluation need to know of a data set.
+
+    Attributes:
+      name: What the results call it.
+      shape: The shape of one example, such as (32, 32, 3).
+      split: Which compositions are trained and which are held out.
+      train: The pytree of arrays that `train_batch` draws from; pass it as an argument of a jitted function.
+      train_batch: `(train, key, batch_size) -> (examples (B, *shape), labels (B,) int32)`, a pure function; a label is
+        an index into `split.trained`.
+      queries: `(composition, n) -> (n, *shape)`: always the same n examples that no training saw.
+      references: `(composition, n) -> (n, *shape)`: the same, from a part that shares nothing with the queries.
+      labelled: `(part, n, seed) -> (examples (n, *shape), value indices (n, F) int32)` over ALL compositions, for the
+        judge; `part` is "train" or "query".
+      fingerprint: SHA-256 in hexadecimal of all that decides the examples.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    split: CompositionSplit
+    train: Any
+    train_batch: Callable[[Any, jax.Array, int], tuple[jax.Array, jax.Array]]
+    queries: Callable[[Composition, int], np.ndarray]
+    references: Callable[[Composition, int], np.ndarray]
+    labelled: Callable[[str, int, int], tuple[np.ndarray, np.ndarray]]
+    fingerprint: str

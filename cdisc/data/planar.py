@@ -1,0 +1,123 @@
+"""Points in the plane whose two coordinates are the two factors: composition with every density known exactly.
+
+A composition is a cell (horizontal level, vertical level); its class is `N((level_x, level_y), std^2 I)`. The trained
+cells make a Gaussian mixture, which `diffusion.exact` noises in closed form, so that discovery can be watched, and
+checked, without a network between it and the truth.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cdisc import errors
+from cdisc.data import Dataset, compositions
+from cdisc.diffusion.exact import GaussianMixture
+
+SHAPE = (2,)
+FACTOR_NAMES = ("horizontal", "vertical")
+_QUERY_SEED, _REFERENCE_SEED = 0, 1
+
+
+def factors(levels_x: Sequence[float], levels_y: Sequence[float]) -> compositions.Factors:
+    """The two coordinates as factors; a level's name is its number, as in "horizontal=-0.6".
+
+    Raises:
+      UserError: If the levels of a coordinate are not increasing, or two of them have one name.
+    """
+    values = []
+    for name, levels in zip(FACTOR_NAMES, (levels_x, levels_y), strict=True):
+        names = tuple(f"{level:g}" for level in levels)
+        if not names or any(low >= high for low, high in zip(levels, levels[1:], strict=False)):
+            raise errors.UserError(f"the {name} levels are {tuple(levels)}: write at least one, in increasing order.")
+        if len(set(names)) != len(names):
+            raise errors.UserError(f"two {name} levels are both called {names}: keep them further apart.")
+        values.append(names)
+    return compositions.Factors(names=FACTOR_NAMES, values=tuple(values))
+
+
+def planar_mixture(
+    levels_x: Sequence[float],
+    levels_y: Sequence[float],
+    std: float,
+    split: compositions.CompositionSplit,
+    *,
+    held_out: bool = False,
+) -> GaussianMixture:
+    """The mixture of the trained cells, equally weighted, over points (2,).
+
+    Args:
+      levels_x: Lx increasing numbers.
+      levels_y: Ly increasing numbers.
+      std: The standard deviation of a cell in either coordinate.
+      split: Which cells are trained; component c is class c, `split.trained[c]`.
+      held_out: Gives the held-out cells instead, in the order of `split.held_out`.
+    """
+    cells = np.asarray(split.held_out if held_out else split.trained)
+    means = np.stack([np.asarray(levels_x)[cells[:, 0]], np.asarray(levels_y)[cells[:, 1]]], axis=1)
+    return GaussianMixture(
+        weights=jnp.full((len(cells),), 1.0 / len(cells), jnp.float32),
+        means=jnp.asarray(means, jnp.float32),
+        variances=jnp.full(means.shape, std**2, jnp.float32),
+    )
+
+
+def train_batch(mixture: GaussianMixture, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """Draws points (B, 2) and their classes (B,) int32, the classes uniformly; a pure function of `key`."""
+    label_key, noise_key = jax.random.split(key)
+    labels = jax.random.randint(label_key, (batch_size,), 0, mixture.weights.shape[0])
+    noise = jax.random.normal(noise_key, (batch_size, *SHAPE))
+    return mixture.means[labels] + jnp.sqrt(mixture.variances[labels]) * noise, labels
+
+
+def load(config: Any) -> Dataset:
+    """Builds the data set that a configuration describes.
+
+    Args:
+      config: Has the attributes `name`, `levels` (of both coordinates), `std` and `held_out` (partial assignments such
+        as "horizontal=-0.9 vertical=0.9", see `compositions.parse`).
+
+    Returns:
+      The data set; its `train` is the `GaussianMixture` of the trained cells.
+
+    Raises:
+      UserError: If the levels, the standard deviation or the split cannot be used.
+    """
+    levels = tuple(float(level) for level in config.levels)
+    std = float(config.std)
+    if not 0 < std < float("inf"):
+        raise errors.UserError(f"data.std is {config.std}: write a positive number.")
+    split = compositions.split(factors(levels, levels), tuple(config.held_out))
+    compositions.assert_no_held_out(split, np.asarray(split.trained))
+
+    def points(seed: int, composition: compositions.Composition, n: int) -> np.ndarray:
+        """The first n points of a cell's own fixed stream."""
+        stream = np.random.default_rng([seed, *composition])
+        centre = np.asarray([levels[index] for index in composition])
+        return (centre + std * stream.standard_normal((n, 2))).astype(np.float32)
+
+    def labelled(part: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        if part not in ("train", "query"):
+            raise ValueError(f'part is "{part}": a judge may learn from "train" and be validated on "query"')
+        stream = np.random.default_rng([("train", "query").index(part), seed])
+        attributes = stream.integers(0, len(levels), (n, 2))
+        noise = stream.standard_normal((n, 2))
+        return (np.asarray(levels)[attributes] + std * noise).astype(np.float32), attributes.astype(np.int32)
+
+    identity = [levels, std, dataclasses.asdict(split)]
+    return Dataset(
+        name=config.name,
+        shape=SHAPE,
+        split=split,
+        train=planar_mixture(levels, levels, std, split),
+        train_batch=train_batch,
+        queries=lambda composition, n: points(_QUERY_SEED, composition, n),
+        references=lambda composition, n: points(_REFERENCE_SEED, composition, n),
+        labelled=labelled,
+        fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+    )

@@ -1,0 +1,54 @@
+"""Guidance: a transform from eps-functions to an eps-function.
+
+`eps = eps_null + sum_i w_i(t) (eps_i - eps_null)` (Ho & Salimans 2022; several terms: Liu et al. 2022; a density that is
+no network as a term: arXiv 2605.07078, Eq. 13). With one constant weight, `w = 0` is the unconditional model, `w = 1`
+the conditional one.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from cdisc.diffusion.parameterization import EpsFn
+from cdisc.diffusion.schedule import Schedule, expand, sigma
+
+Weight = Callable[[jax.Array], jax.Array]
+"""`w(t)` for timesteps (B,): one weight a sample (B,), or one an element (B, ...)."""
+
+
+def constant(value: float | jax.Array) -> Weight:
+    """The same weight at every timestep."""
+    return lambda t: jnp.full(t.shape, value, jnp.float32)
+
+
+def interval(weight: Weight, schedule: Schedule, sigma_min: float, sigma_max: float = float("inf")) -> Weight:
+    """`weight` where the noise-to-signal ratio lies in [sigma_min, sigma_max], zero elsewhere (Kynkaanniemi et al. 2024)."""
+
+    def limited(t: jax.Array) -> jax.Array:
+        level = sigma(schedule, t)
+        values = weight(t)
+        return jnp.where(expand((level >= sigma_min) & (level <= sigma_max), values), values, 0.0)
+
+    return limited
+
+
+def guide(eps_null: EpsFn, terms: Sequence[tuple[EpsFn, Weight]]) -> EpsFn:
+    """The eps-function moved from `eps_null` towards each term by its weight.
+
+    Args:
+      eps_null: the unconditional prediction.
+      terms: predictions and their weights. Their directions add; none of them replaces another.
+
+    Returns:
+      The guided prediction; it evaluates `eps_null` and each term once.
+    """
+
+    def guided(x: jax.Array, t: jax.Array) -> jax.Array:
+        null = eps_null(x, t)
+        out = null
+        for eps_fn, weight in terms:
+            out = out + expand(weight(t), x) * (eps_fn(x, t) - null)
+        return out
+
+    return guided

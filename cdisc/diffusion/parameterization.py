@@ -1,0 +1,51 @@
+"""One quantity in five forms: eps, x0, v, score and the posterior mean are linear in each other given `x_t`.
+
+Every function takes batches: `x` (B, ...) at timesteps `t` (B,), integers in 1..T.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from cdisc.diffusion.schedule import Schedule, alpha_bar_at
+
+EpsFn = Callable[[jax.Array, jax.Array], jax.Array]
+"""`eps_fn(x, t)`: the noise predicted in `x` (B, ...) at `t` (B,), same shape as `x`.
+
+The one form in which a density enters any algorithm of cdisc: a network, a mixture and a Gaussian all provide it.
+"""
+
+
+def score_from_eps(schedule: Schedule, eps: jax.Array, t: jax.Array) -> jax.Array:
+    """`grad log p_t = -eps / sqrt(1 - abar_t)` (arXiv 2605.07078, Eq. 2)."""
+    return -eps / jnp.sqrt(1.0 - alpha_bar_at(schedule, t, eps))
+
+
+def eps_from_score(schedule: Schedule, score: jax.Array, t: jax.Array) -> jax.Array:
+    """The inverse of `score_from_eps`."""
+    return -score * jnp.sqrt(1.0 - alpha_bar_at(schedule, t, score))
+
+
+def x0_from_eps(schedule: Schedule, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+    """Tweedie's posterior mean `E[x_0 | x_t]` (Eq. 5)."""
+    a = alpha_bar_at(schedule, t, x)
+    return (x - jnp.sqrt(1.0 - a) * eps) / jnp.sqrt(a)
+
+
+def eps_from_x0(schedule: Schedule, x: jax.Array, x0: jax.Array, t: jax.Array) -> jax.Array:
+    """The inverse of `x0_from_eps`."""
+    a = alpha_bar_at(schedule, t, x)
+    return (x - jnp.sqrt(a) * x0) / jnp.sqrt(1.0 - a)
+
+
+def v_from_eps(schedule: Schedule, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+    """The velocity `v = sqrt(abar) eps - sqrt(1 - abar) x_0` (Salimans & Ho 2022)."""
+    a = alpha_bar_at(schedule, t, x)
+    return jnp.sqrt(a) * eps - jnp.sqrt(1.0 - a) * x0_from_eps(schedule, x, eps, t)
+
+
+def eps_from_v(schedule: Schedule, x: jax.Array, v: jax.Array, t: jax.Array) -> jax.Array:
+    """The inverse of `v_from_eps`."""
+    a = alpha_bar_at(schedule, t, x)
+    return jnp.sqrt(a) * v + jnp.sqrt(1.0 - a) * x

@@ -1,0 +1,69 @@
+"""The forward process: how much of the picture is left at each noise level.
+
+`x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps`, `t` in 1..T (arXiv 2605.07078, Eq. 1). `t = 0` is the clean picture.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@flax.struct.dataclass
+class Schedule:
+    """A variance-preserving noise schedule.
+
+    Attributes:
+      alpha_bar: (T + 1,) float32, strictly decreasing, `alpha_bar[0] = 1`. Index it with the timestep itself.
+    """
+
+    alpha_bar: jax.Array
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the noisiest timestep."""
+        return self.alpha_bar.shape[0] - 1
+
+
+def linear_beta(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Schedule:
+    """The schedule whose betas grow linearly (Ho et al. 2020; arXiv 2605.07078, section 3)."""
+    betas = np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
+    alpha_bar = np.concatenate([[1.0], np.cumprod(1.0 - betas)])
+    return Schedule(alpha_bar=jnp.asarray(alpha_bar, jnp.float32))
+
+
+def expand(values: jax.Array, like: jax.Array) -> jax.Array:
+    """Appends axes to `values` (B,) until it broadcasts against `like` (B, ...)."""
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+
+
+def alpha_bar_at(schedule: Schedule, t: jax.Array, like: jax.Array) -> jax.Array:
+    """`abar_t`, shaped to broadcast against `like` (B, ...); `t` is (B,) integers in 0..T."""
+    return expand(schedule.alpha_bar[t], like)
+
+
+def sigma(schedule: Schedule, t: jax.Array) -> jax.Array:
+    """The noise-to-signal ratio `sqrt((1 - abar_t) / abar_t)`: the noise level in units of the clean picture."""
+    a = schedule.alpha_bar[t]
+    return jnp.sqrt((1.0 - a) / a)
+
+
+def timestep_of_alpha_bar(schedule: Schedule, alpha_bar: jax.Array) -> jax.Array:
+    """The real-valued timestep at which `abar` has this value: the inverse of `alpha_bar[t]`.
+
+    Linear in `log abar` between neighbouring timesteps; values outside the schedule give its ends.
+    """
+    steps = jnp.arange(schedule.alpha_bar.shape[0], dtype=jnp.float32)
+    # jnp.interp wants increasing abscissae.
+    return jnp.interp(-jnp.log(alpha_bar), -jnp.log(schedule.alpha_bar), steps)
+
+
+def timestep_of_sigma(schedule: Schedule, sigma: jax.Array) -> jax.Array:
+    """The real-valued timestep whose noise-to-signal ratio is `sigma`: the inverse of `sigma(schedule, t)`."""
+    return timestep_of_alpha_bar(schedule, 1.0 / (1.0 + jnp.square(sigma)))
+
+
+def add_noise(schedule: Schedule, x0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+    """`x_t` from a clean picture `x0` (B, ...) and standard normal `eps` (B, ...), `t` (B,) in 0..T (Eq. 1)."""
+    a = alpha_bar_at(schedule, t, x0)
+    return jnp.sqrt(a) * x0 + jnp.sqrt(1.0 - a) * eps

@@ -1,0 +1,216 @@
+"""Concept discovery: from one picture to the teacher that stands for its class (arXiv 2605.07078, section 3)."""
+
+import dataclasses
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from cdisc.diffusion.parameterization import EpsFn
+from cdisc.diffusion.schedule import Schedule
+from cdisc.discovery import gaussians as gaussians_lib
+from cdisc.discovery import modes, poe, selection
+from cdisc.errors import UserError
+
+ASCENTS: tuple[str, ...] = ("mean_shift", "adam")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscoveryOptions:
+    """Everything about discovery that is fixed before the query is seen. Hashable: a static argument of `jax.jit`.
+
+    The defaults make at most 2,752 evaluations of the network a query (`max_evaluations`).
+    """
+
+    timesteps: tuple[int, ...] = (50, 100, 150, 200, 250, 300, 350, 400)
+    """Noise levels at which modes are sought, each in 1..T."""
+    starts_per_t: int = 6
+    """Chains at each noise level."""
+    start_mode: modes.StartMode = "hybrid"
+    """Where they start: "query", "hybrid" or "random" (`modes.starts`)."""
+    ascent: str = "mean_shift"
+    """"mean_shift", or "adam" (the paper's)."""
+    learning_rate: float = 0.1
+    """Step of Adam, in noisy space. Mean shift has none."""
+    max_steps: int = 40
+    """Evaluations a chain may use."""
+    tolerance: float = 0.005
+    """A chain is done when the root mean square of its `eps` is below this."""
+    max_residual: float = 0.05
+    """A chain that ended above this found no stationary point."""
+    lanes: int = 16
+    """Pictures evaluated together; bounds the memory."""
+    merge_radius: float = 0.1
+    """Root mean square distance in clean space below which two modes are one."""
+    capacity: int = 32
+    """Modes kept."""
+    curvature_iterations: int = 8
+    """Jacobian products spent on telling a mode from a saddle."""
+    max_curvature: float = 0.0
+    """Points whose largest curvature is not below this are saddles and no candidates; `inf` keeps them.
+
+    The unit is `1 / (1 - abar_t)`.
+    """
+    probes: int = 16
+    """Jacobian products spent on each variance."""
+    estimator: gaussians_lib.Estimator = "lattice"
+    """"lattice" or "hutchinson" (`gaussians.jacobian_diagonal`)."""
+    covariance: gaussians_lib.Covariance = "posterior"
+    """"posterior", "laplace" or "deconvolved" (`gaussians.variance`)."""
+    delta: float = 1e-3
+    """The normalised Jacobian diagonal is clipped to [delta, 1 - delta]."""
+    floor: float = 1e-3
+    """Smallest variance of an expert, for pictures in [-1, 1]."""
+    num_experts: int = 3
+    """K, the most experts picked."""
+    tau: float = 0.5
+    """Temperature of the experts' shares."""
+    one_per_t: bool = False
+    """Pick at most one expert of each noise level. Low-noise experts copy the query and win on likelihood."""
+    background_mean: float = 0.0
+    """Mean of the background that every expert must beat."""
+    background_variance: float = 1.0
+    """Its variance. It is also the teacher when no expert beats it."""
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be run."""
+        for field, allowed in (
+            ("start_mode", modes.START_MODES),
+            ("ascent", ASCENTS),
+            ("estimator", gaussians_lib.ESTIMATORS),
+            ("covariance", gaussians_lib.COVARIANCES),
+        ):
+            if getattr(self, field) not in allowed:
+                raise UserError(f"discovery.{field} is {getattr(self, field)!r}: use one of {', '.join(allowed)}.")
+        counts = ("starts_per_t", "max_steps", "lanes", "capacity", "curvature_iterations", "probes", "num_experts")
+        for field in counts:
+            if getattr(self, field) < 1:
+                raise UserError(f"discovery.{field} is {getattr(self, field)}: use a whole number from 1 on.")
+        for field in ("learning_rate", "merge_radius", "floor", "tau", "background_variance"):
+            if not getattr(self, field) > 0:
+                raise UserError(f"discovery.{field} is {getattr(self, field)}: use a positive number.")
+        if not 0 < self.delta < 0.5:
+            raise UserError(f"discovery.delta is {self.delta}: use a number between 0 and 0.5.")
+        if len(self.timesteps) == 0 or min(self.timesteps) < 1:
+            raise UserError(f"discovery.timesteps is {self.timesteps}: name at least one timestep, each from 1 to T.")
+
+    @property
+    def max_evaluations(self) -> int:
+        """The most evaluations of the network that one query can take; a Jacobian product counts as one."""
+        chains = len(self.timesteps) * self.starts_per_t
+        lanes = min(self.lanes, chains)
+        ascent = math.ceil(chains / lanes) * lanes * self.max_steps
+        lanes = min(self.lanes, self.capacity)
+        places = math.ceil(self.capacity / lanes) * lanes
+        return ascent + places * (1 + self.curvature_iterations) + places * (1 + self.probes)
+
+
+@flax.struct.dataclass
+class Discovery:
+    """What was found in one query.
+
+    Attributes:
+      pool: The N distinct stationary points, with their certificates.
+      gaussians: The N experts, mean and variance (N, *shape).
+      selection: The K picks.
+      teacher: Their product: the density that stands for the query's class.
+      nfe: () int32, evaluations of the network made; a Jacobian product counts as one.
+    """
+
+    pool: modes.ModePool
+    gaussians: gaussians_lib.Gaussian
+    selection: selection.Selection
+    teacher: poe.Teacher
+    nfe: jax.Array
+
+
+def discover(
+    eps_fn: EpsFn, schedule: Schedule, query: jax.Array, key: jax.Array, options: DiscoveryOptions
+) -> Discovery:
+    """Finds the modes around a query, gives each a Gaussian, picks the few that explain it, and multiplies them.
+
+    A pure function: jit it with `eps_fn` closed over and `options` static.
+
+    Args:
+      eps_fn: The unconditional noise prediction.
+      schedule: The noise schedule.
+      query: (*shape), the picture.
+      key: Random key.
+      options: Everything else.
+    """
+    if max(options.timesteps) > schedule.num_timesteps:
+        raise UserError(
+            f"discovery.timesteps has {max(options.timesteps)}, but the schedule ends at {schedule.num_timesteps}: "
+            "use timesteps up to that."
+        )
+    starts_key, certify_key, probes_key = jax.random.split(key, 3)
+    x, t = modes.starts(
+        schedule,
+        starts_key,
+        query,
+        jnp.asarray(options.timesteps, jnp.int32),
+        options.starts_per_t,
+        options.start_mode,
+    )
+    kernel = (
+        modes.mean_shift(schedule) if options.ascent == "mean_shift" else modes.adam(schedule, options.learning_rate)
+    )
+    chains = modes.ascend(
+        eps_fn,
+        schedule,
+        x,
+        t,
+        kernel=kernel,
+        max_steps=options.max_steps,
+        tolerance=options.tolerance,
+        lanes=options.lanes,
+    )
+    pool = modes.merge(chains, schedule, t, options.merge_radius, options.capacity, max_residual=options.max_residual)
+    pool, certify_nfe = modes.certify(
+        eps_fn, schedule, pool, certify_key, options.curvature_iterations, lanes=options.lanes
+    )
+    experts, probes_nfe = gaussians_lib.gaussians_of(
+        eps_fn,
+        schedule,
+        pool,
+        probes_key,
+        probes=options.probes,
+        estimator=options.estimator,
+        kind=options.covariance,
+        delta=options.delta,
+        floor=options.floor,
+        lanes=options.lanes,
+    )
+    picks, teacher = assemble(query, pool, experts, options)
+    return Discovery(
+        pool=pool,
+        gaussians=experts,
+        selection=picks,
+        teacher=teacher,
+        nfe=chains.nfe + certify_nfe + probes_nfe,
+    )
+
+
+def assemble(
+    query: jax.Array, pool: modes.ModePool, experts: gaussians_lib.Gaussian, options: DiscoveryOptions
+) -> tuple[selection.Selection, poe.Teacher]:
+    """Selection and product alone: no evaluations, so that options can be compared on one pool."""
+    likelihood = selection.log_likelihood(query, experts)
+    picks = selection.greedy(
+        likelihood,
+        selection.background(query, mean=options.background_mean, variance=options.background_variance),
+        num_experts=options.num_experts,
+        candidates=pool.mask & (pool.curvature < options.max_curvature),
+        t=pool.t if options.one_per_t else None,
+    )
+    teacher = poe.fuse(
+        jax.tree.map(lambda values: values[picks.indices], experts),
+        poe.ownership(likelihood[picks.indices], picks.mask, options.tau),
+        picks.mask,
+        background=gaussians_lib.Gaussian(
+            mean=jnp.full_like(query, options.background_mean),
+            variance=jnp.full_like(query, options.background_variance),
+        ),
+    )
+    return picks, teacher

@@ -1,0 +1,218 @@
+"""A diagonal Gaussian around each mode, from the Jacobian of the denoiser there (arXiv 2605.07078, section 3).
+
+With `a = abar_t`, `r = (1 - a) / a` and `u = sqrt(a) diag(d x0hat / dx)`, second-order Tweedie says
+`Cov[x_0 | x_t] = r sqrt(a) d x0hat / dx`. The paper does not say how a variance follows from the Jacobian: three
+readings are in `variance`.
+"""
+
+import functools
+from typing import Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cdisc.diffusion.parameterization import EpsFn
+from cdisc.diffusion.schedule import Schedule, alpha_bar_at
+from cdisc.discovery.modes import ModePool, in_lanes, normalised_jacobian
+
+Estimator = Literal["hutchinson", "lattice"]
+ESTIMATORS: tuple[str, ...] = ("hutchinson", "lattice")
+Covariance = Literal["posterior", "laplace", "deconvolved"]
+COVARIANCES: tuple[str, ...] = ("posterior", "laplace", "deconvolved")
+
+
+@flax.struct.dataclass
+class Gaussian:
+    """The densities `N(x_0; mean, diag(variance))`, one for each index of the leading axes.
+
+    Attributes:
+      mean: (N, *shape), or (*shape) for a single one.
+      variance: Same shape, positive.
+    """
+
+    mean: jax.Array
+    variance: jax.Array
+
+
+def log_normal(x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+    """`log N(x; mean, variance)` of each entry, in nats."""
+    return -0.5 * (jnp.square(x - mean) / variance + jnp.log(2.0 * np.pi * variance))
+
+
+def jacobian_diagonal(
+    eps_fn: EpsFn,
+    schedule: Schedule,
+    x: jax.Array,
+    t: jax.Array,
+    key: jax.Array,
+    *,
+    probes: int,
+    estimator: Estimator,
+) -> jax.Array:
+    """An unbiased estimate of `u = sqrt(abar_t) diag(d x0hat / dx)`.
+
+    With `U` the Jacobian times `sqrt(abar_t)`, the two estimators are
+
+    * "hutchinson": the mean of `v * (U v)` over independent Rademacher `v`. The variance of entry r is
+      `sum_{q != r} U_rq^2 / probes`.
+    * "lattice": entries get one of `probes` colours (see `lattice_colours`), and probe k is a random sign field
+      restricted to colour k. Entry r reads the one probe of its colour, so only entries of that colour disturb it:
+      the variance is `sum_{q != r, colour q = colour r} U_rq^2`. On pictures, where `U` is large between neighbours
+      and between the channels of a pixel, those terms are the small ones. With as many probes as entries it is exact.
+
+    Probes go through `jax.linearize`, in forward mode; finite differences would drown in the rounding of TF32 or bf16.
+
+    Args:
+      eps_fn: The noise prediction.
+      schedule: The noise schedule.
+      x: (B, *shape).
+      t: (B,) int32.
+      key: Random key. Row i depends on the key and on i, not on the other rows.
+      probes: Products with the Jacobian, at least 1. In all, `1 + probes` evaluations a row.
+      estimator: "hutchinson" or "lattice".
+
+    Returns:
+      (B, *shape), not clipped: noise may carry it outside of [0, 1].
+    """
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(x.shape[0]))
+    return _diagonal(eps_fn, schedule, x, t, keys, probes=probes, estimator=estimator)
+
+
+def exact_diagonal(eps_fn: EpsFn, schedule: Schedule, x: jax.Array, t: jax.Array) -> jax.Array:
+    """The diagonal that `jacobian_diagonal` estimates, one product for each entry: (B, *shape).
+
+    For few entries, or as a reference.
+    """
+    keys = jax.random.split(jax.random.key(0), x.shape[0])  # any signs do: they multiply twice
+    return _diagonal(eps_fn, schedule, x, t, keys, probes=int(np.prod(x.shape[1:])), estimator="lattice")
+
+
+def variance(
+    schedule: Schedule, u: jax.Array, t: jax.Array, *, kind: Covariance, delta: float, floor: float
+) -> jax.Array:
+    """The clean variance `s2` of each entry, from the normalised Jacobian diagonal `u`.
+
+    * "posterior": `r u`, the variance of `x_0` given `x_t` (second-order Tweedie).
+    * "laplace": `r / (1 - u)`, the Laplace approximation of `p_t`, rescaled to clean space; it contains the noise.
+    * "deconvolved": `r u / (1 - u)`, the same with the noise kernel removed; exact for a Gaussian component.
+
+    Args:
+      schedule: The noise schedule.
+      u: (B, *shape).
+      t: (B,) int32.
+      kind: One of the three.
+      delta: `u` is clipped to [delta, 1 - delta], where all three are positive.
+      floor: Smallest variance returned.
+    """
+    if kind not in COVARIANCES:
+        raise ValueError(f"unknown covariance {kind!r}: use one of {COVARIANCES}")
+    a = alpha_bar_at(schedule, t, u)
+    r = (1.0 - a) / a
+    u = jnp.clip(u, delta, 1.0 - delta)
+    s2 = {"posterior": r * u, "laplace": r / (1.0 - u), "deconvolved": r * u / (1.0 - u)}[kind]
+    return jnp.maximum(s2, floor)
+
+
+def gaussians_of(
+    eps_fn: EpsFn,
+    schedule: Schedule,
+    pool: ModePool,
+    key: jax.Array,
+    *,
+    probes: int,
+    estimator: Estimator,
+    kind: Covariance,
+    delta: float,
+    floor: float,
+    lanes: int,
+) -> tuple[Gaussian, jax.Array]:
+    """The expert `N(m_j, diag(s2_j))` of each place of the pool, and the evaluations made, () int32.
+
+    Absent places get mean zero and some positive variance. The arguments are those of `jacobian_diagonal` and
+    `variance`; `lanes` points are evaluated together.
+    """
+    size = int(np.prod(pool.x.shape[1:]))
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(pool.x.shape[0]))
+
+    def diagonal(x: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
+        return _diagonal(eps_fn, schedule, x, t, keys, probes=probes, estimator=estimator)
+
+    cost = 1 + products_of(estimator, probes, size)
+    u, nfe = in_lanes(diagonal, (pool.x, pool.t, keys), pool.mask, lanes=lanes, cost=cost)
+    return Gaussian(mean=pool.m, variance=variance(schedule, u, pool.t, kind=kind, delta=delta, floor=floor)), nfe
+
+
+def products_of(estimator: Estimator, probes: int, size: int) -> int:
+    """How many Jacobian products an estimator makes for `size` entries: the lattice never needs more than `size`."""
+    return min(probes, size) if estimator == "lattice" else probes
+
+
+@functools.lru_cache(maxsize=32)
+def lattice_colours(shape: tuple[int, ...], colours: int) -> np.ndarray:
+    """Gives each entry one of `colours` colours such that entries of one colour lie far apart.
+
+    Pictures (H, W, C) are coloured `(y + p x + q c) mod colours`, a lattice in the plane and across the channels. The
+    steps p, q are those with the least `sum 1 / (1 + distance^2)^2` over pairs of one colour, where the distance is
+    taken in the plane: the channels of a pixel count as touching. Other shapes are coloured in turn. With as many
+    colours as entries, each entry has its own.
+
+    Returns:
+      int32 (*shape), values in 0..colours - 1.
+    """
+    size = int(np.prod(shape))
+    if len(shape) != 3 or colours >= size:
+        return (np.arange(size, dtype=np.int32) % colours).reshape(shape)
+    channels = shape[2]
+    reach = int(np.ceil(np.sqrt(colours))) + 2
+    dy, dx, dc = np.meshgrid(
+        np.arange(-reach, reach + 1), np.arange(-reach, reach + 1), np.arange(1 - channels, channels), indexing="ij"
+    )
+    other = (dy != 0) | (dx != 0) | (dc != 0)
+    dy, dx, dc = dy[other], dx[other], dc[other]
+    # (channels - |dc|) of the channels have a partner at offset dc.
+    cost = (1.0 - np.abs(dc) / channels) / np.square(1.0 + dy**2 + dx**2)
+    best, best_steps = np.inf, (0, 0)
+    for p in range(colours):
+        for q in range(colours if channels > 1 else 1):
+            total = cost[(dy + p * dx + q * dc) % colours == 0].sum()
+            if total < best - 1e-12:
+                best, best_steps = total, (p, q)
+    y, x, c = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+    return ((y + best_steps[0] * x + best_steps[1] * c) % colours).astype(np.int32)
+
+
+def _diagonal(
+    eps_fn: EpsFn,
+    schedule: Schedule,
+    x: jax.Array,
+    t: jax.Array,
+    keys: jax.Array,
+    *,
+    probes: int,
+    estimator: Estimator,
+) -> jax.Array:
+    """`jacobian_diagonal` with a key for each row."""
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"unknown estimator {estimator!r}: use one of {ESTIMATORS}")
+    shape = x.shape[1:]
+    products = products_of(estimator, probes, int(np.prod(shape)))
+    apply = normalised_jacobian(eps_fn, schedule, x, t)
+    if estimator == "lattice":
+        colours = jnp.asarray(lattice_colours(shape, products))
+        signs = jax.vmap(lambda k: jax.random.rademacher(k, shape, x.dtype))(keys)
+
+        def probe(k: jax.Array) -> jax.Array:
+            return signs * (colours == k)[None].astype(x.dtype)
+    else:
+
+        def probe(k: jax.Array) -> jax.Array:
+            return jax.vmap(lambda key: jax.random.rademacher(jax.random.fold_in(key, k), shape, x.dtype))(keys)
+
+    def add(k: jax.Array, total: jax.Array) -> jax.Array:
+        v = probe(k)
+        return total + v * apply(v)
+
+    total = jax.lax.fori_loop(0, products, add, jnp.zeros_like(x))
+    return total if estimator == "lattice" else total / products

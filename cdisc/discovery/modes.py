@@ -1,0 +1,439 @@
+"""Local maxima of the noised density, found by following its score (arXiv 2605.07078, Eq. 3, 4, 6).
+
+The network's null prediction gives `grad log p_t`. Chains climb it from many starts at many noise levels, chains that
+meet are merged, and what is left is certified: a mode has a small residual and no direction of positive curvature.
+
+All algorithms see the density through `eps_fn(x, t)` alone and call it on batches of a fixed size, `lanes`, so that
+the memory they need does not depend on the number of chains.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cdisc.diffusion.parameterization import EpsFn, score_from_eps, x0_from_eps
+from cdisc.diffusion.schedule import Schedule, alpha_bar_at, expand
+
+StartMode = Literal["query", "hybrid", "random"]
+START_MODES: tuple[str, ...] = ("query", "hybrid", "random")
+
+
+class Kernel(NamedTuple):
+    """One rule for climbing `p_t`.
+
+    Attributes:
+      init: `init(x) -> state`, from points (B, *shape); every leaf of the state leads with B.
+      step: `step(eps, x, t, state) -> (x, state)`, one move from `x`, at which `eps` was evaluated.
+    """
+
+    init: Callable[[jax.Array], Any]
+    step: Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+
+@flax.struct.dataclass
+class Chains:
+    """Where N chains ended.
+
+    Attributes:
+      x: (N, *shape), end points in noisy space.
+      residual: (N,), root mean square over the entries of `eps` at `x`; zero at a stationary point.
+      steps: (N,) int32, evaluations that each chain used, the one of its residual included.
+      nfe: () int32, evaluations of single points truly made, idle lanes included.
+    """
+
+    x: jax.Array
+    residual: jax.Array
+    steps: jax.Array
+    nfe: jax.Array
+
+
+@flax.struct.dataclass
+class ModePool:
+    """Distinct stationary points of `p_t`, at most N of them, the present ones first.
+
+    Attributes:
+      x: (N, *shape), stationary points in noisy space.
+      m: (N, *shape), clean prototypes `x / sqrt(abar_t)` (Eq. 6): where the score is zero, this is `E[x_0 | x]`.
+      t: (N,) int32.
+      basin: (N,) int32, chains that ended here.
+      residual: (N,), as in `Chains`; infinite where absent.
+      curvature: (N,), the largest eigenvalue of the Hessian of `log p_t`, in units of `1 / (1 - abar_t)`; it is at
+        least -1. Negative at a mode, positive at a saddle. Infinite until `certify` has been there.
+      mask: (N,) bool, which places hold a point. The arrays of absent places hold harmless numbers.
+    """
+
+    x: jax.Array
+    m: jax.Array
+    t: jax.Array
+    basin: jax.Array
+    residual: jax.Array
+    curvature: jax.Array
+    mask: jax.Array
+
+
+def starts(
+    schedule: Schedule, key: jax.Array, query: jax.Array, t: jax.Array, per_t: int, mode: StartMode
+) -> tuple[jax.Array, jax.Array]:
+    """Starting points: the query noised to each level, pure noise, or half of each.
+
+    Args:
+      schedule: The noise schedule.
+      key: Random key.
+      query: (*shape).
+      t: (M,) int32 timesteps.
+      per_t: Starts at each timestep.
+      mode: "query": `sqrt(a) x_q + sqrt(1 - a) eps`; "random": `eps`; "hybrid": the first half of each timestep's
+        starts (rounded up) from the query, the others from noise.
+
+    Returns:
+      Points (M * per_t, *shape) and their timesteps (M * per_t,), timestep by timestep.
+    """
+    if mode not in START_MODES:
+        raise ValueError(f"unknown start mode {mode!r}: use one of {START_MODES}")
+    centred = {"query": per_t, "hybrid": (per_t + 1) // 2, "random": 0}[mode]
+    repeated = jnp.repeat(t, per_t)
+    noise = jax.random.normal(key, (repeated.shape[0], *query.shape), query.dtype)
+    a = alpha_bar_at(schedule, repeated, noise)
+    from_query = expand(jnp.tile(jnp.arange(per_t) < centred, t.shape[0]), noise)
+    return jnp.where(from_query, jnp.sqrt(a) * query[None] + jnp.sqrt(1.0 - a) * noise, noise), repeated
+
+
+def mean_shift(schedule: Schedule) -> Kernel:
+    """The step `x <- sqrt(abar) E[x_0 | x]`: gradient ascent on `log p_t` with step `1 - abar_t`.
+
+    For an exact score this is Gaussian mean shift: the density never falls, there is no step size to tune, and the
+    fixed points are exactly the stationary points (Comaniciu & Meer 2002; Carreira-Perpinan 2007). Near a mode the
+    error shrinks each step by the factor `1 + curvature` of `ModePool`.
+    """
+
+    def init(x: jax.Array) -> tuple[()]:
+        del x
+        return ()
+
+    def step(eps: jax.Array, x: jax.Array, t: jax.Array, state: tuple[()]) -> tuple[jax.Array, tuple[()]]:
+        return jnp.sqrt(alpha_bar_at(schedule, t, x)) * x0_from_eps(schedule, x, eps, t), state
+
+    return Kernel(init, step)
+
+
+def adam(schedule: Schedule, learning_rate: float) -> Kernel:
+    """Adam ascending the score in noisy space, the paper's rule (section 3; 0.1 for ColorMNIST, 0.09 for CelebA).
+
+    Each chain has moments and a step count of its own.
+    """
+    optimizer = optax.adam(learning_rate)
+
+    def init(x: jax.Array) -> Any:
+        return jax.vmap(optimizer.init)(x)
+
+    def step(eps: jax.Array, x: jax.Array, t: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        # optax descends, so it is handed the gradient of -log p_t.
+        updates, state = jax.vmap(optimizer.update)(-score_from_eps(schedule, eps, t), state)
+        return x + updates, state
+
+    return Kernel(init, step)
+
+
+class _Lanes(NamedTuple):
+    """What the loop of `ascend` carries: L lanes at work, and the N results so far."""
+
+    chain: jax.Array  # (L,) index of the chain in each lane; N where idle
+    x: jax.Array  # (L, *shape)
+    t: jax.Array  # (L,)
+    steps: jax.Array  # (L,)
+    state: Any
+    queued: jax.Array  # () index of the next chain to start
+    iterations: jax.Array  # ()
+    out_x: jax.Array  # (N, *shape)
+    out_residual: jax.Array  # (N,)
+    out_steps: jax.Array  # (N,)
+
+
+def ascend(
+    eps_fn: EpsFn,
+    schedule: Schedule,
+    x: jax.Array,
+    t: jax.Array,
+    *,
+    kernel: Kernel,
+    max_steps: int,
+    tolerance: float,
+    lanes: int,
+) -> Chains:
+    """Runs every chain until its own residual is small, with continuous batching.
+
+    `lanes` chains are evaluated together. A chain that is done is written out and its lane takes the next one from the
+    queue, so that no evaluation is spent on a finished chain while others wait. A chain's result does not depend on
+    the lanes. At most `ceil(N / lanes) * lanes * max_steps` evaluations are made.
+
+    Args:
+      eps_fn: The noise prediction whose density is climbed.
+      schedule: The noise schedule.
+      x: (N, *shape) starting points.
+      t: (N,) int32 their timesteps.
+      kernel: `mean_shift(...)` or `adam(...)`.
+      max_steps: Evaluations a chain may use; the last one measures its residual.
+      tolerance: A chain is done when its residual is below this. The unit is that of `eps`, 1 for pure noise.
+      lanes: Points evaluated together.
+    """
+    del schedule  # The kernel knows it; it stays in the signature so that all of discovery is called alike.
+    n = x.shape[0]
+    lanes = min(lanes, n)
+    first = jnp.arange(lanes, dtype=jnp.int32)
+
+    def unfinished(c: _Lanes) -> jax.Array:
+        return jnp.any(c.chain < n)
+
+    def advance(c: _Lanes) -> _Lanes:
+        eps = eps_fn(c.x, c.t)
+        residual = jnp.sqrt(jnp.mean(jnp.square(eps), axis=tuple(range(1, eps.ndim))))
+        steps = c.steps + 1
+        busy = c.chain < n
+        done = busy & ((residual < tolerance) | (steps >= max_steps))
+        out = jnp.where(done, c.chain, n)  # n lies outside: those writes are dropped
+        moved, state = kernel.step(eps, c.x, c.t, c.state)
+
+        following = c.queued + jnp.cumsum(done, dtype=jnp.int32) - 1
+        chain = jnp.where(done, jnp.minimum(following, n), c.chain)
+        source = jnp.minimum(chain, n - 1)
+        fresh_x = x[source]
+        here = jnp.where(expand(busy, c.x), moved, c.x)
+        return _Lanes(
+            chain=chain,
+            x=jnp.where(expand(done, c.x), fresh_x, here),
+            t=jnp.where(done, t[source], c.t),
+            steps=jnp.where(done, 0, steps),
+            state=jax.tree.map(lambda new, old: jnp.where(expand(done, old), new, old), kernel.init(fresh_x), state),
+            queued=jnp.minimum(c.queued + jnp.sum(done, dtype=jnp.int32), n),
+            iterations=c.iterations + 1,
+            out_x=c.out_x.at[out].set(c.x, mode="drop"),
+            out_residual=c.out_residual.at[out].set(residual, mode="drop"),
+            out_steps=c.out_steps.at[out].set(steps, mode="drop"),
+        )
+
+    end = jax.lax.while_loop(
+        unfinished,
+        advance,
+        _Lanes(
+            chain=first,
+            x=x[:lanes],
+            t=t[:lanes],
+            steps=jnp.zeros(lanes, jnp.int32),
+            state=kernel.init(x[:lanes]),
+            queued=jnp.asarray(lanes, jnp.int32),
+            iterations=jnp.asarray(0, jnp.int32),
+            out_x=jnp.zeros_like(x),
+            out_residual=jnp.zeros(n, x.dtype),
+            out_steps=jnp.zeros(n, jnp.int32),
+        ),
+    )
+    return Chains(x=end.out_x, residual=end.out_residual, steps=end.out_steps, nfe=lanes * end.iterations)
+
+
+def merge(
+    chains: Chains,
+    schedule: Schedule,
+    t: jax.Array,
+    radius: float,
+    capacity: int,
+    *,
+    max_residual: float = float("inf"),
+) -> ModePool:
+    """Merges the chains of the same timestep that ended in the same place, and counts them.
+
+    Leader clustering, best residual first: a chain joins the nearest leader within `radius`, or else leads. If more
+    than `capacity` leaders remain, the largest basin of every timestep is kept first, then the second largest, and so
+    on; among equals the larger basin, the smaller timestep, the smaller residual. All ties are broken by index.
+
+    Args:
+      chains: N chains.
+      schedule: The noise schedule.
+      t: (N,) int32, the chains' timesteps.
+      radius: Root mean square distance between clean prototypes below which two are one.
+      capacity: Places in the pool.
+      max_residual: A chain that ended with a larger residual (or with none: NaN) joins a leader or is forgotten.
+
+    Returns:
+      A pool ordered by timestep, then basin, whose absent places come last.
+    """
+    n = chains.x.shape[0]
+    clean = chains.x / jnp.sqrt(alpha_bar_at(schedule, t, chains.x))
+    finite = jnp.isfinite(chains.residual)
+    squared = _mean_squared_distances(jnp.where(expand(finite, clean), clean, 0.0))
+    near = (squared <= radius * radius) & (t[:, None] == t[None, :]) & finite[:, None] & finite[None, :]
+    order = jnp.argsort(chains.residual)  # stable; NaN last
+
+    def place(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        leads, leader = carry
+        chain = order[i]
+        within = near[chain] & leads
+        joins = jnp.any(within)
+        may_lead = chains.residual[chain] <= max_residual
+        nearest = jnp.argmin(jnp.where(within, squared[chain], jnp.inf)).astype(jnp.int32)
+        # n lies outside: a forgotten chain is counted nowhere.
+        own = jnp.where(may_lead, chain.astype(jnp.int32), n)
+        return leads.at[chain].set(~joins & may_lead), leader.at[chain].set(jnp.where(joins, nearest, own))
+
+    leads, leader = jax.lax.fori_loop(0, n, place, (jnp.zeros(n, bool), jnp.full(n, n, jnp.int32)))
+    basin = jnp.zeros(n, jnp.int32).at[leader].add(1, mode="drop")
+
+    # Rank of each leader among those of its timestep: larger basins first, then smaller residuals.
+    by_size = jnp.lexsort((chains.residual, -basin))
+    place_of = jnp.zeros(n, jnp.int32).at[by_size].set(jnp.arange(n, dtype=jnp.int32))
+    ahead = (place_of[None, :] < place_of[:, None]) & (t[:, None] == t[None, :]) & leads[None, :]
+    rank = jnp.sum(ahead, axis=1)
+
+    kept = jnp.lexsort((chains.residual, t, -basin, rank, ~leads))[:capacity]
+    kept = kept[jnp.lexsort((rank[kept], t[kept], ~leads[kept]))]
+    index = jnp.concatenate([kept, jnp.zeros(max(capacity - n, 0), kept.dtype)])
+    mask = jnp.concatenate([leads[kept], jnp.zeros(max(capacity - n, 0), bool)])
+
+    def take(values: jax.Array, absent: float) -> jax.Array:
+        taken = values[index]
+        return jnp.where(expand(mask, taken), taken, jnp.asarray(absent, taken.dtype))
+
+    return ModePool(
+        x=take(chains.x, 0.0),
+        m=take(clean, 0.0),
+        t=t[index],
+        basin=take(basin, 0),
+        residual=take(chains.residual, jnp.inf),
+        curvature=jnp.full(capacity, jnp.inf, chains.x.dtype),
+        mask=mask,
+    )
+
+
+def certify(
+    eps_fn: EpsFn, schedule: Schedule, pool: ModePool, key: jax.Array, iterations: int, *, lanes: int
+) -> tuple[ModePool, jax.Array]:
+    """Measures the largest curvature at each point of the pool, which tells saddles from modes.
+
+    The Hessian of `log p_t` is `(U - I) / (1 - abar_t)` with `U = sqrt(abar_t) d x0hat / dx`, positive semi-definite
+    for an exact score. The largest eigenvalue of `U` is taken over the Krylov space of `iterations` products with it
+    (Lanczos, with full orthogonalisation). Power iteration would need as many products and look at the last one only.
+    The result is a lower bound, so a point that it calls a saddle is one.
+
+    Args:
+      eps_fn: The noise prediction.
+      schedule: The noise schedule.
+      pool: N points.
+      key: Random key of the first vectors.
+      iterations: Jacobian products a point. The number of entries suffices for the exact value.
+      lanes: Points evaluated together.
+
+    Returns:
+      The pool with its `curvature`, and the evaluations made (see `evaluations`).
+    """
+    shape = pool.x.shape[1:]
+    size = int(np.prod(shape))
+    products = min(iterations, size)
+    noise = normal_each(key, pool.x)
+
+    def largest(x: jax.Array, t: jax.Array, v: jax.Array) -> jax.Array:
+        apply = normalised_jacobian(eps_fn, schedule, x, t)
+        count = x.shape[0]
+
+        def grow(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+            basis, v = carry  # (products, L, size), (L, size)
+            basis = basis.at[i].set(v)
+            image = apply(v.reshape(count, *shape)).reshape(count, size)
+            rest = image
+            for _ in range(2):  # twice is enough to be orthogonal to rounding
+                rest = rest - _combine(basis, _coordinates(basis, rest))
+            scale = jnp.linalg.norm(image, axis=-1, keepdims=True)
+            norm = jnp.linalg.norm(rest, axis=-1, keepdims=True)
+            # An exhausted space leaves only rounding: zero vectors then add the eigenvalue 0, which changes nothing.
+            grows = norm > 1e-4 * scale
+            following = jnp.where(grows, rest / jnp.where(grows, norm, 1.0), 0.0)
+            return (basis, following), image
+
+        first = v.reshape(count, size)
+        first = first / jnp.linalg.norm(first, axis=-1, keepdims=True)
+        empty = jnp.zeros((products, count, size), x.dtype)
+        (basis, _), images = jax.lax.scan(grow, (empty, first), jnp.arange(products))
+        projected = jnp.einsum("iln,jln->lij", basis, images, precision=jax.lax.Precision.HIGHEST)
+        # A network's Jacobian is not quite symmetric; only its symmetric part bends the density.
+        return jnp.linalg.eigvalsh(0.5 * (projected + projected.mT))[:, -1]
+
+    eigenvalue, nfe = in_lanes(largest, (pool.x, pool.t, noise), pool.mask, lanes=lanes, cost=1 + products)
+    return dataclasses.replace(pool, curvature=jnp.where(pool.mask, eigenvalue - 1.0, jnp.inf)), nfe
+
+
+def normalised_jacobian(
+    eps_fn: EpsFn, schedule: Schedule, x: jax.Array, t: jax.Array
+) -> Callable[[jax.Array], jax.Array]:
+    """The map `v -> sqrt(abar_t) (d x0hat / dx) v` at each point of a batch.
+
+    `d x0hat / dx` is `Cov[x_0 | x] sqrt(abar_t) / (1 - abar_t)`, so the product is unitless and, for an exact score,
+    symmetric and positive semi-definite; it is `I - sqrt(1 - abar_t) d eps / dx`. Linearised once, in forward mode:
+    the linearisation costs one evaluation of `eps_fn` and each product one more.
+    """
+    root = jnp.sqrt(1.0 - alpha_bar_at(schedule, t, x))
+    _, eps_jvp = jax.linearize(lambda x: eps_fn(x, t), x)
+    return lambda v: v - root * eps_jvp(v)
+
+
+def in_lanes(
+    fn: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], mask: jax.Array, *, lanes: int, cost: int
+) -> tuple[jax.Array, jax.Array]:
+    """Applies `fn` to batches of `lanes` rows, up to the last row that is present.
+
+    Args:
+      fn: A function of arrays that lead with a batch, to one array that leads with the same batch. Rows must not
+        depend on each other.
+      arrays: Each (N, ...).
+      mask: (N,) bool, which rows matter. Batches after the last one are not computed.
+      lanes: Rows at a time.
+      cost: Evaluations of the network that `fn` makes for each row.
+
+    Returns:
+      (N, ...), zero for the rows not computed; and the evaluations made, () int32, idle rows of a batch included.
+    """
+    n = mask.shape[0]
+    lanes = min(lanes, n)
+    batches = -(-n // lanes)
+    padded = [jnp.concatenate([a, jnp.repeat(a[-1:], batches * lanes - n, axis=0)]) for a in arrays]
+    needed = jnp.max(jnp.where(mask, jnp.arange(1, n + 1), 0))
+    needed_batches = (needed + lanes - 1) // lanes
+
+    def rows(i: jax.Array | int) -> list[jax.Array]:
+        return [jax.lax.dynamic_slice_in_dim(a, i * lanes, lanes) for a in padded]
+
+    like = jax.eval_shape(fn, *rows(0))
+    out = jnp.zeros((batches * lanes, *like.shape[1:]), like.dtype)
+
+    def apply(i: jax.Array, out: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(out, fn(*rows(i)), i * lanes, axis=0)
+
+    out = jax.lax.fori_loop(0, needed_batches, apply, out)
+    return out[:n], jnp.asarray(needed_batches * lanes * cost, jnp.int32)
+
+
+def normal_each(key: jax.Array, like: jax.Array) -> jax.Array:
+    """Standard normal noise shaped as `like` (N, ...), whose row i depends on the key and i alone, not on N."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(like.shape[0]))
+    return jax.vmap(lambda k: jax.random.normal(k, like.shape[1:], like.dtype))(keys)
+
+
+def _mean_squared_distances(x: jax.Array) -> jax.Array:
+    """(N, N) mean squared difference between the rows of `x` (N, ...)."""
+    flat = x.reshape(x.shape[0], -1)
+    # Distances do not see a common shift, and rounding is least around zero.
+    flat = flat - jnp.mean(flat, axis=0, keepdims=True)
+    norms = jnp.sum(jnp.square(flat), axis=1)
+    inner = jnp.matmul(flat, flat.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.maximum(norms[:, None] + norms[None, :] - 2.0 * inner, 0.0) / flat.shape[1]
+
+
+def _coordinates(basis: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.einsum("iln,ln->il", basis, v, precision=jax.lax.Precision.HIGHEST)
+
+
+def _combine(basis: jax.Array, coordinates: jax.Array) -> jax.Array:
+    return jnp.einsum("iln,il->ln", basis, coordinates, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,1 @@
+"""Judging samples: attributes, precision and recall, distance to the query; and the baselines."""

@@ -1,0 +1,122 @@
+"""What concept discovery is compared with: the nearest trained classes, and the query itself.
+
+Top-1: the trained class that denoises the query best takes the teacher's place. Top-3: the three best, composed as in
+Liu et al. 2022 (arXiv 2206.01714). Query-only: a Gaussian around the query is the teacher. All three go through the
+sampler that every method uses (arXiv 2605.07078, section 5).
+
+The classes have no variance of their own, so the adaptive weight of Eq. 14 is not defined for them: their guidance
+weight is any `guidance.Weight`, commonly `guidance.constant`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from cdisc.diffusion import guidance
+from cdisc.diffusion.parameterization import EpsFn
+from cdisc.diffusion.schedule import Schedule, add_noise
+from cdisc.discovery.poe import Teacher
+
+ConditionalEps = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""`conditional(x, t, embedding)`: noise predicted in `x` (B, *shape) at `t` (B,) given class embeddings (B, E)."""
+
+
+def class_losses(
+    conditional: ConditionalEps,
+    table: jax.Array,
+    schedule: Schedule,
+    query: jax.Array,
+    key: jax.Array,
+    *,
+    num_draws: int = 32,
+    batch_size: int = 64,
+) -> jax.Array:
+    """The mean eps loss of the query under every trained class: (C,).
+
+    All classes meet the same draws of (t, eps), so that their differences carry little of the draws' noise. The
+    timesteps are stratified: one uniform draw in each of `num_draws` equal parts of 1..T. Costs C * `num_draws` network
+    evaluations, in batches of `batch_size` pairs of a class and a draw, which alone decides the memory.
+
+    Args:
+      conditional: the network with its class as an argument.
+      table: (C, E) embeddings of the trained classes.
+      schedule: the noise schedule.
+      query: (*shape), clean.
+      key: a random key.
+      num_draws: M, noisy copies of the query.
+      batch_size: network evaluations at once.
+    """
+    time_key, noise_key = jax.random.split(key)
+    strata = (jnp.arange(num_draws) + jax.random.uniform(time_key, (num_draws,))) / num_draws
+    # Rounding can push the last stratum's draw up to 1 exactly, hence the minimum.
+    times = 1 + jnp.minimum((strata * schedule.num_timesteps).astype(jnp.int32), schedule.num_timesteps - 1)
+    noises = jax.random.normal(noise_key, (num_draws, *query.shape))
+
+    def batch_losses(pairs: jax.Array) -> jax.Array:
+        """The losses of the pairs numbered c * M + m: class c under draw m."""
+        c, m = pairs // num_draws, pairs % num_draws
+        x = add_noise(schedule, jnp.broadcast_to(query[None], (pairs.shape[0], *query.shape)), noises[m], times[m])
+        return jnp.mean(jnp.square(conditional(x, times[m], table[c]) - noises[m]), axis=tuple(range(1, x.ndim)))
+
+    num_pairs = table.shape[0] * num_draws
+    num_batches = -(-num_pairs // batch_size)
+    # The last batch is filled up with pairs from the front; their losses are dropped.
+    pairs = jnp.arange(num_batches * batch_size) % num_pairs
+    losses = jax.lax.map(batch_losses, pairs.reshape(num_batches, batch_size)).reshape(-1)[:num_pairs]
+    return jnp.mean(losses.reshape(table.shape[0], num_draws), axis=1)
+
+
+def top1(losses: jax.Array) -> jax.Array:
+    """The class of the smallest loss, of (C,); the first one on a tie."""
+    return jnp.argmin(losses)
+
+
+def top3_weights(losses: jax.Array, tau_k: float) -> tuple[jax.Array, jax.Array]:
+    """The three classes of the smallest losses, best first, and their weights softmax(-loss / tau_k): both (3,).
+
+    Args:
+      losses: (C,), C >= 3.
+      tau_k: temperature. Class losses differ by thousandths: at a temperature far above that the weights are equal.
+    """
+    negative, classes = jax.lax.top_k(-losses, 3)
+    return classes, jax.nn.softmax(negative / tau_k)
+
+
+def class_eps(conditional: ConditionalEps, embedding: jax.Array) -> EpsFn:
+    """The network given one class, its embedding (E,)."""
+
+    def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
+        return conditional(x, t, jnp.broadcast_to(embedding[None], (x.shape[0], embedding.shape[0])))
+
+    return eps_fn
+
+
+def top1_eps(eps_null: EpsFn, chosen: EpsFn, weight: guidance.Weight) -> EpsFn:
+    """Eq. 13 with the nearest class in the teacher's place: `eps_null + w (eps_1 - eps_null)`."""
+    return guidance.guide(eps_null, [(chosen, weight)])
+
+
+def top3_eps(eps_null: EpsFn, chosen: Sequence[EpsFn], shares: jax.Array, weight: guidance.Weight) -> EpsFn:
+    """The composition `eps_null + w sum_k w_k (eps_k - eps_null)` (Liu et al. 2022, Eq. 11).
+
+    Args:
+      eps_null: the unconditional prediction.
+      chosen: the classes' predictions.
+      shares: the `w_k`, one for each of `chosen`, from `top3_weights`.
+      weight: the guidance weight `w(t)` that they share.
+    """
+    if len(chosen) != shares.shape[0]:
+        raise ValueError(f"{shares.shape[0]} shares for {len(chosen)} classes")
+
+    def share_of(k: int) -> guidance.Weight:
+        return lambda t: shares[k] * weight(t)
+
+    return guidance.guide(eps_null, [(eps_fn, share_of(k)) for k, eps_fn in enumerate(chosen)])
+
+
+def query_only_teacher(query: jax.Array, sigma: float) -> Teacher:
+    """The teacher `N(query, sigma^2 I)`: one expert that owns every entry of `query` (*shape)."""
+    return Teacher(
+        mean=query, variance=jnp.full_like(query, sigma**2), weights=jnp.ones((1, *query.shape), query.dtype)
+    )

@@ -1,0 +1,127 @@
+"""Figures that compare a set of samples with real pictures, with the attributes asked for, and with the query.
+
+Precision, recall and KID are taken in whatever feature space they are given: the judge's (see `judge`), so that their
+values compare methods with each other and not with papers that used another network.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class PrecisionRecall(NamedTuple):
+    """How much of the samples looks real, and how much of the real the samples reach.
+
+    Attributes:
+      precision: () share of the SAMPLES that lie inside the manifold of the real pictures.
+      recall: () share of the REAL pictures that lie inside the manifold of the samples.
+    """
+
+    precision: jax.Array
+    recall: jax.Array
+
+
+def precision_recall(real: jax.Array, fake: jax.Array, *, k: int = 3) -> PrecisionRecall:
+    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991, Eq. 1 and 2).
+
+    The manifold of a set is the union of closed balls, one around each member, each reaching to the member's k-th
+    nearest neighbour in its own set, itself not counted. Samples that copy one picture have tiny balls: whatever their
+    precision, their recall is near 0.
+
+    Distances come from differences. The expansion |a|^2 - 2ab + |b|^2 would cancel in float32, give near-copies balls
+    as wide as its rounding error, and so invent recall. Memory is of the order of (N + M) D, not of N M D.
+
+    Args:
+      real: (N, D) features of real pictures, N > k.
+      fake: (M, D) features of samples, M > k.
+      k: which neighbour sets the radius.
+
+    Raises:
+      ValueError: if a set has k members or fewer, for then its k-th neighbours do not exist.
+    """
+    for name, features in (("real", real), ("fake", fake)):
+        if features.shape[0] <= k:
+            raise ValueError(f"the {k}-th nearest neighbour needs more than {k} {name} features, not {features.shape[0]}")
+    return PrecisionRecall(precision=_share_inside(real, fake, k), recall=_share_inside(fake, real, k))
+
+
+def _share_inside(members: jax.Array, points: jax.Array, k: int) -> jax.Array:
+    """The share of `points` (M, D) inside the manifold of `members` (N, D)."""
+
+    def squared_radius(index: jax.Array) -> jax.Array:
+        # The member itself is left out by its index: by its distance, a duplicate could be left out in its place.
+        distances = _squared_distances(members, members[index]).at[index].set(jnp.inf)
+        return jnp.sort(distances)[k - 1]
+
+    radii = jax.lax.map(squared_radius, jnp.arange(members.shape[0]))
+    inside = jax.lax.map(lambda point: jnp.any(_squared_distances(members, point) <= radii), points)
+    return jnp.mean(inside.astype(jnp.float32))
+
+
+def _squared_distances(members: jax.Array, point: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(members - point[None]), axis=-1)
+
+
+def f1(figures: PrecisionRecall) -> jax.Array:
+    """The harmonic mean of precision and recall; 0 where both are 0."""
+    total = figures.precision + figures.recall
+    return jnp.where(total > 0, 2.0 * figures.precision * figures.recall / jnp.where(total > 0, total, 1.0), 0.0)
+
+
+def kid(real: jax.Array, fake: jax.Array) -> jax.Array:
+    """The kernel distance: unbiased squared MMD with the kernel (xy / D + 1)^3 (Binkowski et al. 2018, Eq. 4).
+
+    Unlike FID its expectation does not depend on how many samples there are, so sets of different sizes compare. It is
+    one estimate over all pairs, without subsets; for equal distributions it scatters around 0 and may be negative.
+
+    Args:
+      real: (N, D), N > 1.
+      fake: (M, D), M > 1.
+
+    Raises:
+      ValueError: if a set has fewer than two members.
+    """
+    for name, features in (("real", real), ("fake", fake)):
+        if features.shape[0] < 2:
+            raise ValueError(f"KID needs at least 2 {name} features, not {features.shape[0]}")
+    return _mean_off_diagonal(_kernel(real, real)) + _mean_off_diagonal(_kernel(fake, fake)) - 2.0 * jnp.mean(
+        _kernel(real, fake)
+    )
+
+
+def _kernel(x: jax.Array, y: jax.Array) -> jax.Array:
+    return (jnp.einsum("nd,md->nm", x, y, precision="highest") / x.shape[1] + 1.0) ** 3
+
+
+def _mean_off_diagonal(matrix: jax.Array) -> jax.Array:
+    n = matrix.shape[0]
+    return (jnp.sum(matrix) - jnp.trace(matrix)) / (n * (n - 1))
+
+
+def attribute_accuracy(seen: jax.Array, wanted: jax.Array) -> jax.Array:
+    """For each factor the share of pictures that show the value wanted: (F,).
+
+    Args:
+      seen: (N, F) value indices that a judge saw.
+      wanted: (N, F) or (F,) value indices.
+    """
+    return jnp.mean(_matches(seen, wanted).astype(jnp.float32), axis=0)
+
+
+def joint_accuracy(seen: jax.Array, wanted: jax.Array) -> jax.Array:
+    """The share of pictures that show the value wanted of EVERY factor: (). Arguments as in `attribute_accuracy`."""
+    return jnp.mean(jnp.all(_matches(seen, wanted), axis=-1).astype(jnp.float32))
+
+
+def _matches(seen: jax.Array, wanted: jax.Array) -> jax.Array:
+    return seen == jnp.broadcast_to(wanted, seen.shape)
+
+
+def distance_to_query(samples: jax.Array, query: jax.Array) -> jax.Array:
+    """The mean over samples (n, *shape) of the RMS difference of their entries from `query` (*shape): ().
+
+    Between pictures in [-1, 1] it lies in [0, 2]. A method that copies its query is near 0.
+    """
+    squares = jnp.square(samples - query[None])
+    return jnp.mean(jnp.sqrt(jnp.mean(squares, axis=tuple(range(1, squares.ndim)))))

@@ -1,0 +1,68 @@
+"""The U-Net as pure functions of its parameters, and as the eps-functions that every algorithm takes.
+
+Parameters are one dict: those of `UNet2D`, and `class_embedding`, the table (classes + 1, E) whose last row is the
+null class. An embedding enters as a vector, so that one that the table does not have can take its place.
+
+Timesteps are the paper's, 1..T. The network counts 0..T-1, as diffusers does: the shift happens here and only here.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cdisc.diffusion.parameterization import EpsFn
+from cdisc.networks.unet import UNet2D, UNetConfig
+
+Params = dict[str, Any]
+
+
+def init(config: UNetConfig, key: jax.Array) -> Params:
+    """Random parameters; the class table starts at N(0, 0.02^2), small against the time embedding."""
+    key_unet, key_table = jax.random.split(key)
+    x = jnp.zeros((1, config.sample_size, config.sample_size, config.in_channels))
+    # Tracing the initialiser as one program is much quicker than running it operation by operation.
+    params = jax.jit(UNet2D(config).init)(key_unet, x, jnp.zeros((1,), jnp.int32))["params"]
+    if config.num_class_embeds is not None:
+        shape = (config.num_class_embeds, config.embedding_dim)
+        params["class_embedding"] = {"embedding": 0.02 * jax.random.normal(key_table, shape)}
+    return params
+
+
+def apply(
+    config: UNetConfig, params: Params, x: jax.Array, t: jax.Array, class_embedding: jax.Array | None = None
+) -> jax.Array:
+    """The predicted noise in `x` (B, H, W, C) at `t` (B,) in 1..T, given `class_embedding` (B, E)."""
+    return UNet2D(config).apply({"params": params}, x, t - 1, class_embedding)
+
+
+def class_table(params: Params) -> jax.Array:
+    """The embeddings of the trained classes, without the null class: (classes, E)."""
+    return params["class_embedding"]["embedding"][:-1]
+
+
+def null_embedding(params: Params) -> jax.Array:
+    """The embedding of the null class: (E,)."""
+    return params["class_embedding"]["embedding"][-1]
+
+
+def embed(params: Params, labels: jax.Array) -> jax.Array:
+    """The embeddings of `labels` (B,), where `classes` stands for the null class: (B, E)."""
+    return params["class_embedding"]["embedding"][labels]
+
+
+def conditional_eps(config: UNetConfig, params: Params, class_embedding: jax.Array) -> EpsFn:
+    """The eps-function of the class with embedding `class_embedding` (E,)."""
+
+    def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
+        batch = jnp.broadcast_to(class_embedding[None, :], (x.shape[0], class_embedding.shape[0]))
+        return apply(config, params, x, t, batch)
+
+    return eps_fn
+
+
+def null_eps(config: UNetConfig, params: Params) -> EpsFn:
+    """The unconditional eps-function: the null class, or the model itself if it has no classes (Eq. 2)."""
+    if config.num_class_embeds is None:
+        return lambda x, t: apply(config, params, x, t)
+    return conditional_eps(config, params, null_embedding(params))

@@ -1,0 +1,314 @@
+"""Figures as arrays: functions from numbers to uint8 RGB or RGBA pictures, with no global plotting state.
+
+Pictures are (H, W, C) in [-1, 1], C = 1 or 3. The charts have a transparent background and come in a `Theme`, so that
+a page can show the one that suits it. Everything is a function of its arguments alone: the same input, the same bytes.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import io
+import math
+from typing import Any
+
+import matplotlib
+from matplotlib import patches
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+
+OWNERSHIP_COLORMAP = "viridis"
+"""For ownership weights, 0 to 1: perceptually uniform, and readable without colour vision."""
+VARIANCE_COLORMAP = "magma"
+"""For variances: perceptually uniform, and not to be taken for an ownership map."""
+
+_DPI = 192
+_QUERY_COLOUR = "#e5484d"
+# Okabe and Ito (2008): seven colours that stay apart without full colour vision.
+_OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#f0e442")
+_MARKERS = "osD^vPXph<>"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Theme:
+    """The colours of a chart that lies on a page: text, what stands back, and grid lines."""
+
+    ink: str
+    muted: str
+    faint: str
+
+
+LIGHT = Theme(ink="#1a1c20", muted="#6b7280", faint="#d9dce3")
+DARK = Theme(ink="#e8eaee", muted="#9aa1ad", faint="#363b45")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plane:
+    """The cells of a planar mixture: where the trained and the held-out components lie.
+
+    Attributes:
+      trained_means: (C, 2).
+      trained_variances: (C, 2) diagonal variances.
+      held_out_means: (M, 2).
+      held_out_variances: (M, 2) diagonal variances.
+    """
+
+    trained_means: ArrayLike
+    trained_variances: ArrayLike
+    held_out_means: ArrayLike
+    held_out_variances: ArrayLike
+
+
+def png(pixels: Pixels) -> bytes:
+    """The PNG file of an (H, W, 3) RGB or (H, W, 4) RGBA picture."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def to_uint8(picture: ArrayLike) -> Pixels:
+    """(..., H, W, C) in [-1, 1] to RGB bytes (..., H, W, 3), rounded and clipped; one channel becomes grey."""
+    values = np.asarray(picture, np.float64)
+    if values.ndim < 3 or values.shape[-1] not in (1, 3):
+        raise ValueError(f"a picture has shape (..., H, W, 1 or 3), not {values.shape}")
+    scaled = np.rint(np.clip((values + 1.0) * 127.5, 0.0, 255.0)).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(scaled, (*scaled.shape[:-1], 3)))
+
+
+def grid(pictures: ArrayLike, *, columns: int | None = None, gap: int | None = None) -> Pixels:
+    """Pictures (N, H, W, C) row by row in one RGBA picture, with transparent gaps.
+
+    Args:
+      pictures: (N, H, W, C) in [-1, 1], N at least 1.
+      columns: how many to a row; the least that make the grid at least as wide as high if None.
+      gap: transparent pixels between neighbours; a sixteenth of the height if None.
+    """
+    tiles = to_uint8(pictures)
+    n, height, width = tiles.shape[:3]
+    if columns is None:
+        columns = math.ceil(math.sqrt(n))
+    if gap is None:
+        gap = max(1, height // 16)
+    rows = math.ceil(n / columns)
+    out = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 4), np.uint8)
+    for index, tile in enumerate(tiles):
+        y, x = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        out[y : y + height, x : x + width, :3] = tile
+        out[y : y + height, x : x + width, 3] = 255
+    return out
+
+
+def heat(values: ArrayLike, low: float, high: float, colormap: str) -> Pixels:
+    """(H, W) numbers to the RGB colours of a matplotlib colormap that runs from `low` to `high`."""
+    position = (np.asarray(values, np.float64) - low) / (high - low) if high > low else np.zeros(np.shape(values))
+    return matplotlib.colormaps[colormap](np.clip(position, 0.0, 1.0), bytes=True)[..., :3]
+
+
+def colorbar(colormap: str, *, width: int = 128) -> Pixels:
+    """The colours of a colormap from left (low) to right (high): (1, width, 3)."""
+    return heat(np.linspace(0.0, 1.0, width)[None, :], 0.0, 1.0, colormap)
+
+
+def ownership_map(weights: ArrayLike) -> Pixels:
+    """One prototype's share w_j(r) of the product (arXiv 2605.07078, Eq. 10), as heat from 0 to 1.
+
+    Args:
+      weights: (H, W, C) in 0..1; the map shows the mean over the channels.
+    """
+    return heat(np.mean(np.asarray(weights, np.float64), axis=-1), 0.0, 1.0, OWNERSHIP_COLORMAP)
+
+
+def owner_colours(count: int) -> tuple[str, ...]:
+    """`count` distinct colours "#rrggbb", the same for a prototype wherever it is shown."""
+    if count <= len(_OKABE_ITO):
+        return _OKABE_ITO[:count]
+    wheel = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count), bytes=True)
+    return tuple("#{:02x}{:02x}{:02x}".format(*colour[:3]) for colour in wheel)
+
+
+def owners(weights: ArrayLike) -> Pixels:
+    """Each pixel in the colour of the prototype with the largest weight there (ties: the first).
+
+    Args:
+      weights: (K, H, W, C), K at least 1; compared by their mean over the channels.
+    """
+    means = np.mean(np.asarray(weights, np.float64), axis=-1)
+    colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in owner_colours(len(means))], np.uint8)
+    return colours[np.argmax(means, axis=0)]
+
+
+def variance_map(variance: ArrayLike) -> tuple[Pixels, float, float]:
+    """The mean over the channels of a variance (H, W, C) as heat, and the values of its ends, low and high."""
+    values = np.mean(np.asarray(variance, np.float64), axis=-1)
+    low, high = float(values.min()), float(values.max())
+    return heat(values, low, high, VARIANCE_COLORMAP), low, high
+
+
+def _pixels(figure: Figure) -> Pixels:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())
+
+
+def _axes(width: float, height: float, theme: Theme) -> tuple[Figure, Axes]:
+    """A transparent figure with one set of axes, quiet enough to lie on a page."""
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    figure.patch.set_alpha(0.0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0.0)
+    axes.tick_params(colors=theme.muted, labelsize=8, length=0)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name in ("left", "bottom"))
+        spine.set_color(theme.faint)
+    axes.xaxis.label.set_color(theme.ink)
+    axes.yaxis.label.set_color(theme.ink)
+    return figure, axes
+
+
+def _legend(axes: Axes, theme: Theme, **where: Any) -> None:
+    axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink, borderaxespad=0.0, **where)
+
+
+def _ellipse(axes: Axes, mean: NDArray[np.float64], variance: NDArray[np.float64], **style: Any) -> None:
+    width, height = 2.0 * np.sqrt(variance)
+    axes.add_patch(patches.Ellipse((float(mean[0]), float(mean[1])), float(width), float(height), **style))
+
+
+def _draw_plane(axes: Axes, plane: Plane, theme: Theme) -> None:
+    """The cells at two standard deviations, filled where trained and dashed where held out, and the limits."""
+    trained = np.asarray(plane.trained_means, np.float64)
+    held_out = np.asarray(plane.held_out_means, np.float64)
+    trained_variances = np.asarray(plane.trained_variances, np.float64)
+    held_out_variances = np.asarray(plane.held_out_variances, np.float64)
+    for mean, variance in zip(trained, 4.0 * trained_variances, strict=True):
+        _ellipse(axes, mean, variance, facecolor=theme.muted, edgecolor="none", alpha=0.3, zorder=1)
+    for mean, variance in zip(held_out, 4.0 * held_out_variances, strict=True):
+        _ellipse(axes, mean, variance, facecolor="none", edgecolor=theme.muted, linestyle=(0, (3, 2)), zorder=1)
+    centres = np.concatenate([trained, held_out])
+    reach = 4.0 * np.sqrt(np.concatenate([trained_variances, held_out_variances]).max())
+    axes.set_xlim(centres[:, 0].min() - reach, centres[:, 0].max() + reach)
+    axes.set_ylim(centres[:, 1].min() - reach, centres[:, 1].max() + reach)
+    axes.set_aspect("equal", anchor="W")
+
+
+def planar_overview(
+    plane: Plane,
+    query: ArrayLike,
+    prototypes: ArrayLike,
+    variances: ArrayLike,
+    mean: ArrayLike,
+    variance: ArrayLike,
+    *,
+    theme: Theme = LIGHT,
+) -> Pixels:
+    """A query in the plane, the selected prototypes and their product, each Gaussian as its 1-sigma ellipse.
+
+    Args:
+      plane: the mixture's cells.
+      query: (2,).
+      prototypes: (K, 2) means, in the order of selection.
+      variances: (K, 2).
+      mean: (2,) of the product.
+      variance: (2,) of the product.
+      theme: the colours.
+    """
+    figure, axes = _axes(5.4, 3.6, theme)
+    _draw_plane(axes, plane, theme)
+    axes.scatter([], [], s=60, color=theme.muted, alpha=0.3, label="trained")
+    axes.scatter([], [], s=60, facecolor="none", edgecolor=theme.muted, linestyle="--", label="held out")
+    centres = np.asarray(prototypes, np.float64).reshape(-1, 2)
+    spreads = np.asarray(variances, np.float64).reshape(-1, 2)
+    for number, (centre, spread, colour) in enumerate(
+        zip(centres, spreads, owner_colours(len(centres)), strict=True), start=1
+    ):
+        _ellipse(axes, centre, spread, facecolor=colour, alpha=0.25, zorder=2)
+        _ellipse(axes, centre, spread, facecolor="none", edgecolor=colour, linewidth=1.5, zorder=3)
+        axes.scatter(centre[0], centre[1], s=22, color=colour, zorder=4, label=f"concept {number}")
+    product_mean, product_variance = np.asarray(mean, np.float64), np.asarray(variance, np.float64)
+    _ellipse(axes, product_mean, product_variance, facecolor="none", edgecolor=theme.ink, linewidth=1.5, zorder=5)
+    axes.scatter(product_mean[0], product_mean[1], s=36, marker="x", color=theme.ink, zorder=6, label="product")
+    star = np.asarray(query, np.float64)
+    axes.scatter(star[0], star[1], s=110, marker="*", color=_QUERY_COLOUR, zorder=7, label="query")
+    _legend(axes, theme, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return _pixels(figure)
+
+
+def planar_samples(plane: Plane, samples: ArrayLike, query: ArrayLike, *, colour: str, theme: Theme = LIGHT) -> Pixels:
+    """One method's samples (n, 2) over the mixture's cells, with the query (2,) as a star."""
+    figure, axes = _axes(2.4, 2.4, theme)
+    _draw_plane(axes, plane, theme)
+    points = np.asarray(samples, np.float64)
+    axes.scatter(points[:, 0], points[:, 1], s=5, color=colour, alpha=0.7, linewidths=0.0, zorder=3)
+    star = np.asarray(query, np.float64)
+    axes.scatter(star[0], star[1], s=50, marker="*", color=_QUERY_COLOUR, zorder=4)
+    return _pixels(figure)
+
+
+def ownership_bars(weights: ArrayLike, names: Sequence[str], *, theme: Theme = LIGHT) -> Pixels:
+    """Who owns each coordinate: bars from 0 to 1, split among the prototypes in their colours.
+
+    Args:
+      weights: (K, D) ownership weights, summing to 1 over K.
+      names: the D coordinates.
+      theme: the colours.
+    """
+    shares = np.asarray(weights, np.float64)
+    figure, axes = _axes(2.6, 0.55 + 0.36 * shares.shape[1], theme)
+    left = np.zeros(shares.shape[1])
+    for share, colour in zip(shares, owner_colours(len(shares)), strict=True):
+        axes.barh(np.arange(shares.shape[1]), share, left=left, height=0.62, color=colour)
+        left = left + share
+    axes.set_yticks(np.arange(shares.shape[1]), list(names))
+    axes.invert_yaxis()
+    axes.set_xlim(0.0, 1.0)
+    axes.set_xticks([0.0, 0.5, 1.0])
+    return _pixels(figure)
+
+
+def method_colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each method, by its place in `names`; kept apart from `owner_colours` by its hues."""
+    wheel = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    return {
+        name: "#{:02x}{:02x}{:02x}".format(*(round(255 * c) for c in wheel[i % len(wheel)]))
+        for i, name in enumerate(names)
+    }
+
+
+def tradeoff(methods: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str], *, theme: Theme = LIGHT) -> Pixels:
+    """Joint accuracy against recall, one mark with its standard errors for each method.
+
+    Guidance trades the one for the other, so a method is better only where it lies above and to the right.
+
+    Args:
+      methods: the `methods` of a results file; one that lacks either figure is left out.
+      colours: method name to colour.
+      theme: the other colours.
+    """
+    shown = [name for name, m in methods.items() if m["joint_accuracy"] is not None and m["recall"] is not None]
+    figure, axes = _axes(5.4, 3.0, theme)
+    axes.grid(color=theme.faint, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for index, name in enumerate(shown):
+        method, error = methods[name], methods[name]["standard_error"]
+        axes.errorbar(
+            method["recall"],
+            method["joint_accuracy"],
+            xerr=error["recall"],
+            yerr=error["joint_accuracy"],
+            fmt=_MARKERS[index % len(_MARKERS)],
+            markersize=7,
+            color=colours[name],
+            elinewidth=1.0,
+            label=name,
+            clip_on=False,
+        )
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("recall", fontsize=9)
+    axes.set_ylabel("joint accuracy", fontsize=9)
+    _legend(axes, theme, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return _pixels(figure)

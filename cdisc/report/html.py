@@ -1,0 +1,568 @@
+"""One self-contained page of what a run found: no script, no network, light or dark as the reader's system is.
+
+`render` is a function of a `Page` alone, so the same run gives the same bytes. Pictures are inline PNG at their true
+resolution; the browser scales them up without smoothing. Every text from outside is escaped.
+"""
+
+import base64
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import html
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cdisc.report import figures
+from cdisc.report import results as results_lib
+
+_TILE = 112  # CSS pixels that a picture is scaled to, about.
+_SHEET = 264  # The same for a sheet of samples.
+_COORDINATES = ("x", "y")
+
+# Key, heading, decimals, and whether the highest is the best.
+_COLUMNS = (
+    ("joint_accuracy", "Joint accuracy", 2, True),
+    ("attribute_accuracy", "", 2, True),
+    ("precision", "Precision", 2, True),
+    ("recall", "Recall", 2, True),
+    ("kid", "KID", 3, False),
+    ("distance_to_query", "Distance to query", 2, False),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prototype:
+    """A selected concept: the Gaussian N(mean, diag(variance)) of one mode of the noised density, and its share.
+
+    Attributes:
+      mean: (H, W, C) picture in [-1, 1], or (2,) point.
+      variance: like `mean`.
+      ownership: like `mean`, the weights w_j(r) of the product in 0..1 (arXiv 2605.07078, Eq. 10).
+      t: the timestep of whose density this is a mode.
+      basin: how many ascent chains ended there.
+      gain: what its selection added to the objective, in nats.
+      curvature: largest curvature of log p_t there, in units of 1 / (1 - abar_t); below 0 at a mode. May be NaN.
+    """
+
+    mean: ArrayLike
+    variance: ArrayLike
+    ownership: ArrayLike
+    t: int
+    basin: int
+    gain: float
+    curvature: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QueryPanel:
+    """One query, what was discovered from it, and what each method made of it.
+
+    Attributes:
+      name: the panel's heading.
+      attributes: the true composition, factor to value; None when it is not known.
+      query: (H, W, C) picture in [-1, 1], or (2,) point.
+      prototypes: the selected concepts, in the order of selection; may be empty.
+      mean: like `query`, of the product of experts N(mean, diag(variance)).
+      variance: like `query`.
+      samples: method name to (n, H, W, C) or (n, 2), n at least 1.
+      measures: method name to this query's figures, as `methods` of a query in the results file.
+      note: a remark for the reader, as that the picture was resized.
+    """
+
+    name: str
+    attributes: Mapping[str, str] | None
+    query: ArrayLike
+    prototypes: tuple[Prototype, ...]
+    mean: ArrayLike
+    variance: ArrayLike
+    samples: Mapping[str, ArrayLike]
+    measures: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    note: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Page:
+    """Everything that the page shows.
+
+    Attributes:
+      title: the heading.
+      subtitle: one line below it, as the configuration in words.
+      results: the results file's content, as `cdisc.report.results.SCHEMA` has it.
+      queries: the panels, in order.
+      plane: the mixture's cells when the data are points in the plane, else None.
+      methods: method name to one sentence that says what it is, for the legend.
+      samples_shown: how many pictures of each method a panel shows; points are all shown.
+    """
+
+    title: str
+    subtitle: str
+    results: Mapping[str, Any]
+    queries: tuple[QueryPanel, ...]
+    plane: figures.Plane | None = None
+    methods: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    samples_shown: int = 16
+
+
+_MEASURES = (
+    ("Joint accuracy", "Share of the samples whose every attribute is the query's."),
+    (
+        "Precision and recall",
+        "Share of the samples that look like real pictures of the class, and share of the real pictures that the "
+        "samples cover. Guidance trades recall for accuracy, so a method is better only where it lies above and to "
+        "the right; a copy of the query has full accuracy and no recall.",
+    ),
+    ("Distance to query", "RMS difference of a sample to the query: near zero, the samples are copies."),
+)
+
+_TERMS = (
+    ("Query", "The one picture that was given, as a rule of a composition that no training picture has."),
+    (
+        "Concept",
+        "A mode of the network's own density at noise level t, found by ascent from many starts. Its basin is how many "
+        "starts ended in it, its gain what it adds to the explanation of the query, and its curvature is below zero at "
+        "a true mode.",
+    ),
+    (
+        "Ownership",
+        "A concept's share of the product at each place, from 0 to 1: the mean over the channels. The owner map shows "
+        "whose share is the largest.",
+    ),
+    (
+        "Product",
+        "The product of the concepts' Gaussians, each weighted by its ownership: a mean, and a variance that says "
+        "where the concepts leave freedom.",
+    ),
+    ("Samples", "What each method makes of this one query, without a look at any other picture of its class."),
+)
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1a1c20; --muted: #5f6673; --line: #e3e5ea; --page: #fbfbfc; --card: #ffffff;
+  --accent: #3b5bdb; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaee; --muted: #9aa1ad; --line: #2c3038; --page: #131519;
+  --card: #1b1e24; --accent: #91a7ff; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 15px/1.5 Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
+main { max-width: 1240px; margin: 0 auto; padding: 48px 28px 64px; }
+h1 { font-size: 30px; line-height: 1.2; letter-spacing: -0.02em; margin: 0; font-weight: 650; }
+h2 { font-size: 19px; letter-spacing: -0.01em; margin: 0 0 4px; font-weight: 620; }
+h3 { font-size: 12px; margin: 0 0 10px; color: var(--muted); font-weight: 600; letter-spacing: 0.02em; }
+p { margin: 0; }
+.subtitle { color: var(--muted); margin-top: 6px; font-size: 16px; }
+.facts { display: flex; flex-wrap: wrap; gap: 4px 22px; margin-top: 14px; color: var(--muted); font-size: 13px; }
+h2 + .facts { margin-top: 2px; }
+.facts b { color: var(--ink); font-weight: 550; }
+code { font: 12.5px ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+section { margin-top: 28px; background: var(--card); border: 1px solid var(--line); border-radius: 12px;
+  padding: 22px 24px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
+.methods { width: 100%; }
+th { text-align: right; font-weight: 550; color: var(--muted); font-size: 12.5px; padding: 6px 10px;
+  white-space: nowrap; border-bottom: 1px solid var(--line); }
+td { text-align: right; padding: 7px 10px; white-space: nowrap; border-bottom: 1px solid var(--line); }
+tr:last-child td, tr:last-child th[scope=row] { border-bottom: 0; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th[scope=row] { color: var(--ink); font-size: 14px; }
+.error { color: var(--muted); font-size: 12px; }
+.best { font-weight: 700; }
+.columns { display: flex; flex-wrap: wrap; gap: 28px 40px; align-items: flex-start; }
+.columns > * { flex: 1 1 300px; min-width: 0; }
+.columns > .chart { flex: 0 1 auto; }
+.chart { max-width: 100%; height: auto; display: block; }
+dl { margin: 0; font-size: 13.5px; }
+dt { font-weight: 600; }
+dd { margin: 0 0 8px; color: var(--muted); }
+.swatch { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 6px; }
+.row { display: flex; flex-wrap: wrap; gap: 20px 36px; margin-top: 18px; align-items: flex-start; }
+.tiles { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; }
+figure { margin: 0; }
+figure img, .stack img { display: block; border-radius: 2px; }
+.pixels { image-rendering: pixelated; }
+figcaption, .caption { font-size: 12px; line-height: 1.45; color: var(--muted); font-variant-numeric: tabular-nums; }
+figcaption { margin-top: 6px; width: 0; min-width: 100%; }
+figcaption b, .caption b { color: var(--ink); font-weight: 600; }
+.owners { gap: 28px; margin: 12px 0 18px; }
+.stack { display: flex; flex-direction: column; gap: 6px; }
+.scale { display: flex; align-items: center; gap: 6px; font-size: 11.5px; color: var(--muted); margin-top: 6px;
+  font-variant-numeric: tabular-nums; }
+.scale img { height: 7px; flex: 1 1 auto; min-width: 0; border-radius: 2px; }
+.sheets { gap: 22px 20px; }
+.samples { margin-top: 22px; padding-top: 18px; border-top: 1px solid var(--line); }
+.below { margin-top: 16px; }
+.note { margin-top: 8px; font-size: 13.5px; }
+.none { color: var(--muted); font-size: 14px; }
+.times td:last-child { text-align: left; }
+.bar { display: inline-block; height: 8px; border-radius: 2px; background: var(--accent); vertical-align: middle; }
+footer { margin-top: 28px; color: var(--muted); font-size: 12.5px; }
+@media (max-width: 600px) { main { padding: 28px 14px; } section { padding: 16px; } }
+@media print { section { break-inside: avoid; } }
+"""
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _number(value: float | None, decimals: int) -> str:
+    """Fixed decimals with a true minus sign; a dash for what is not known."""
+    if value is None or not math.isfinite(value):
+        return "\N{EN DASH}"
+    return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _significant(value: float) -> str:
+    return f"{value:.2g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _source(pixels: figures.Pixels) -> str:
+    return "data:image/png;base64," + base64.b64encode(figures.png(pixels)).decode("ascii")
+
+
+def _image(pixels: figures.Pixels, alt: str, target: int) -> str:
+    """A picture scaled up by a whole factor to about `target` CSS pixels, or down to it, smoothly."""
+    height, width = pixels.shape[:2]
+    factor = max(1, round(target / width))
+    shown = width * factor if width <= target else target
+    kind = ' class="pixels"' if width <= target else ""
+    size = f'width="{shown}" height="{round(height * shown / width)}"'
+    return f'<img{kind} src="{_source(pixels)}" alt="{_text(alt)}" {size}>'
+
+
+def _chart(draw: Callable[[figures.Theme], figures.Pixels], alt: str) -> str:
+    """A chart in both themes, of which the browser shows one, at half its pixels: sharp on dense screens."""
+    light, dark = draw(figures.LIGHT), draw(figures.DARK)
+    height, width = light.shape[:2]
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_source(dark)}">'
+        f'<img class="chart" src="{_source(light)}" alt="{_text(alt)}" width="{width // 2}" height="{height // 2}">'
+        "</picture>"
+    )
+
+
+def _scale(colormap: str, low: str, high: str, width: int) -> str:
+    bar = _source(figures.colorbar(colormap))
+    return (
+        f'<div class="scale" style="width:{width}px">{_text(low)}'
+        f'<img src="{bar}" alt="colour scale from {_text(low)} to {_text(high)}">{_text(high)}</div>'
+    )
+
+
+def _figure(picture: str, caption: str) -> str:
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+
+
+def _tile_width(picture: ArrayLike) -> int:
+    width = np.shape(picture)[1]
+    return width * max(1, round(_TILE / width)) if width <= _TILE else _TILE
+
+
+def _swatch(colour: str) -> str:
+    return f'<span class="swatch" style="background:{colour}"></span>'
+
+
+def _values(measures: Mapping[str, Any]) -> dict[str, float | None]:
+    """A method's figures by column heading, with one column for each factor."""
+    values: dict[str, float | None] = {}
+    for key, heading, _, _ in _COLUMNS:
+        if key == "attribute_accuracy":
+            values.update((_heading(factor), value) for factor, value in measures[key].items())
+        else:
+            values[heading] = measures.get(key)
+    return values
+
+
+def _heading(factor: str) -> str:
+    return factor.replace("_", " ").capitalize()
+
+
+def _methods_table(methods: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) -> str:
+    """Methods down, figures across; a column that no method has a figure for is left out."""
+    values = {name: _values(method) for name, method in methods.items()}
+    errors = {name: _values(method["standard_error"]) for name, method in methods.items()}
+    known = {heading: (decimals, highest) for _, heading, decimals, highest in _COLUMNS}
+    headings = [
+        heading
+        for heading in dict.fromkeys(heading for row in values.values() for heading in row)
+        if any(row.get(heading) is not None for row in values.values())
+    ]
+    cells: dict[str, list[str]] = {name: [] for name in methods}
+    for heading in headings:
+        decimals, highest = known.get(heading, (2, True))
+        top = max(value for row in values.values() if (value := row.get(heading)) is not None)
+        for name, row in values.items():
+            shown, error = _number(row.get(heading), decimals), errors[name].get(heading)
+            # Values that print alike are marked alike: the page claims no more than it shows.
+            mark = ' class="best"' if highest and shown == _number(top, decimals) else ""
+            spread = "" if error is None else f' <span class="error">± {_number(error, decimals)}</span>'
+            cells[name].append(f"<td><span{mark}>{shown}</span>{spread}</td>")
+    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in ["Method", *headings, "Samples", "Queries"])
+    body = "".join(
+        f'<tr><th scope="row">{_swatch(colours[name])}{_text(name)}</th>{"".join(cells[name])}'
+        f"<td>{method['samples']:,}</td><td>{method['queries']:,}</td></tr>"
+        for name, method in methods.items()
+    )
+    return (
+        f'<div class="scroll"><table class="methods"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _definitions(entries: Iterable[tuple[str, str]]) -> str:
+    return "<dl>" + "".join(f"<dt>{_text(term)}</dt><dd>{_text(meaning)}</dd>" for term, meaning in entries) + "</dl>"
+
+
+def _method_colours(page: Page) -> dict[str, str]:
+    """One colour a method throughout the page, those of the table first."""
+    names = [*page.results["methods"], *(name for panel in page.queries for name in panel.samples)]
+    return figures.method_colours(list(dict.fromkeys(names)))
+
+
+def _methods_section(page: Page) -> str:
+    """The table, the chart of the trade-off where there is one, and what the figures mean."""
+    methods = page.results["methods"]
+    if not methods:
+        return ""
+    colours = _method_colours(page)
+    comparable = [m for m in methods.values() if m["joint_accuracy"] is not None and m["recall"] is not None]
+    blocks = []
+    if len(comparable) > 1:
+        chart = _chart(
+            lambda theme: figures.tradeoff(methods, colours, theme=theme),
+            "joint accuracy against recall, one mark with its standard errors for each method",
+        )
+        blocks.append(f'<div class="chart">{chart}</div>')
+    blocks.append(_definitions(_MEASURES))
+    return (
+        "<section><h2>Methods</h2>"
+        '<p class="none">Mean ± standard error over the queries; the highest of a column is bold.</p>'
+        f'<div class="below">{_methods_table(methods, colours)}</div>'
+        f'<div class="columns below">{"".join(blocks)}</div></section>'
+    )
+
+
+def _legend(page: Page) -> str:
+    """What a panel shows, beside what the methods are where the page was told."""
+    half = (len(_TERMS) + 1) // 2
+    columns = (_TERMS, tuple(page.methods.items())) if page.methods else (_TERMS[:half], _TERMS[half:])
+    return (
+        '<section><h2>How to read this page</h2><div class="columns below">'
+        f"{''.join(map(_definitions, columns))}</div></section>"
+    )
+
+
+def _prototype_caption(number: int, prototype: Prototype, colour: str) -> str:
+    return (
+        f"{_swatch(colour)}<b>Concept {number}</b><br>t = {prototype.t} · basin {prototype.basin:,}<br>"
+        f"gain {_number(prototype.gain, 0)} nats<br>"
+        f"curvature {_number(prototype.curvature, 2)}"
+    )
+
+
+def _picture_discovery(panel: QueryPanel) -> str:
+    """The query, the concepts above their ownership, and the product, from left to right."""
+    colours = figures.owner_colours(len(panel.prototypes))
+    width = _tile_width(panel.query)
+    groups = [("Query", _figure(_image(figures.to_uint8(panel.query), f"the query {panel.name}", _TILE), "as given"))]
+    if panel.prototypes:
+        tiles = "".join(
+            f'<div class="stack" style="width:{width}px">'
+            + _image(figures.to_uint8(prototype.mean), f"concept {number} of {panel.name}", _TILE)
+            + _figure(
+                _image(
+                    figures.ownership_map(prototype.ownership),
+                    f"ownership of concept {number}: its mean share is {np.asarray(prototype.ownership).mean():.2f}",
+                    _TILE,
+                )
+                + _scale(figures.OWNERSHIP_COLORMAP, "0", "1", width),
+                _prototype_caption(number, prototype, colour),
+            )
+            + "</div>"
+            for number, (prototype, colour) in enumerate(zip(panel.prototypes, colours, strict=True), start=1)
+        )
+        groups.append(("Discovered concepts, and what each owns", tiles))
+    variance, low, high = figures.variance_map(panel.variance)
+    product = [_figure(_image(figures.to_uint8(panel.mean), f"mean of the product for {panel.name}", _TILE), "mean")]
+    if panel.prototypes:
+        owners = figures.owners(np.stack([np.asarray(prototype.ownership) for prototype in panel.prototypes]))
+        key = "<br>".join(f"{_swatch(colour)}concept {i}" for i, colour in enumerate(colours, start=1))
+        product.append(_figure(_image(owners, f"the owner of each pixel for {panel.name}", _TILE), f"owner<br>{key}"))
+    product.append(
+        _figure(
+            _image(variance, f"variance of the product, {_significant(low)} to {_significant(high)}", _TILE)
+            + _scale(figures.VARIANCE_COLORMAP, _significant(low), _significant(high), width),
+            "variance",
+        )
+    )
+    groups.append(("Their product", "".join(product)))
+    return "".join(f'<div><h3>{title}</h3><div class="tiles">{content}</div></div>' for title, content in groups)
+
+
+def _planar_discovery(panel: QueryPanel, plane: figures.Plane) -> str:
+    """The plane with the query, the concepts and their product, beside the concepts' shares of the coordinates."""
+    means = np.array([np.asarray(prototype.mean) for prototype in panel.prototypes])
+    variances = np.array([np.asarray(prototype.variance) for prototype in panel.prototypes])
+    overview = _chart(
+        lambda theme: figures.planar_overview(
+            plane, panel.query, means, variances, panel.mean, panel.variance, theme=theme
+        ),
+        f"the plane with the query {panel.name}, {len(means)} concepts and their product as 1-sigma ellipses",
+    )
+    product = "<br>".join(
+        f"{axis}: mean {_number(mean, 2)}, variance {_significant(variance)}"
+        for axis, mean, variance in zip(
+            _COORDINATES, map(float, np.asarray(panel.mean)), map(float, np.asarray(panel.variance)), strict=True
+        )
+    )
+    blocks = [f"<div><h3>Query, concepts and their product (ellipses at one sigma)</h3>{overview}</div>"]
+    side = ""
+    if panel.prototypes:
+        weights = np.stack([np.asarray(prototype.ownership) for prototype in panel.prototypes])
+        bars = _chart(
+            lambda theme: figures.ownership_bars(weights, _COORDINATES, theme=theme),
+            f"ownership of each coordinate for {panel.name}",
+        )
+        captions = "".join(
+            f'<div class="caption">{_prototype_caption(number, prototype, colour)}</div>'
+            for number, (prototype, colour) in enumerate(
+                zip(panel.prototypes, figures.owner_colours(len(panel.prototypes)), strict=True), start=1
+            )
+        )
+        side = f'<h3>Who owns each coordinate</h3>{bars}<div class="tiles owners">{captions}</div>'
+    blocks.append(f'<div>{side}<h3>Their product</h3><div class="caption">{product}</div></div>')
+    return "".join(blocks)
+
+
+def _sample_caption(name: str, shown: int, total: int, values: Mapping[str, Any] | None) -> str:
+    count = f"{shown} of {total}" if shown < total else f"{total}"
+    parts = [f"{count} samples"]
+    if values is not None:
+        for key, label in (("joint_accuracy", "joint"), ("recall", "recall"), ("distance_to_query", "distance")):
+            if values.get(key) is not None:
+                parts.append(f"{label} {_number(values[key], 2)}")
+    return f"<b>{_text(name)}</b><br>{' · '.join(parts)}"
+
+
+def _samples(panel: QueryPanel, page: Page, plane: figures.Plane | None) -> str:
+    colours = _method_colours(page)
+    sheets = []
+    for name, samples in panel.samples.items():
+        total = len(np.asarray(samples))
+        alt = f"samples of {name} for {panel.name}"
+        if plane is None:
+            shown = min(total, page.samples_shown)
+            picture = _image(figures.grid(np.asarray(samples)[:shown]), alt, _SHEET)
+        else:
+            shown = total
+            picture = _planar_sheet(plane, panel, np.asarray(samples), colours[name], alt)
+        sheets.append(_figure(picture, _sample_caption(name, shown, total, panel.measures.get(name))))
+    if not sheets:
+        return ""
+    return (
+        '<div class="samples"><h3>Samples from this query alone</h3>'
+        f'<div class="tiles sheets">{"".join(sheets)}</div></div>'
+    )
+
+
+def _planar_sheet(plane: figures.Plane, panel: QueryPanel, samples: np.ndarray, colour: str, alt: str) -> str:
+    return _chart(lambda theme: figures.planar_samples(plane, samples, panel.query, colour=colour, theme=theme), alt)
+
+
+def _panel(panel: QueryPanel, page: Page) -> str:
+    planar = np.shape(panel.query) == (2,)
+    if planar and page.plane is None:
+        raise ValueError("a page of points in the plane needs `plane`")
+    facts = ""
+    if panel.attributes is not None:
+        facts = (
+            '<p class="facts">'
+            + "".join(
+                f"<span>{_text(factor.replace('_', ' '))} <b>{_text(value.replace('_', ' '))}</b></span>"
+                for factor, value in panel.attributes.items()
+            )
+            + "</p>"
+        )
+    note = "" if panel.note is None else f'<p class="note">{_text(panel.note)}</p>'
+    if not panel.prototypes:
+        note += '<p class="note">No concept explains this query better than the background does.</p>'
+    plane = page.plane if planar else None
+    discovery = _picture_discovery(panel) if plane is None else _planar_discovery(panel, plane)
+    return (
+        f'<section><h2>{_text(panel.name)}</h2>{facts}{note}<div class="row">{discovery}</div>'
+        f"{_samples(panel, page, plane)}</section>"
+    )
+
+
+def _run_section(results: Mapping[str, Any]) -> str:
+    """Where the time went, and with which versions."""
+    seconds = results["seconds"]
+    longest = max(seconds.values(), default=0.0)
+    stages = "".join(
+        f'<tr><th scope="row">{_text(stage.replace("_", " "))}</th><td>{_number(value, 1)} s</td>'
+        f'<td><span class="bar" style="width:{180.0 * value / max(longest, 1e-9):.0f}px"></span></td></tr>'
+        for stage, value in seconds.items()
+    )
+    versions = "".join(
+        f'<tr><th scope="row">{_text(name)}</th><td>{_text(value)}</td></tr>'
+        for name, value in results["versions"].items()
+    )
+    evaluations = [query["nfe"] for query in results["queries"]]
+    cost = ""
+    if evaluations:
+        cost = (
+            f'<p class="none below">Discovery took {np.mean(evaluations):,.0f} network evaluations '
+            "a query on average.</p>"
+        )
+    return (
+        '<section><h2>The run</h2><div class="columns below">'
+        f'<div><h3>Seconds per stage</h3><table class="times">{stages}</table>{cost}</div>'
+        f"<div><h3>Versions</h3><table>{versions}</table></div></div></section>"
+    )
+
+
+def render(page: Page) -> str:
+    """The page as one HTML document.
+
+    Raises:
+      ValueError: when `page.results` does not follow the schema, or points come without a plane.
+    """
+    results = results_lib.json_safe(page.results)
+    results_lib.validate(results)
+    page = dataclasses.replace(page, results=results)
+    facts = "".join(
+        f"<span>{name} <b>{value}</b></span>"
+        for name, value in (
+            ("data", _text(results["dataset"])),
+            ("queries", f"{len(results['queries']):,}"),
+            ("seed", _text(results["seed"])),
+            ("config", f"<code>{_text(results['config_hash'])}</code>"),
+        )
+    )
+    body = "".join(
+        [
+            f'<header><h1>{_text(page.title)}</h1><p class="subtitle">{_text(page.subtitle)}</p>',
+            f'<div class="facts">{facts}</div></header>',
+            _methods_section(page),
+            _legend(page),
+            *(_panel(panel, page) for panel in page.queries),
+            _run_section(results),
+            "<footer>Concept discovery at test time, after arXiv 2605.07078. Made by cdisc.</footer>",
+        ]
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(page.title)}</title><style>{_STYLE}</style></head><body><main>{body}</main></body></html>\n"
+    )
+
+
+def write(path: str | os.PathLike[str], page: Page) -> None:
+    """Writes the page to `path`; the file is replaced whole or not at all."""
+    target = pathlib.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    partial.write_text(render(page), encoding="utf-8")
+    partial.replace(target)

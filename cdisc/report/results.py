@@ -1,0 +1,272 @@
+"""The results file: every key documented in one place, checked before it is written and after it is read.
+
+`SCHEMA` is a JSON Schema (draft 2020-12); `validate` checks the few of its keywords that are used here. A figure that
+could not be computed (no references, no known attributes) is null, never NaN, so that any JSON reader takes the file.
+"""
+
+from collections.abc import Callable, Mapping
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+from cdisc import errors
+
+SCHEMA_VERSION = 1
+"""Grows when a key is renamed, removed or changes its meaning; a new optional key leaves it as it is."""
+
+
+def _record(description: str, properties: dict[str, Any], optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An object with exactly these keys, of which the `optional` ones may be absent."""
+    return {
+        "type": "object",
+        "description": description,
+        "properties": properties,
+        "required": [name for name in properties if name not in optional],
+        "additionalProperties": False,
+    }
+
+
+def _table(description: str, values: dict[str, Any]) -> dict[str, Any]:
+    """An object from names that the run decides to values of one kind."""
+    return {"type": "object", "description": description, "additionalProperties": values}
+
+
+def _share(description: str) -> dict[str, Any]:
+    return {"type": ["number", "null"], "minimum": 0, "maximum": 1, "description": description}
+
+
+def _figures(what: str) -> dict[str, Any]:
+    return {
+        "joint_accuracy": _share(f"Share of {what} whose every attribute is the query's."),
+        "attribute_accuracy": _table(
+            "For each factor, the share with the query's value of it.",
+            _share(f"Share of {what} with the query's value of this factor."),
+        ),
+        "precision": _share(f"Share of {what} inside the manifold of the references (k-NN, Kynkaanniemi et al. 2019)."),
+        "recall": _share(f"Share of the references inside the manifold of {what}."),
+        "kid": {
+            "type": ["number", "null"],
+            "description": "Unbiased kernel distance to the references (KID); may fall below 0.",
+        },
+        "distance_to_query": {
+            "type": ["number", "null"],
+            "minimum": 0,
+            "description": "Mean over the samples of their RMS difference to the query; pictures are in [-1, 1].",
+        },
+    }
+
+
+def _error_of(name: str) -> dict[str, Any]:
+    return {"type": ["number", "null"], "minimum": 0, "description": f"Standard error of {name} over the queries."}
+
+
+_FIGURES = _figures("one query's samples")
+_MEANS = {
+    name: {**schema, "description": f"Mean over the queries. {schema['description']}"}
+    for name, schema in _figures("a query's samples").items()
+}
+_ERRORS = {
+    name: _table(f"Standard errors of {name}.", _error_of("this factor's accuracy"))
+    if name == "attribute_accuracy"
+    else _error_of(name)
+    for name in _FIGURES
+}
+_SAMPLES = {"type": "integer", "minimum": 0, "description": "How many samples the figures rest on."}
+
+_PROTOTYPE = _record(
+    "A selected concept: one mode of the noised density, in the order of selection.",
+    {
+        "t": {"type": "integer", "minimum": 1, "description": "The timestep of whose density this is a mode."},
+        "basin": {"type": "integer", "minimum": 1, "description": "How many ascent chains ended in this mode."},
+        "gain": {"type": "number", "description": "What its selection added to the objective (Eq. 8, 9), in nats."},
+        "curvature": {
+            "type": ["number", "null"],
+            "description": "Largest curvature of log p_t there, in units of 1 / (1 - abar_t): below 0 at a mode.",
+        },
+        "residual": {
+            "type": ["number", "null"],
+            "minimum": 0,
+            "description": "RMS over the dimensions of the network's eps there: 0 at an exact mode.",
+        },
+    },
+)
+
+_QUERY = _record(
+    "One query and what was made of it.",
+    {
+        "name": {"type": "string", "description": "What the query is called on the page."},
+        "attributes": {
+            "type": ["object", "null"],
+            "description": "The true composition, factor to value; null for a picture whose composition is not known.",
+            "additionalProperties": {"type": "string", "description": "The value of this factor."},
+        },
+        "source": {"type": "string", "description": "Where the picture came from: a file, or a part of the data set."},
+        "prototypes": {"type": "array", "description": "The selected concepts, best first.", "items": _PROTOTYPE},
+        "nfe": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "Network evaluations of the discovery; a Jacobian-vector product counts as two.",
+        },
+        "methods": _table(
+            "Method name to that method's figures for this query.",
+            _record("Figures of one method on one query.", {**_FIGURES, "samples": _SAMPLES}, optional=("kid",)),
+        ),
+    },
+)
+
+SCHEMA: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "cdisc results",
+    **_record(
+        "Everything that one run measured.",
+        {
+            "schema_version": {"const": SCHEMA_VERSION, "description": "The version of this layout."},
+            "dataset": {"type": "string", "description": "The data set's name."},
+            "config_hash": {"type": "string", "description": "Hash of the configuration that the run had."},
+            "seed": {"type": "integer", "description": "The seed of the run's root key."},
+            "versions": _table(
+                "The software and the device that the run had.",
+                {"type": "string", "description": "The version of this package, or the name of the device."},
+            ),
+            "seconds": _table(
+                "Wall-clock time per stage, in the order in which the stages ran.",
+                {"type": "number", "minimum": 0, "description": "Seconds in this stage, compilation included."},
+            ),
+            "queries": {"type": "array", "description": "One entry for each query, in order.", "items": _QUERY},
+            "methods": _table(
+                "Method name to its figures over all queries.",
+                _record(
+                    "Figures of one method.",
+                    {
+                        **_MEANS,
+                        "standard_error": _record(
+                            "Standard errors of the means; null where one query leaves none.",
+                            _ERRORS,
+                            optional=("kid",),
+                        ),
+                        "samples": {**_SAMPLES, "description": "How many samples there were in all."},
+                        "queries": {"type": "integer", "minimum": 0, "description": "How many queries were averaged."},
+                    },
+                    optional=("kid",),
+                ),
+            ),
+        },
+    ),
+}
+"""The layout of the results file, with a description of every key."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "array": lambda value: isinstance(value, list),
+    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "null": lambda value: value is None,
+    "number": _is_number,
+    "object": lambda value: isinstance(value, dict),
+    "string": lambda value: isinstance(value, str),
+}
+
+
+def json_safe(value: Any) -> Any:
+    """A copy of `value` that JSON can hold: arrays become lists, tuples lists, and NaN and infinities null.
+
+    Raises:
+      ValueError: for a value with no JSON form, or a key that is not a string.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"a key of the results must be a string, not {key!r}")
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    raise ValueError(f"results cannot hold a {type(value).__name__}")
+
+
+def _problem(value: Any, schema: Mapping[str, Any], path: str) -> str | None:
+    """The first thing wrong with `value`, as "path: what", or None."""
+    if "const" in schema and value != schema["const"]:
+        return f"{path}: must be {schema['const']!r}, is {value!r}"
+    if "type" in schema:
+        allowed = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        if not any(_TYPES[name](value) for name in allowed):
+            return f"{path}: must be {' or '.join(allowed)}, is {value!r:.60}"
+    if _is_number(value):
+        if not math.isfinite(value):
+            return f"{path}: must be finite or null, is {value!r}"
+        if value < schema.get("minimum", -math.inf):
+            return f"{path}: must be at least {schema['minimum']}, is {value!r}"
+        if value > schema.get("maximum", math.inf):
+            return f"{path}: must be at most {schema['maximum']}, is {value!r}"
+    children: list[tuple[str, Any, Mapping[str, Any]]] = []
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        for name in schema.get("required", ()):
+            if name not in value:
+                return f"{path}.{name}: is missing"
+        for name, item in value.items():
+            child = properties.get(name, schema.get("additionalProperties", False))
+            if child is False:
+                return f"{path}.{name}: is not a key of the schema"
+            children.append((f"{path}.{name}", item, child))
+    elif isinstance(value, list):
+        children.extend((f"{path}[{index}]", item, schema["items"]) for index, item in enumerate(value))
+    for child_path, item, child in children:
+        problem = _problem(item, child, child_path)
+        if problem is not None:
+            return problem
+    return None
+
+
+def validate(results: Any) -> None:
+    """Checks `results` against `SCHEMA`.
+
+    Raises:
+      ValueError: naming the path of the first offending value, as in `results.queries[0].methods.poe.recall`.
+    """
+    problem = None
+    if isinstance(results, dict) and "schema_version" in results:
+        # First, because a file of another version differs elsewhere as well.
+        problem = _problem(results["schema_version"], SCHEMA["properties"]["schema_version"], "results.schema_version")
+    if problem is None:
+        problem = _problem(results, SCHEMA, "results")
+    if problem is not None:
+        raise ValueError(problem)
+
+
+def write(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
+    """Writes `results`, made JSON-safe and validated, as indented JSON; the file is replaced whole or not at all."""
+    safe = json_safe(results)
+    validate(safe)
+    target = pathlib.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    partial.write_text(json.dumps(safe, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(target)
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The results in a file that `write` made.
+
+    Raises:
+      UserError: when there is no such file, it is not JSON, or it does not follow `SCHEMA`.
+    """
+    try:
+        results = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        validate(results)
+    except OSError as error:
+        raise errors.UserError(f"{path}: cannot be read ({error.strerror}); run the evaluation first.") from error
+    except ValueError as error:
+        raise errors.UserError(f"{path} is not a results file of this version ({error}); run again.") from error
+    return results

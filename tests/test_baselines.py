@@ -1,0 +1,120 @@
+"""Baselines against networks whose losses and predictions are known in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdisc.diffusion import exact, guidance
+from cdisc.diffusion.schedule import linear_beta
+from cdisc.discovery import poe
+from cdisc.evaluation import baselines
+
+SCHEDULE = linear_beta(100)
+QUERY = jnp.asarray([0.5, -0.2, 0.1])
+
+
+def _offset_network(x, t, embedding):
+    """Exact for the query itself, but wrong by the embedding."""
+    a = SCHEDULE.alpha_bar[t][:, None]
+    return (x - jnp.sqrt(a) * QUERY[None]) / jnp.sqrt(1.0 - a) + embedding
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_class_losses_are_the_mean_square_errors(batch_size):
+    table = jnp.asarray([[0.3, 0.0, 0.0], [0.0, 0.0, 0.0], [0.1, -0.2, 0.2], [1.0, 1.0, 1.0]])
+    losses = baselines.class_losses(
+        _offset_network, table, SCHEDULE, QUERY, jax.random.key(0), num_draws=5, batch_size=batch_size
+    )
+    np.testing.assert_allclose(losses, np.mean(np.square(table), axis=1), atol=2e-5)
+
+
+def test_every_class_meets_the_same_stratified_draws():
+    seen = []
+
+    def conditional(x, t, embedding):
+        jax.debug.callback(lambda *values: seen.append(jax.tree.map(np.array, values)), x, t, embedding)
+        return jnp.zeros_like(x)
+
+    table = jnp.arange(3.0)[:, None]
+    losses = baselines.class_losses(
+        conditional, table, SCHEDULE, QUERY, jax.random.key(1), num_draws=10, batch_size=8
+    )
+    jax.effects_barrier()
+    # The loss of predicting nothing depends on the draws alone, so it must be equal to the last bit.
+    assert losses[0] == losses[1] == losses[2]
+    x, t, embedding = (np.concatenate(column) for column in zip(*seen, strict=True))
+    for c in range(3):
+        times = sorted(set(t[embedding[:, 0] == c].tolist()))
+        assert [(time - 1) // 10 for time in times] == list(range(10))
+        np.testing.assert_array_equal(np.unique(x[embedding[:, 0] == c], axis=0), np.unique(x, axis=0))
+
+
+def test_class_losses_reach_both_ends_of_the_schedule():
+    def conditional(x, t, embedding):
+        return jnp.where((t == 1) | (t == 3), 1000.0, 0.0)[:, None] * jnp.ones_like(x)
+
+    # Three draws of three timesteps are 1, 2 and 3, once each.
+    losses = baselines.class_losses(
+        conditional, jnp.zeros((1, 1)), linear_beta(3), QUERY, jax.random.key(2), num_draws=3, batch_size=2
+    )
+    assert losses[0] == pytest.approx(1e6 * 2 / 3, rel=1e-2)
+
+
+def test_top1_finds_the_class_that_made_the_query():
+    means = jnp.asarray([[0.9, 0.9], [-0.9, 0.9], [-0.9, -0.9], [0.9, -0.9]])
+
+    def conditional(x, t, embedding):
+        a = SCHEDULE.alpha_bar[t][:, None]
+        return jnp.sqrt(1.0 - a) * (x - jnp.sqrt(a) * embedding) / (a * 0.01 + 1.0 - a)
+
+    query = jnp.asarray([-0.8, -0.95])
+    losses = baselines.class_losses(conditional, means, SCHEDULE, query, jax.random.key(3), num_draws=16)
+    assert baselines.top1(losses) == 2
+
+
+def test_top3_weights_are_a_softmax_over_the_three_smallest_losses():
+    losses = jnp.asarray([0.5, 0.1, 0.9, 0.2, 0.4])
+    classes, weights = baselines.top3_weights(losses, 0.1)
+    np.testing.assert_array_equal(classes, [1, 3, 4])
+    expected = np.exp([-1.0, -2.0, -4.0])
+    np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-5)
+
+
+def test_class_eps_gives_every_sample_the_embedding():
+    x, t = jax.random.normal(jax.random.key(4), (5, 3)), jnp.arange(1, 6)
+    embedding = jnp.asarray([0.1, 0.2, 0.3])
+    eps_fn = baselines.class_eps(_offset_network, embedding)
+    np.testing.assert_allclose(eps_fn(x, t), _offset_network(x, t, jnp.tile(embedding, (5, 1))), rtol=1e-6)
+
+
+def test_top1_and_top3_guidance_follow_their_equations():
+    def constant_eps(value):
+        return lambda x, t: jnp.full_like(x, value)
+
+    x, t = jnp.zeros((2, 3)), jnp.asarray([10, 90])
+    null, first, second, third = (constant_eps(v) for v in (1.0, 2.0, 4.0, 8.0))
+
+    def weight(t):
+        return jnp.where(t > 50, 2.0, 0.5)
+
+    one = baselines.top1_eps(null, first, weight)(x, t)
+    np.testing.assert_allclose(one, np.tile([[1.5], [3.0]], (1, 3)))
+    shares = jnp.asarray([0.5, 0.3, 0.2])
+    three = baselines.top3_eps(null, [first, second, third], shares, weight)(x, t)
+    # 0.5 * 1 + 0.3 * 3 + 0.2 * 7 = 2.8.
+    np.testing.assert_allclose(three, np.tile([[1.0 + 0.5 * 2.8], [1.0 + 2.0 * 2.8]], (1, 3)), rtol=1e-6)
+    alone = baselines.top3_eps(null, [first], jnp.ones(1), guidance.constant(1.0))(x, t)
+    np.testing.assert_allclose(alone, np.full((2, 3), 2.0))
+    with pytest.raises(ValueError, match="3 shares for 2 classes"):
+        baselines.top3_eps(null, [first, second], shares, weight)
+
+
+def test_the_query_only_teacher_is_the_gaussian_around_the_query():
+    teacher = baselines.query_only_teacher(QUERY, 0.3)
+    mixture = exact.GaussianMixture(weights=jnp.ones(1), means=QUERY[None], variances=jnp.full((1, 3), 0.09))
+    x, t = jax.random.normal(jax.random.key(5), (4, 3)), jnp.asarray([1, 20, 60, 100])
+    np.testing.assert_allclose(
+        poe.teacher_eps(teacher, SCHEDULE)(x, t), exact.mixture_eps(mixture, SCHEDULE)(x, t), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_array_equal(teacher.weights, np.ones((1, 3)))

@@ -1,0 +1,121 @@
+"""Metrics against brute force in numpy, sets whose precision and recall are known, and sets that copy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdisc.evaluation import metrics
+
+
+def _inside_brute(members, points, k):
+    """The share of `points` within the k-th-neighbour ball of some member, by definition and in float64."""
+    members, points = np.asarray(members, np.float64), np.asarray(points, np.float64)
+    hits = 0
+    for point in points:
+        for i, member in enumerate(members):
+            others = sorted(np.linalg.norm(member - other) for j, other in enumerate(members) if j != i)
+            if np.linalg.norm(member - point) <= others[k - 1]:
+                hits += 1
+                break
+    return hits / len(points)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_precision_and_recall_match_brute_force(k):
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(23, 4)).astype(np.float32)
+    fake = (0.8 * rng.normal(size=(17, 4)) + 0.4).astype(np.float32)
+    figures = metrics.precision_recall(jnp.asarray(real), jnp.asarray(fake), k=k)
+    expected = (_inside_brute(real, fake, k), _inside_brute(fake, real, k))
+    assert expected[0] != expected[1]
+    np.testing.assert_allclose(figures, expected, rtol=1e-6)
+
+
+def test_precision_is_of_samples_and_recall_is_of_real_pictures():
+    # Real: two far clusters. Samples: one of the clusters, and a fifth of them nowhere.
+    ring = jnp.stack([jnp.cos(jnp.arange(10.0)), jnp.sin(jnp.arange(10.0))], axis=-1)
+    real = jnp.concatenate([ring, ring + 100.0])
+    fake = jnp.concatenate([ring[:8] * 1.01, jnp.asarray([[500.0, 0.0], [0.0, 900.0]])])
+    # The strays' own balls reach back over everything, so they would distort recall: leave them out of it first.
+    assert metrics.precision_recall(real, fake[:8]).precision == 1.0
+    assert metrics.precision_recall(real, fake[:8]).recall == 0.5
+    assert metrics.precision_recall(real, fake).precision == pytest.approx(0.8)
+
+
+def test_copies_of_one_picture_are_precise_but_recall_nothing():
+    key_real, key_jitter = jax.random.split(jax.random.key(1))
+    real = 10.0 + jax.random.normal(key_real, (100, 16))
+    # Jitter far below what a float32 product of such features could resolve.
+    fake = real[:1] + 1e-4 * jax.random.normal(key_jitter, (50, 16))
+    figures = metrics.precision_recall(real, fake)
+    assert figures.precision == 1.0
+    # The copied picture itself is at most what the copies can reach.
+    assert figures.recall <= 0.01
+
+
+def test_samples_of_the_same_distribution_have_high_precision_and_recall():
+    real, fake = jax.random.normal(jax.random.key(2), (2, 200, 4))
+    precision, recall = metrics.precision_recall(real, fake)
+    assert precision > 0.85 and recall > 0.85
+
+
+def test_a_duplicate_counts_as_a_neighbour_and_the_member_itself_does_not():
+    real = jnp.asarray([[0.0], [0.0], [5.0]])
+    # k = 1: the twins' balls are the point 0, and the ball of 5 reaches to 0 and to 10.
+    fake = jnp.asarray([[-0.1], [0.0], [10.0], [10.1]])
+    assert metrics.precision_recall(real, fake, k=1).precision == 0.5
+
+
+@pytest.mark.parametrize("sizes", [(3, 9), (9, 3)])
+def test_too_few_members_for_k_neighbours_are_refused(sizes):
+    real, fake = jnp.zeros((sizes[0], 2)), jnp.zeros((sizes[1], 2))
+    with pytest.raises(ValueError, match="more than 3 " + ("real" if sizes[0] == 3 else "fake")):
+        metrics.precision_recall(real, fake, k=3)
+    with pytest.raises(ValueError, match="at least 2"):
+        metrics.kid(real[:1], fake)
+    with pytest.raises(ValueError, match="at least 2"):
+        metrics.kid(real, fake[:1])
+
+
+def test_f1_is_the_harmonic_mean_and_zero_at_zero():
+    assert metrics.f1(metrics.PrecisionRecall(jnp.float32(0.5), jnp.float32(0.25))) == pytest.approx(1 / 3)
+    assert metrics.f1(metrics.PrecisionRecall(jnp.float32(0.0), jnp.float32(0.0))) == 0.0
+
+
+def test_kid_matches_brute_force():
+    rng = np.random.default_rng(3)
+    real, fake = rng.normal(size=(7, 5)), rng.normal(size=(4, 5)) + 0.3
+
+    def kernel(x, y):
+        return (x @ y / 5 + 1) ** 3
+
+    same_real = np.mean([kernel(real[i], real[j]) for i in range(7) for j in range(7) if i != j])
+    same_fake = np.mean([kernel(fake[i], fake[j]) for i in range(4) for j in range(4) if i != j])
+    across = np.mean([kernel(x, y) for x in real for y in fake])
+    value = metrics.kid(jnp.asarray(real, jnp.float32), jnp.asarray(fake, jnp.float32))
+    assert value == pytest.approx(same_real + same_fake - 2 * across, rel=1e-4)
+
+
+def test_kid_is_unbiased_on_small_sets():
+    # The mean over many pairs of sets of 5 from one distribution is 0; with the diagonal it would be about 1.
+    sets = jax.random.normal(jax.random.key(4), (4000, 2, 5, 3))
+    values = jax.jit(jax.vmap(lambda pair: metrics.kid(pair[0], pair[1])))(sets)
+    error = np.std(values) / np.sqrt(len(values))
+    assert abs(np.mean(values)) < 4 * error < 0.2
+
+
+def test_accuracies_of_each_factor_and_of_all_together():
+    seen = jnp.asarray([[1, 2, 3], [1, 2, 0], [1, 0, 0], [1, 2, 3]])
+    wanted = jnp.asarray([1, 2, 3])
+    np.testing.assert_allclose(metrics.attribute_accuracy(seen, wanted), [1.0, 0.75, 0.5])
+    # 0.5, where the product of the factors' accuracies would be 0.375.
+    assert metrics.joint_accuracy(seen, wanted) == 0.5
+    each = jnp.asarray([[1, 2, 3], [1, 2, 0], [0, 0, 0], [1, 2, 3]])
+    assert metrics.joint_accuracy(seen, each) == 0.75
+
+
+def test_distance_to_query_is_the_mean_of_the_rms_differences():
+    query = jnp.full((2, 2, 3), 0.5)
+    # Distances 0 and 1: their mean is 0.5, the RMS over everything would be 0.71.
+    assert metrics.distance_to_query(jnp.stack([query, query - 1.0]), query) == pytest.approx(0.5)

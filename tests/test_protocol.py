@@ -1,0 +1,166 @@
+"""The protocol on the plane, where the judge is exact: ceilings, copies, means, errors, and the choice of sigma."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdisc.evaluation import judge as judging
+from cdisc.evaluation import metrics, protocol
+from cdisc.report import results
+
+LEVELS = (-0.9, -0.3, 0.3, 0.9)
+JUDGE = judging.nearest_level_judge(("horizontal", "vertical"), (LEVELS, LEVELS))
+CELL = (0, 2)
+
+
+def _cell(key, n, cell=CELL):
+    centre = jnp.asarray([LEVELS[cell[0]], LEVELS[cell[1]]])
+    return centre[None] + 0.06 * jax.random.normal(key, (n, 2))
+
+
+def test_real_pictures_reach_the_ceiling_and_copies_do_not():
+    keys = jax.random.split(jax.random.key(0), 4)
+    query, references = _cell(keys[0], 1)[0], _cell(keys[1], 100)
+    real = protocol.score_samples(JUDGE, _cell(keys[2], 60), query, CELL, references)
+    assert real["joint_accuracy"] == 1.0 and real["precision"] > 0.8 and real["recall"] > 0.8
+    copies = query[None] + 1e-4 * jax.random.normal(keys[3], (60, 2))
+    copied = protocol.score_samples(JUDGE, copies, query, CELL, references)
+    assert copied["joint_accuracy"] == 1.0 and copied["precision"] == 1.0 and copied["recall"] == 0.0
+    assert copied["distance_to_query"] < 1e-3 < real["distance_to_query"]
+    assert copied["kid"] > real["kid"]
+
+
+def test_figures_agree_with_the_metrics_and_keep_the_factors_apart():
+    keys = jax.random.split(jax.random.key(1), 3)
+    samples = jnp.concatenate([_cell(keys[0], 6), _cell(keys[1], 2, (0, 3)), _cell(keys[1], 2, (1, 0))])
+    references, query = _cell(keys[2], 12), jnp.asarray([-0.9, 0.3])
+    figures = protocol.score_samples(JUDGE, samples, query, jnp.asarray(CELL), references, k=2)
+    assert figures["joint_accuracy"] == pytest.approx(0.6)
+    assert figures["attribute_accuracy"] == pytest.approx({"horizontal": 0.8, "vertical": 0.6})
+    precision, recall = metrics.precision_recall(references, samples, k=2)
+    assert precision != recall
+    assert (figures["precision"], figures["recall"]) == (float(precision), float(recall))
+    assert figures["kid"] == float(metrics.kid(references, samples))
+    assert figures["distance_to_query"] == float(metrics.distance_to_query(samples, query))
+    assert figures["samples"] == 10
+
+
+def test_figures_that_cannot_be_computed_are_none():
+    samples = _cell(jax.random.key(2), 5)
+    figures = protocol.score_samples(JUDGE, samples, samples[0], None, None)
+    assert figures["distance_to_query"] > 0.0 and figures["samples"] == 5
+    assert all(figures[name] is None for name in ("joint_accuracy", "precision", "recall", "kid"))
+    assert figures["attribute_accuracy"] == {"horizontal": None, "vertical": None}
+
+
+def test_accuracy_of_the_judge_itself():
+    cells = [(0, 0), (1, 3), (2, 2), (3, 1)]
+    points = jnp.asarray([[LEVELS[x], LEVELS[y]] for x, y in cells])
+    wrong = jnp.asarray(cells).at[0, 1].set(1)
+    assert protocol.accuracy(JUDGE, points, wrong) == {
+        "joint_accuracy": 0.75,
+        "attribute_accuracy": {"horizontal": 1.0, "vertical": 0.75},
+    }
+
+
+def test_pooling_hides_what_the_protocol_shows():
+    # A method that copies its query: perfect when pooled over queries, without recall from any one of them.
+    keys = jax.random.split(jax.random.key(3), 3)
+    queries, references = _cell(keys[0], 50), _cell(keys[1], 50)
+    copies = queries + 1e-5 * jax.random.normal(keys[2], queries.shape)
+    pooled = protocol.score_pooled(JUDGE, copies, queries, references)
+    assert pooled["faithfulness"]["precision"] == pooled["faithfulness"]["recall"] == 1.0
+    assert pooled["faithfulness"]["f1"] == 1.0
+    general = pooled["generalization"]
+    assert general["recall"] > 0.7
+    precision, recall = metrics.precision_recall(references, copies)
+    assert general["f1"] == pytest.approx(2 * float(precision * recall / (precision + recall)))
+    assert general["kid"] == float(metrics.kid(references, copies))
+    one = protocol.score_samples(JUDGE, jnp.tile(queries[:1], (20, 1)), queries[0], CELL, references)
+    assert one["recall"] == 0.0
+
+
+def _figures(joint, recall=0.0, **changes):
+    return {
+        "joint_accuracy": joint,
+        "attribute_accuracy": {"horizontal": joint},
+        "precision": 0.5,
+        "recall": recall,
+        "kid": 0.1,
+        "distance_to_query": 0.2,
+        "samples": 10,
+        **changes,
+    }
+
+
+def test_aggregate_gives_means_and_standard_errors_over_queries():
+    queries = [
+        {"poe": _figures(0.2), "lora": _figures(1.0)},
+        {"poe": _figures(0.4, precision=None), "lora": _figures(1.0)},
+        {"poe": _figures(0.9, kid=None)},
+    ]
+    out = protocol.aggregate(queries)
+    assert list(out) == ["poe", "lora"]
+    poe = out["poe"]
+    assert poe["joint_accuracy"] == pytest.approx(0.5)
+    error = np.std([0.2, 0.4, 0.9], ddof=1) / np.sqrt(3)
+    assert poe["standard_error"]["joint_accuracy"] == pytest.approx(error)
+    assert poe["attribute_accuracy"] == pytest.approx({"horizontal": 0.5})
+    assert poe["standard_error"]["attribute_accuracy"] == pytest.approx({"horizontal": error})
+    assert (poe["precision"], poe["standard_error"]["precision"]) == (0.5, 0.0)
+    assert (poe["samples"], poe["queries"]) == (30, 3)
+    assert (out["lora"]["samples"], out["lora"]["queries"]) == (20, 2)
+
+
+def test_aggregate_leaves_unknown_what_no_query_has_and_the_error_of_one():
+    out = protocol.aggregate([{"poe": _figures(0.2, kid=None)}])["poe"]
+    assert out["kid"] is None and out["standard_error"]["kid"] is None
+    assert out["joint_accuracy"] == 0.2 and out["standard_error"]["joint_accuracy"] is None
+
+
+def test_aggregate_weighs_groups_and_not_queries():
+    queries = [{"poe": _figures(v)} for v in (0.0, 0.0, 0.3, 1.0)]
+    out = protocol.aggregate(queries, groups=["a", "a", "a", "b"])["poe"]
+    assert out["joint_accuracy"] == pytest.approx((0.1 + 1.0) / 2)
+    assert out["standard_error"]["joint_accuracy"] == pytest.approx(np.std([0.1, 1.0], ddof=1) / np.sqrt(2))
+    assert out["queries"] == 4
+    with pytest.raises(ValueError, match="1 groups for 4 queries"):
+        protocol.aggregate(queries, groups=["a"])
+
+
+def test_figures_follow_the_schema_of_the_results():
+    samples = _cell(jax.random.key(4), 8)
+    queries = [
+        {"poe": protocol.score_samples(JUDGE, samples, samples[0], CELL, samples)},
+        {"poe": protocol.score_samples(JUDGE, samples, samples[0], None, None)},
+    ]
+    entry = {"name": "q", "attributes": None, "source": "planar", "prototypes": [], "nfe": 0}
+    results.validate(
+        {
+            "schema_version": results.SCHEMA_VERSION,
+            "dataset": "planar",
+            "config_hash": "",
+            "seed": 0,
+            "versions": {},
+            "seconds": {},
+            "queries": [{**entry, "methods": methods} for methods in queries],
+            "methods": protocol.aggregate(queries),
+        }
+    )
+
+
+def test_best_sigma_is_the_most_accurate_then_the_one_of_most_recall():
+    assert protocol.best_sigma({0.1: _figures(0.8, 0.0), 0.3: _figures(0.9, 0.0), 1.0: _figures(0.1, 0.9)}) == 0.3
+    assert protocol.best_sigma({0.1: _figures(0.9, 0.0), 0.3: _figures(0.9, 0.2), 0.5: _figures(0.9, 0.1)}) == 0.3
+    # Sums that differ by rounding are a tie.
+    assert protocol.best_sigma({0.1: _figures(0.1 + 0.2, 0.0), 0.3: _figures(0.3, 0.2)}) == 0.3
+    assert protocol.best_sigma({0.5: _figures(0.9, 0.2), 0.1: _figures(0.9, 0.2)}) == 0.1
+    assert protocol.best_sigma({0.5: _figures(0.9, None), 0.7: _figures(0.9, 0.0)}) == 0.7
+
+
+def test_best_sigma_needs_figures():
+    with pytest.raises(ValueError, match="no sigma"):
+        protocol.best_sigma({})
+    with pytest.raises(ValueError, match=r"sigma 0\.1 has no joint accuracy"):
+        protocol.best_sigma({0.1: _figures(None)})
