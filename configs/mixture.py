@@ -1,8 +1,8 @@
 """Composition in the plane: the exact score of a Gaussian mixture stands where a network would.
 
-Command: `python -m cdisc.main --config=configs/mixture.py`
-Time: see README.md
-Figures: see README.md
+Command:  python -m cdisc.main --config=configs/mixture.py --workdir=runs/mixture
+Time:     see README.md
+Figures:  see README.md
 
 Twelve cells of a 4 x 4 grid are trained, four are held out, one in each row and each column.
 """
@@ -10,64 +10,66 @@ Twelve cells of a 4 x 4 grid are trained, four are held out, one in each row and
 import ml_collections
 
 
+def _section(**fields) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(fields)
+
+
 def get_config() -> ml_collections.ConfigDict:
     """The configuration."""
     c = ml_collections.ConfigDict()
     c.seed = 0
-
-    c.data = ml_collections.ConfigDict()
-    c.data.name = "planar"
-    c.data.levels = (-0.9, -0.3, 0.3, 0.9)  # of either coordinate
-    c.data.std = 0.06  # of a cell; neighbours are ten of these apart
-    c.data.held_out = (  # write factor=value; a factor left out means all of its values
-        "horizontal=-0.9 vertical=0.3",
-        "horizontal=-0.3 vertical=0.9",
-        "horizontal=0.3 vertical=-0.9",
-        "horizontal=0.9 vertical=-0.3",
+    c.data = _section(
+        name="planar",
+        levels=(-0.9, -0.3, 0.3, 0.9),  # of either coordinate
+        std=0.06,  # of a cell; neighbours are ten of these apart
+        held_out=(  # write factor=value; a factor left out means all of its values
+            "horizontal=-0.9 vertical=0.3",
+            "horizontal=-0.3 vertical=0.9",
+            "horizontal=0.3 vertical=-0.9",
+            "horizontal=0.9 vertical=-0.3",
+        ),
     )
-
-    c.diffusion = ml_collections.ConfigDict()
-    c.diffusion.num_timesteps = 1000
-    c.diffusion.beta_start = 1e-4
-    c.diffusion.beta_end = 2e-2
-
-    c.discover = ml_collections.ConfigDict()
-    c.discover.timesteps = (50, 100, 150, 200, 250, 300, 350, 400)
-    c.discover.starts_per_t = 8
-    c.discover.start_mode = "hybrid"
-    c.discover.ascent = "mean_shift"
-    c.discover.learning_rate = 0.1  # of "adam"; "mean_shift" has no step size
-    c.discover.max_steps = 40
-    c.discover.tolerance = 0.01  # residual: root mean square of eps, whose own scale is one
-    c.discover.lanes = 16
-    c.discover.merge_radius = 0.05  # root mean square distance of clean prototypes
-    c.discover.capacity = 64
-    c.discover.curvature_iterations = 8
-    c.discover.probes = 2  # two Hadamard probes separate two coordinates exactly
-    c.discover.estimator = "lattice"
-    c.discover.covariance = "posterior"
-    c.discover.delta = 1e-3
-    c.discover.floor = 1e-4
-    c.discover.num_experts = 3
-    c.discover.tau = 0.5
-    c.discover.one_per_t = False
-    c.discover.background_mean = 0.0
-    c.discover.background_variance = 1.0
-    c.discover.modes_only = True
-
-    c.guidance = ml_collections.ConfigDict()
-    c.guidance.w0 = 1.2
-    c.guidance.w_max = 2.0
-    c.guidance.elementwise = False
-
-    c.sampling = ml_collections.ConfigDict()
-    c.sampling.num_steps = 50
-    c.sampling.eta = 0.0
-
-    c.evaluate = ml_collections.ConfigDict()
-    c.evaluate.queries = 4  # of each held-out cell
-    c.evaluate.samples = 64  # of each query
-    c.evaluate.references = 64  # of each held-out cell
-    c.evaluate.k = 3  # of the k-nearest-neighbour precision and recall
-
+    c.diffusion = _section(num_timesteps=1000, beta_start=1e-4, beta_end=2e-2)
+    c.network = _section(kind="exact")
+    c.pretrain = _section(seed=0)  # nothing is trained
+    c.discover = _section(
+        timesteps=(50, 100, 150, 200, 250, 300, 350, 400),
+        starts_per_t=8,
+        start_mode="hybrid",
+        ascent="mean_shift",
+        learning_rate=0.1,  # of "adam"; "mean_shift" has no step size
+        max_steps=40,
+        tolerance=0.005,  # residual: root mean square of eps, whose own scale is one
+        max_residual=0.05,
+        lanes=16,
+        merge_radius=0.05,  # root mean square distance of clean prototypes
+        capacity=64,
+        curvature_iterations=8,
+        max_curvature=0.0,  # no saddles
+        probes=2,  # as many as coordinates: exact
+        estimator="lattice",
+        covariance="posterior",
+        delta=1e-3,
+        floor=1e-3,
+        num_experts=3,
+        tau=0.5,
+        one_per_t=False,
+        background_mean=0.0,
+        background_variance=1.0,
+    )
+    c.guidance = _section(w0=1.2, w_max=2.0, elementwise=False)  # of the teacher, Eq. 14
+    c.sampling = _section(num_steps=50, clip=None)  # points are not bounded
+    # No embedding and no kernel to learn: the classes are compared with the query, and that is all.
+    c.adapt = _section(pool_size=1, prior_size=1, class_draws=64, chunk=4, levels=_section())
+    c.evaluate = _section(
+        num_queries=8,  # points of held-out cells, in an order drawn by the seed
+        samples=64,
+        references=100,  # other points of the cell
+        k=3,  # neighbours of precision and recall
+        class_guidance=2.0,  # of Top-1 and Top-3
+        tau_k=1e-3,  # temperature of Top-3's weights
+        query_only_sigma=1.0,
+        query_only_sigmas=(0.05, 0.1, 0.2, 0.4),  # of which the best is reported
+        methods=_section(),
+    )
     return c

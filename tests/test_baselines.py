@@ -1,11 +1,11 @@
-"""Baselines against networks whose losses and predictions are known in closed form."""
+"""Baselines against networks whose losses are known in closed form."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdisc.diffusion import exact, guidance
+from cdisc.diffusion import exact
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.discovery import poe
 from cdisc.evaluation import baselines
@@ -37,9 +37,7 @@ def test_every_class_meets_the_same_stratified_draws():
         return jnp.zeros_like(x)
 
     table = jnp.arange(3.0)[:, None]
-    losses = baselines.class_losses(
-        conditional, table, SCHEDULE, QUERY, jax.random.key(1), num_draws=10, batch_size=8
-    )
+    losses = baselines.class_losses(conditional, table, SCHEDULE, QUERY, jax.random.key(1), num_draws=10, batch_size=8)
     jax.effects_barrier()
     # The loss of predicting nothing depends on the draws alone, so it must be equal to the last bit.
     assert losses[0] == losses[1] == losses[2]
@@ -79,35 +77,6 @@ def test_top3_weights_are_a_softmax_over_the_three_smallest_losses():
     np.testing.assert_array_equal(classes, [1, 3, 4])
     expected = np.exp([-1.0, -2.0, -4.0])
     np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-5)
-
-
-def test_class_eps_gives_every_sample_the_embedding():
-    x, t = jax.random.normal(jax.random.key(4), (5, 3)), jnp.arange(1, 6)
-    embedding = jnp.asarray([0.1, 0.2, 0.3])
-    eps_fn = baselines.class_eps(_offset_network, embedding)
-    np.testing.assert_allclose(eps_fn(x, t), _offset_network(x, t, jnp.tile(embedding, (5, 1))), rtol=1e-6)
-
-
-def test_top1_and_top3_guidance_follow_their_equations():
-    def constant_eps(value):
-        return lambda x, t: jnp.full_like(x, value)
-
-    x, t = jnp.zeros((2, 3)), jnp.asarray([10, 90])
-    null, first, second, third = (constant_eps(v) for v in (1.0, 2.0, 4.0, 8.0))
-
-    def weight(t):
-        return jnp.where(t > 50, 2.0, 0.5)
-
-    one = baselines.top1_eps(null, first, weight)(x, t)
-    np.testing.assert_allclose(one, np.tile([[1.5], [3.0]], (1, 3)))
-    shares = jnp.asarray([0.5, 0.3, 0.2])
-    three = baselines.top3_eps(null, [first, second, third], shares, weight)(x, t)
-    # 0.5 * 1 + 0.3 * 3 + 0.2 * 7 = 2.8.
-    np.testing.assert_allclose(three, np.tile([[1.0 + 0.5 * 2.8], [1.0 + 2.0 * 2.8]], (1, 3)), rtol=1e-6)
-    alone = baselines.top3_eps(null, [first], jnp.ones(1), guidance.constant(1.0))(x, t)
-    np.testing.assert_allclose(alone, np.full((2, 3), 2.0))
-    with pytest.raises(ValueError, match="3 shares for 2 classes"):
-        baselines.top3_eps(null, [first, second], shares, weight)
 
 
 def test_the_query_only_teacher_is_the_gaussian_around_the_query():

@@ -1,10 +1,10 @@
 """The results file: what it takes, what it refuses and how it names the place."""
 
-from collections.abc import Callable, Iterator
 import copy
 import json
 import math
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -129,7 +129,7 @@ def test_validate_speaks_of_the_version_before_anything_else(valid: dict[str, An
 
 
 def test_validate_refuses_what_is_not_an_object() -> None:
-    with pytest.raises(ValueError, match="^results: must be object"):
+    with pytest.raises(ValueError, match=r"^results: must be object"):
         results.validate([])
 
 
@@ -190,6 +190,23 @@ def test_write_leaves_the_old_file_when_the_new_results_are_wrong(
     path.write_text("old")
     del valid["seed"]
     with pytest.raises(ValueError, match=r"results\.seed: is missing"):
+        results.write(path, valid)
+    assert path.read_text() == "old"
+
+
+def test_write_leaves_the_old_file_when_the_disk_is_full(
+    valid: dict[str, Any], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.json"
+    path.write_text("old")
+
+    def half(self: pathlib.Path, text: str, **_: Any) -> None:
+        with self.open("w") as file:
+            file.write(text[:10])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", half)
+    with pytest.raises(OSError):
         results.write(path, valid)
     assert path.read_text() == "old"
 

@@ -69,11 +69,11 @@ def test_add_noise_has_the_moments_of_eq_1():
     eps = jax.random.normal(key_eps, (n, 2))
     for t in (1, 300, 1000):
         a = float(SCHEDULE.alpha_bar[t])
-        x = schedules.add_noise(SCHEDULE, x0, eps, jnp.full(n, t))
+        x = np.asarray(schedules.add_noise(SCHEDULE, x0, eps, jnp.full(n, t)))
         std = np.sqrt(a * 0.09 + 1 - a)
         np.testing.assert_allclose(x.mean(0), np.sqrt(a) * 0.7, atol=5 * std / np.sqrt(n))
         np.testing.assert_allclose(x.std(0), std, rtol=5 / np.sqrt(n))
-        covariance = np.mean((np.asarray(x) - np.mean(x, axis=0)) * np.asarray(eps), axis=0)
+        covariance = np.mean((x - x.mean(0)) * np.asarray(eps), axis=0)
         np.testing.assert_allclose(covariance, np.sqrt(1 - a), atol=10 / np.sqrt(n))
 
 

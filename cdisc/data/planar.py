@@ -7,6 +7,7 @@ checked, without a network between it and the truth.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +34,7 @@ def factors(levels_x: Sequence[float], levels_y: Sequence[float]) -> composition
     values = []
     for name, levels in zip(FACTOR_NAMES, (levels_x, levels_y), strict=True):
         names = tuple(f"{level:g}" for level in levels)
-        if not names or any(low >= high for low, high in zip(levels, levels[1:], strict=False)):
+        if not names or any(low >= high for low, high in itertools.pairwise(levels)):
             raise errors.UserError(f"the {name} levels are {tuple(levels)}: write at least one, in increasing order.")
         if len(set(names)) != len(names):
             raise errors.UserError(f"two {name} levels are both called {names}: keep them further apart.")

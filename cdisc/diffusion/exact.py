@@ -180,13 +180,13 @@ def modes(
 ) -> np.ndarray:
     """The local maxima of `p_t`, (M, *shape) float32 in noisy space, the densest first.
 
-    Divided by `sqrt(abar_t)` they are the clean prototypes. Found by Gaussian mean shift in float64 from both sides of every component's mean: the fixed point of
-    `x = (sum_c g_c / V_c)^-1 sum_c g_c sqrt(a) mean_c / V_c`, `g_c` the responsibilities and `V_c` the noised
-    variances, which climbs at every step (Carreira-Perpinan 2000). The starts are a hundredth of a standard deviation
-    off the means, because a mean can sit on a saddle by symmetry and would never leave it. In two or more dimensions
-    a mixture can have a mode that no component leads to (three equal Gaussians on a triangle, within a percent of the
-    width at which they fuse); such a mode is missed. Not jit-able: the number of modes is the answer. A step costs
-    4 C^2 d multiplications, so use it up to a thousand components or so.
+    Divided by `sqrt(abar_t)` they are the clean prototypes. Found by Gaussian mean shift in float64 from both sides of
+    every component's mean: the fixed point of `x = (sum_c g_c / V_c)^-1 sum_c g_c sqrt(a) mean_c / V_c`, with `g_c` the
+    responsibilities and `V_c` the noised variances, which climbs at every step (Carreira-Perpinan 2000). The starts are
+    a hundredth of a standard deviation off the means, because a mean can sit on a saddle by symmetry and would never
+    leave it. In two or more dimensions a mixture can have a mode that no component leads to (three equal Gaussians on
+    a triangle, within a percent of the width at which they fuse); such a mode is missed. Not jit-able: the number of
+    modes is the answer. A step costs 4 C^2 d multiplications, so use it up to a thousand components or so.
 
     Args:
       mixture: the density `p_0`.

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule, add_noise
 
+LOSSES = ("eps", "v")
+
 
 def stratified_timesteps(key: jax.Array, batch_size: int, num_timesteps: int) -> jax.Array:
     """Timesteps (B,), each uniform on 1..T, evenly spread over the batch (Kingma et al. 2021, appendix I.1).
@@ -30,8 +32,23 @@ def eps_error(eps_fn: EpsFn, schedule: Schedule, x0: jax.Array, t: jax.Array, no
     return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
 
 
-def denoising_loss(eps_fn: EpsFn, schedule: Schedule, key: jax.Array, x0: jax.Array) -> jax.Array:
-    """The plain eps loss: the mean of `eps_error` over pictures `x0` (B, ...), noise and timesteps (Ho et al. 2020)."""
+def loss_weight(schedule: Schedule, t: jax.Array, loss: str) -> jax.Array:
+    """What multiplies the eps error at `t` (B,): 1 for the "eps" loss, `1 / abar_t` for the "v" loss.
+
+    An error of eps is `sqrt(abar_t)` times that of v, so the weighted error is the one of v: it counts what the eps
+    loss hardly sees, the colours and the class at high noise (Salimans & Ho 2022).
+
+    Raises:
+      ValueError: for another loss.
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"{loss!r} is not one of {', '.join(LOSSES)}")
+    return jnp.ones(t.shape) if loss == "eps" else 1.0 / schedule.alpha_bar[t]
+
+
+def denoising_loss(eps_fn: EpsFn, schedule: Schedule, key: jax.Array, x0: jax.Array, loss: str = "eps") -> jax.Array:
+    """The mean of the weighted `eps_error` over pictures `x0` (B, ...), noise and timesteps (Ho et al. 2020)."""
     key_t, key_noise = jax.random.split(key)
     t = stratified_timesteps(key_t, x0.shape[0], schedule.num_timesteps)
-    return jnp.mean(eps_error(eps_fn, schedule, x0, t, jax.random.normal(key_noise, x0.shape)))
+    errors = eps_error(eps_fn, schedule, x0, t, jax.random.normal(key_noise, x0.shape))
+    return jnp.mean(loss_weight(schedule, t, loss) * errors)

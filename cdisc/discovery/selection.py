@@ -38,20 +38,20 @@ def background(query: jax.Array, *, mean: float, variance: float) -> jax.Array:
     return log_normal(query, jnp.asarray(mean, query.dtype), jnp.asarray(variance, query.dtype))
 
 
-def objective(l: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:  # noqa: E741 - the paper's letter
+def objective(likelihood: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
     """`F(S)` of the set of experts in `mask`: () in nats, at least 0.
 
     Args:
-      l: (N, *shape) log likelihoods.
+      likelihood: (N, *shape) log likelihoods.
       b: (*shape) background.
       mask: (N,) bool, the set.
     """
-    margin = l.reshape(l.shape[0], -1) - b.reshape(1, -1)
+    margin = likelihood.reshape(likelihood.shape[0], -1) - b.reshape(1, -1)
     return jnp.sum(jnp.max(jnp.where(mask[:, None], jnp.maximum(margin, 0.0), 0.0), axis=0))
 
 
 def greedy(
-    l: jax.Array,  # noqa: E741 - the paper's letter
+    likelihood: jax.Array,
     b: jax.Array,
     *,
     num_experts: int,
@@ -61,7 +61,7 @@ def greedy(
     """Picks the expert with the largest gain, then the next, until K are picked or no gain is positive (Eq. 9).
 
     Args:
-      l: (N, *shape) log likelihoods.
+      likelihood: (N, *shape) log likelihoods.
       b: (*shape) background.
       num_experts: K.
       candidates: (N,) bool, which experts may be picked.
@@ -70,8 +70,8 @@ def greedy(
     Returns:
       K picks. Of equal gains the lowest index wins.
     """
-    margin = l.reshape(l.shape[0], -1) - b.reshape(1, -1)
-    index = jnp.arange(l.shape[0])
+    margin = likelihood.reshape(likelihood.shape[0], -1) - b.reshape(1, -1)
+    index = jnp.arange(likelihood.shape[0])
 
     def pick(
         carry: tuple[jax.Array, jax.Array], _: None

@@ -1,20 +1,18 @@
 """What concept discovery is compared with: the nearest trained classes, and the query itself.
 
-Top-1: the trained class that denoises the query best takes the teacher's place. Top-3: the three best, composed as in
-Liu et al. 2022 (arXiv 2206.01714). Query-only: a Gaussian around the query is the teacher. All three go through the
-sampler that every method uses (arXiv 2605.07078, section 5).
+Top-1: the trained class that denoises the query best takes the teacher's place in Eq. 13. Top-3: the three best, as
+`eps_null + w sum_k w_k (eps_k - eps_null)` (Liu et al. 2022, arXiv 2206.01714, Eq. 11). Query-only: a Gaussian around
+the query is the teacher. All three go through the sampler that every method uses (arXiv 2605.07078, section 5): as
+`methods.class_recipe(table[classes], w * weights)` and `methods.teacher_recipe(teacher, ...)`.
 
-The classes have no variance of their own, so the adaptive weight of Eq. 14 is not defined for them: their guidance
-weight is any `guidance.Weight`, commonly `guidance.constant`.
+A class has no variance of its own, so the adaptive weight of Eq. 14 is not defined for it: its `w` is a constant.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from cdisc.diffusion import guidance
-from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule, add_noise
 from cdisc.discovery.poe import Teacher
 
@@ -81,38 +79,6 @@ def top3_weights(losses: jax.Array, tau_k: float) -> tuple[jax.Array, jax.Array]
     """
     negative, classes = jax.lax.top_k(-losses, 3)
     return classes, jax.nn.softmax(negative / tau_k)
-
-
-def class_eps(conditional: ConditionalEps, embedding: jax.Array) -> EpsFn:
-    """The network given one class, its embedding (E,)."""
-
-    def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
-        return conditional(x, t, jnp.broadcast_to(embedding[None], (x.shape[0], embedding.shape[0])))
-
-    return eps_fn
-
-
-def top1_eps(eps_null: EpsFn, chosen: EpsFn, weight: guidance.Weight) -> EpsFn:
-    """Eq. 13 with the nearest class in the teacher's place: `eps_null + w (eps_1 - eps_null)`."""
-    return guidance.guide(eps_null, [(chosen, weight)])
-
-
-def top3_eps(eps_null: EpsFn, chosen: Sequence[EpsFn], shares: jax.Array, weight: guidance.Weight) -> EpsFn:
-    """The composition `eps_null + w sum_k w_k (eps_k - eps_null)` (Liu et al. 2022, Eq. 11).
-
-    Args:
-      eps_null: the unconditional prediction.
-      chosen: the classes' predictions.
-      shares: the `w_k`, one for each of `chosen`, from `top3_weights`.
-      weight: the guidance weight `w(t)` that they share.
-    """
-    if len(chosen) != shares.shape[0]:
-        raise ValueError(f"{shares.shape[0]} shares for {len(chosen)} classes")
-
-    def share_of(k: int) -> guidance.Weight:
-        return lambda t: shares[k] * weight(t)
-
-    return guidance.guide(eps_null, [(eps_fn, share_of(k)) for k, eps_fn in enumerate(chosen)])
 
 
 def query_only_teacher(query: jax.Array, sigma: float) -> Teacher:

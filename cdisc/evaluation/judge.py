@@ -13,7 +13,7 @@ classifier at about 98% of the digits.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -93,9 +93,9 @@ def augment(key: jax.Array, images: jax.Array, *, noise: float, max_shift: int) 
       key: a random key.
       images: (B, H, W, C) in [-1, 1].
       noise: each picture's noise has a standard deviation drawn uniformly from [0, noise].
-      max_shift: each axis rolls by a whole number of pixels drawn uniformly from [-max_shift, max_shift]. What leaves on
-        one side enters on the other, so keep it within the margin around the object. One draw serves the whole batch:
-        a shift for each picture is a gather, which costs as much as the network's forward pass.
+      max_shift: each axis rolls by a whole number of pixels drawn uniformly from -max_shift to max_shift. What leaves
+        on one side enters on the other, so keep it within the margin around the object. One draw serves the whole
+        batch: a shift for each picture is a gather, which costs as much as the network's forward pass.
     """
     shift_key, scale_key, noise_key = jax.random.split(key, 3)
     shift = jax.random.randint(shift_key, (2,), -max_shift, max_shift + 1)
@@ -159,6 +159,8 @@ def train(
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
+    # Host arrays would be copied to the device again at every step.
+    data = jax.device_put(data)
     state = optimizer.init(params)
     losses = []
     for step_key in jax.random.split(key, steps):
@@ -186,9 +188,7 @@ def draw(data: Labelled, key: jax.Array, *, batch_size: int = 64) -> tuple[jax.A
     return data.images[rows], data.attributes[rows]
 
 
-def network_judge(
-    network: JudgeNetwork, params: Params, factors: Sequence[str], *, batch_size: int = 256
-) -> Judge:
+def network_judge(network: JudgeNetwork, params: Params, factors: Sequence[str], *, batch_size: int = 256) -> Judge:
     """The judge that a trained network makes.
 
     Args:

@@ -4,6 +4,7 @@ Precision, recall and KID are taken in whatever feature space they are given: th
 values compare methods with each other and not with papers that used another network.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -42,10 +43,14 @@ def precision_recall(real: jax.Array, fake: jax.Array, *, k: int = 3) -> Precisi
     """
     for name, features in (("real", real), ("fake", fake)):
         if features.shape[0] <= k:
-            raise ValueError(f"the {k}-th nearest neighbour needs more than {k} {name} features, not {features.shape[0]}")
+            raise ValueError(
+                f"the {k}-th nearest neighbour needs more than {k} {name} features, not {features.shape[0]}"
+            )
     return PrecisionRecall(precision=_share_inside(real, fake, k), recall=_share_inside(fake, real, k))
 
 
+# Compiled once for each pair of shapes: the evaluation asks again for every method and query.
+@functools.partial(jax.jit, static_argnames="k")
 def _share_inside(members: jax.Array, points: jax.Array, k: int) -> jax.Array:
     """The share of `points` (M, D) inside the manifold of `members` (N, D)."""
 
@@ -69,6 +74,7 @@ def f1(figures: PrecisionRecall) -> jax.Array:
     return jnp.where(total > 0, 2.0 * figures.precision * figures.recall / jnp.where(total > 0, total, 1.0), 0.0)
 
 
+@jax.jit
 def kid(real: jax.Array, fake: jax.Array) -> jax.Array:
     """The kernel distance: unbiased squared MMD with the kernel (xy / D + 1)^3 (Binkowski et al. 2018, Eq. 4).
 
@@ -85,8 +91,10 @@ def kid(real: jax.Array, fake: jax.Array) -> jax.Array:
     for name, features in (("real", real), ("fake", fake)):
         if features.shape[0] < 2:
             raise ValueError(f"KID needs at least 2 {name} features, not {features.shape[0]}")
-    return _mean_off_diagonal(_kernel(real, real)) + _mean_off_diagonal(_kernel(fake, fake)) - 2.0 * jnp.mean(
-        _kernel(real, fake)
+    return (
+        _mean_off_diagonal(_kernel(real, real))
+        + _mean_off_diagonal(_kernel(fake, fake))
+        - 2.0 * jnp.mean(_kernel(real, fake))
     )
 
 

@@ -27,7 +27,7 @@ SCALARS = ("joint_accuracy", "precision", "recall", "kid", "distance_to_query")
 
 
 def accuracy(judge: Judge, images: jax.Array, attributes: jax.Array) -> Figures:
-    """How far the judge itself can be trusted: its accuracies on real pictures (N, *shape) of known attributes (N, F)."""
+    """The judge's own accuracies on real pictures (N, *shape) of known attributes (N, F): how far to trust it."""
     seen = verdict(judge, images)
     return {
         "joint_accuracy": float(metrics.joint_accuracy(seen, attributes)),
@@ -109,9 +109,7 @@ def _by_factor(judge: Judge, values: jax.Array) -> dict[str, float]:
     return {name: float(value) for name, value in zip(judge.factors, values, strict=True)}
 
 
-def aggregate(
-    queries: Sequence[Mapping[str, Figures]], groups: Sequence[Hashable] | None = None
-) -> dict[str, Figures]:
+def aggregate(queries: Sequence[Mapping[str, Figures]], groups: Sequence[Hashable] | None = None) -> dict[str, Figures]:
     """Each method's means and standard errors over queries.
 
     A query for which a figure is None does not enter that figure. A method need not have run on every query.

@@ -5,10 +5,13 @@ beside it) and from what (the query, the teacher's samples, or both). All are th
 numbers: arXiv 2605.07078, Eq. 15, is the level with LoRA on the teacher's pool. Textual inversion (Gal et al. 2023) is
 the free embedding on the query; LoRA on the query alone is close to DreamBooth (Ruiz et al. 2023).
 
-Everything here treats one query; `jax.vmap` over queries trains all their adapters in one program.
+Everything here treats one query: `init`, then `step` again and again, then `result`. `jax.vmap` over queries trains all
+their adapters in one program. The loop over steps belongs to the caller, in Python: XLA's CPU backend runs the gradient
+of a convolution inside `lax.scan` about eight times slower than outside it.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -18,8 +21,8 @@ import optax
 from cdisc.diffusion.loss import denoising_loss
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
-from cdisc.networks import denoiser, lora
-from cdisc.networks.unet import UNetConfig
+from cdisc.networks import lora
+from cdisc.networks.backbone import Backbone
 
 POOLS = ("query", "teacher", "both")
 STARTS = ("normal", "top1")
@@ -77,65 +80,61 @@ class Adaptation:
     adapter: lora.Adapter
 
 
-def adapted_eps(
-    network: UNetConfig, params: denoiser.Params, adaptation: Adaptation, scale: float
-) -> tuple[EpsFn, EpsFn]:
-    """The null and the conditional eps-function of an adapted backbone, its adapter applied on the fly."""
-    null = denoiser.null_eps(network, params)
-    conditional = denoiser.conditional_eps(network, params, adaptation.embedding)
-    if not adaptation.adapter:
-        return null, conditional
-    return lora.adapt(null, adaptation.adapter, scale), lora.adapt(conditional, adaptation.adapter, scale)
+@flax.struct.dataclass
+class Lesson:
+    """What there is to learn from, for one query.
 
-
-def _decode(trainable: dict, table: jax.Array, space: str) -> jax.Array:
-    """The embedding (E,) that the trained numbers stand for."""
-    return trainable["embedding"] if space == "free" else trainable["embedding"] @ table
-
-
-def _initial(
-    network: UNetConfig, params: denoiser.Params, top1: jax.Array, options: AdaptOptions, key: jax.Array
-) -> dict:
-    """The trainable numbers before the first step."""
-    key_embedding, key_adapter = jax.random.split(key)
-    table = denoiser.class_table(params)
-    size = network.embedding_dim if options.space == "free" else table.shape[0]
-    if options.start == "normal":
-        embedding = 0.01 * jax.random.normal(key_embedding, (size,))
-    elif options.space == "free":
-        embedding = table[top1]
-    else:
-        embedding = jax.nn.one_hot(top1, size)
-    adapter = lora.init(params, key_adapter, options.rank) if options.rank else {}
-    return {"embedding": embedding, "adapter": adapter}
-
-
-def fit(
-    network: UNetConfig,
-    params: denoiser.Params,
-    schedule: Schedule,
-    key: jax.Array,
-    query: jax.Array,
-    pool: jax.Array,
-    top1: jax.Array,
-    prior: tuple[jax.Array, jax.Array],
-    options: AdaptOptions,
-) -> tuple[Adaptation, jax.Array]:
-    """Learns one level of adaptation for one query.
-
-    Args:
-      network: the backbone's options.
-      params: its frozen parameters.
-      schedule: the forward process.
-      key: for the start, the batches and the noise.
+    Attributes:
       query: (H, W, C) the picture.
       pool: (P, H, W, C) samples of its teacher.
-      top1: () the trained class that explains it best.
-      prior: pictures (R, H, W, C) and labels (R,) of trained classes, for prior preservation.
-      options: the level.
+      top1: () int32, the trained class that explains it best.
+    """
 
-    Returns:
-      The adaptation, and the loss of each step (steps,).
+    query: jax.Array
+    pool: jax.Array
+    top1: jax.Array
+
+
+@flax.struct.dataclass
+class Prior:
+    """Pictures of trained classes, which an adapter should leave as they are.
+
+    Attributes:
+      images: (R, H, W, C).
+      labels: (R,) int32.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+
+
+@flax.struct.dataclass
+class FitState:
+    """All that learning carries from one step to the next.
+
+    Attributes:
+      step: () int32, steps done.
+      embedding: (E,) the embedding, or (classes,) its coefficients in the span.
+      adapter: LoRA factors by layer; empty where only the embedding is learnt.
+      opt_state: the optimiser's.
+    """
+
+    step: jax.Array
+    embedding: jax.Array
+    adapter: lora.Adapter
+    opt_state: optax.OptState
+
+
+def _optimizer(options: AdaptOptions) -> optax.GradientTransformation:
+    """Adam, with one rate for the embedding and one for the adapter."""
+    rates = {"embedding": options.embedding_learning_rate, "adapter": options.learning_rate}
+    return optax.multi_transform({name: optax.adam(rate) for name, rate in rates.items()}, {name: name for name in rates})
+
+
+def init(
+    backbone: Backbone, params: Any, lesson: Lesson, key: jax.Array, options: AdaptOptions
+) -> FitState:
+    """The state before the first step.
 
     Raises:
       ValueError: if the options name a pool, start or space that does not exist.
@@ -143,51 +142,93 @@ def fit(
     for value, known in ((options.pool, POOLS), (options.start, STARTS), (options.space, SPACES)):
         if value not in known:
             raise ValueError(f"{value!r} is not one of {', '.join(known)}")
-    key_init, key_train = jax.random.split(key)
-    trainable = _initial(network, params, top1, options, key_init)
-    table, null = denoiser.class_table(params), denoiser.null_embedding(params)
-    tx = optax.multi_transform(
-        {"embedding": optax.adam(options.embedding_learning_rate), "adapter": optax.adam(options.learning_rate)},
-        {"embedding": "embedding", "adapter": jax.tree.map(lambda _: "adapter", trainable["adapter"])},
-    )
+    key_embedding, key_adapter = jax.random.split(key)
+    table = backbone.table(params)
+    size = table.shape[1] if options.space == "free" else table.shape[0]
+    if options.start == "normal":
+        embedding = 0.01 * jax.random.normal(key_embedding, (size,))
+    elif options.space == "free":
+        embedding = table[lesson.top1]
+    else:
+        embedding = jax.nn.one_hot(lesson.top1, size)
+    adapter = lora.init(params, key_adapter, options.rank) if options.rank else {}
+    opt_state = _optimizer(options).init({"embedding": embedding, "adapter": adapter})
+    return FitState(step=jnp.zeros((), jnp.int32), embedding=embedding, adapter=adapter, opt_state=opt_state)
 
-    def draw(key: jax.Array) -> jax.Array:
-        """A batch of what the new class should look like."""
-        key_index, key_source = jax.random.split(key)
-        if options.pool == "query":
-            return jnp.broadcast_to(query[None], (options.batch_size, *query.shape))
-        batch = pool[jax.random.randint(key_index, (options.batch_size,), 0, pool.shape[0])]
-        if options.pool == "teacher":
-            return batch
-        from_query = jax.random.bernoulli(key_source, 0.5, (options.batch_size, *(1,) * query.ndim))
-        return jnp.where(from_query, query[None], batch)
 
-    def eps_of(trainable: dict, embeddings: jax.Array) -> EpsFn:
-        def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
-            return denoiser.apply(network, params, x, t, embeddings)
+def _draw(lesson: Lesson, key: jax.Array, options: AdaptOptions) -> jax.Array:
+    """A batch (B, H, W, C) of what the new class should look like."""
+    key_index, key_source = jax.random.split(key)
+    copies = jnp.broadcast_to(lesson.query[None], (options.batch_size, *lesson.query.shape))
+    if options.pool == "query":
+        return copies
+    batch = lesson.pool[jax.random.randint(key_index, (options.batch_size,), 0, lesson.pool.shape[0])]
+    if options.pool == "teacher":
+        return batch
+    from_query = jax.random.bernoulli(key_source, 0.5, (options.batch_size, *(1,) * lesson.query.ndim))
+    return jnp.where(from_query, copies, batch)
 
-        return lora.adapt(eps_fn, trainable["adapter"], options.scale) if options.rank else eps_fn
 
-    def loss_fn(trainable: dict, key: jax.Array) -> jax.Array:
-        key_batch, key_null, key_loss, key_prior, key_prior_loss = jax.random.split(key, 5)
-        embedding = _decode(trainable, table, options.space)
+def step(
+    state: FitState,
+    backbone: Backbone,
+    params: Any,
+    schedule: Schedule,
+    lesson: Lesson,
+    prior: Prior,
+    key: jax.Array,
+    options: AdaptOptions,
+) -> tuple[FitState, jax.Array]:
+    """One step of learning. Its randomness follows from `key` and `state.step` alone.
+
+    Args:
+      state: the state before the step.
+      backbone: the pretrained model.
+      params: its frozen parameters.
+      schedule: the forward process.
+      lesson: what the query has to teach.
+      prior: pictures of trained classes; not looked at if `options.prior_weight` is zero.
+      key: the key of the whole run.
+      options: the level.
+
+    Returns:
+      The state after the step, and its loss.
+    """
+    table, null = backbone.table(params), backbone.null(params)
+    keys = jax.random.split(jax.random.fold_in(key, state.step), 5)
+    key_batch, key_null, key_loss, key_prior, key_prior_loss = keys
+
+    def loss_fn(trainable: dict) -> jax.Array:
+        def eps_of(embeddings: jax.Array) -> EpsFn:
+            def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
+                return backbone.apply(params, x, t, embeddings)
+
+            return lora.adapt(eps_fn, trainable["adapter"], options.scale) if options.rank else eps_fn
+
+        embedding = _decode(trainable["embedding"], table, options)
         dropped = jax.random.bernoulli(key_null, options.null_dropout, (options.batch_size, 1))
         embeddings = jnp.where(dropped, null[None, :], embedding[None, :])
-        loss = denoising_loss(eps_of(trainable, embeddings), schedule, key_loss, draw(key_batch))
+        loss = denoising_loss(eps_of(embeddings), schedule, key_loss, _draw(lesson, key_batch, options))
         if options.space == "span":
             loss += options.l1 * jnp.sum(jnp.abs(trainable["embedding"]))
         if options.prior_weight > 0:
-            images, labels = prior
-            rows = jax.random.randint(key_prior, (options.batch_size,), 0, images.shape[0])
-            eps_fn = eps_of(trainable, table[labels[rows]])
-            loss += options.prior_weight * denoising_loss(eps_fn, schedule, key_prior_loss, images[rows])
+            rows = jax.random.randint(key_prior, (options.batch_size,), 0, prior.images.shape[0])
+            eps_fn = eps_of(table[prior.labels[rows]])
+            loss += options.prior_weight * denoising_loss(eps_fn, schedule, key_prior_loss, prior.images[rows])
         return loss
 
-    def step(carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
-        trainable, opt_state = carry
-        loss, gradients = jax.value_and_grad(loss_fn)(trainable, jax.random.fold_in(key_train, i))
-        updates, opt_state = tx.update(gradients, opt_state, trainable)
-        return (optax.apply_updates(trainable, updates), opt_state), loss
+    trainable = {"embedding": state.embedding, "adapter": state.adapter}
+    loss, gradients = jax.value_and_grad(loss_fn)(trainable)
+    updates, opt_state = _optimizer(options).update(gradients, state.opt_state, trainable)
+    trainable = optax.apply_updates(trainable, updates)
+    return FitState(step=state.step + 1, opt_state=opt_state, **trainable), loss
 
-    (trainable, _), losses = jax.lax.scan(step, (trainable, tx.init(trainable)), jnp.arange(options.steps))
-    return Adaptation(_decode(trainable, table, options.space), trainable["adapter"]), losses
+
+def _decode(embedding: jax.Array, table: jax.Array, options: AdaptOptions) -> jax.Array:
+    """The class embedding (E,) that the trained numbers stand for."""
+    return embedding if options.space == "free" else embedding @ table
+
+
+def result(state: FitState, backbone: Backbone, params: Any, options: AdaptOptions) -> Adaptation:
+    """What was learnt."""
+    return Adaptation(_decode(state.embedding, backbone.table(params), options), state.adapter)

@@ -12,6 +12,7 @@ import optax
 from cdisc.diffusion.loss import denoising_loss
 from cdisc.diffusion.schedule import Schedule
 from cdisc.networks import denoiser
+from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
 
 BatchFn = Callable[[Any, jax.Array, int], tuple[jax.Array, jax.Array]]
@@ -32,6 +33,7 @@ class PretrainOptions:
       clip_norm: largest global norm of a gradient.
       ema_decay: of the averaged parameters, which are the ones that are used; lower in the first steps.
       null_dropout: share of the labels replaced by the null class.
+      loss: "eps" or "v" (`diffusion.loss.loss_weight`).
     """
 
     steps: int
@@ -43,6 +45,7 @@ class PretrainOptions:
     clip_norm: float
     ema_decay: float
     null_dropout: float
+    loss: str
 
 
 @flax.struct.dataclass
@@ -89,7 +92,7 @@ def train_step(
     data: Any,
     key: jax.Array,
     *,
-    network: UNetConfig,
+    backbone: Backbone,
     options: PretrainOptions,
     schedule: Schedule,
     batch_fn: BatchFn,
@@ -100,7 +103,7 @@ def train_step(
       state: the state before the step.
       data: what `batch_fn` draws from.
       key: the key of the whole run.
-      network: the backbone's options.
+      backbone: the network as a function of its parameters.
       options: the training's.
       schedule: the forward process.
       batch_fn: draws a batch.
@@ -110,14 +113,14 @@ def train_step(
     """
     key_batch, key_null, key_loss = jax.random.split(jax.random.fold_in(key, state.step), 3)
     x0, labels = batch_fn(data, key_batch, options.batch_size)
-    null = network.num_class_embeds - 1
+    null = backbone.table(state.params).shape[0]
     labels = jnp.where(jax.random.bernoulli(key_null, options.null_dropout, labels.shape), null, labels)
 
     def loss_fn(params: denoiser.Params) -> jax.Array:
         def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
-            return denoiser.apply(network, params, x, t, denoiser.embed(params, labels))
+            return backbone.apply(params, x, t, denoiser.embed(params, labels))
 
-        return denoising_loss(eps_fn, schedule, key_loss, x0)
+        return denoising_loss(eps_fn, schedule, key_loss, x0, options.loss)
 
     loss, gradients = jax.value_and_grad(loss_fn)(state.params)
     updates, opt_state = optimizer(options).update(gradients, state.opt_state, state.params)

@@ -1,4 +1,4 @@
-"""The U-Net as pure functions of its parameters, and as the eps-functions that every algorithm takes.
+"""The U-Net as pure functions of its parameters.
 
 Parameters are one dict: those of `UNet2D`, and `class_embedding`, the table (classes + 1, E) whose last row is the
 null class. An embedding enters as a vector, so that one that the table does not have can take its place.
@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cdisc.diffusion.parameterization import EpsFn
 from cdisc.networks.unet import UNet2D, UNetConfig
 
 Params = dict[str, Any]
@@ -49,20 +48,3 @@ def null_embedding(params: Params) -> jax.Array:
 def embed(params: Params, labels: jax.Array) -> jax.Array:
     """The embeddings of `labels` (B,), where `classes` stands for the null class: (B, E)."""
     return params["class_embedding"]["embedding"][labels]
-
-
-def conditional_eps(config: UNetConfig, params: Params, class_embedding: jax.Array) -> EpsFn:
-    """The eps-function of the class with embedding `class_embedding` (E,)."""
-
-    def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
-        batch = jnp.broadcast_to(class_embedding[None, :], (x.shape[0], class_embedding.shape[0]))
-        return apply(config, params, x, t, batch)
-
-    return eps_fn
-
-
-def null_eps(config: UNetConfig, params: Params) -> EpsFn:
-    """The unconditional eps-function: the null class, or the model itself if it has no classes (Eq. 2)."""
-    if config.num_class_embeds is None:
-        return lambda x, t: apply(config, params, x, t)
-    return conditional_eps(config, params, null_embedding(params))

@@ -4,18 +4,18 @@ Pictures are (H, W, C) in [-1, 1], C = 1 or 3. The charts have a transparent bac
 a page can show the one that suits it. Everything is a function of its arguments alone: the same input, the same bytes.
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import io
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib import patches
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
@@ -66,7 +66,7 @@ class Plane:
 def png(pixels: Pixels) -> bytes:
     """The PNG file of an (H, W, 3) RGB or (H, W, 4) RGBA picture."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
 
 

@@ -5,12 +5,12 @@ resolution; the browser scales them up without smoothing. Every text from outsid
 """
 
 import base64
-from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import html
 import math
 import os
 import pathlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -338,7 +338,7 @@ def _methods_section(page: Page) -> str:
     blocks.append(_definitions(_MEASURES))
     return (
         "<section><h2>Methods</h2>"
-        '<p class="none">Mean ± standard error over the queries; the highest of a column is bold.</p>'
+        '<p class="none">Mean ± standard error; the highest of a column is bold.</p>'
         f'<div class="below">{_methods_table(methods, colours)}</div>'
         f'<div class="columns below">{"".join(blocks)}</div></section>'
     )

@@ -4,11 +4,11 @@
 could not be computed (no references, no known attributes) is null, never NaN, so that any JSON reader takes the file.
 """
 
-from collections.abc import Callable, Mapping
 import json
 import math
 import os
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cdisc import errors
@@ -59,7 +59,11 @@ def _figures(what: str) -> dict[str, Any]:
 
 
 def _error_of(name: str) -> dict[str, Any]:
-    return {"type": ["number", "null"], "minimum": 0, "description": f"Standard error of {name} over the queries."}
+    return {
+        "type": ["number", "null"],
+        "minimum": 0,
+        "description": f"Standard error of {name} over the queries, or over their groups.",
+    }
 
 
 _FIGURES = _figures("one query's samples")

@@ -1,0 +1,220 @@
+"""Everything that is written to be read again: pytrees of arrays, through Orbax, with a manifest of their own.
+
+Orbax writes to a temporary folder and renames it, so a killed run leaves no half checkpoint. What it does not see is a
+byte that changed, and it casts where types differ: the manifest, written last, holds each leaf's shape, type and
+checksum. A checkpoint without a manifest does not exist.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from cdisc.errors import UserError
+
+_MANIFEST = "manifest.json"
+
+
+def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _describe(leaves: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "shape": list(leaf.shape),
+            "dtype": leaf.dtype.name,
+            "sha256": hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest(),
+        }
+        for name, leaf in leaves.items()
+    }
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Replaces the file at `path` whole or not at all.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: pathlib.Path, error: BaseException) -> UserError:
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    reason = "the disk is full" if full else f"the folder cannot be written ({error})"
+    return UserError(
+        f"{path} was not saved: {reason}; make room or choose another --workdir, then run again: "
+        "what was finished before is kept."
+    )
+
+
+def save(path: pathlib.Path, tree: Any) -> None:
+    """Writes a pytree of arrays to the folder `path`, in place of what is there.
+
+    Raises:
+      UserError: if the folder cannot be written.
+    """
+    leaves = _named_leaves(tree)
+    path = path.absolute()
+    partial = path.with_name(path.name + ".partial")
+    try:
+        for folder in (partial, path):
+            shutil.rmtree(folder, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial / "arrays", leaves)
+        (partial / _MANIFEST).write_text(json.dumps(_describe(leaves)), encoding="utf-8")
+        partial.rename(path)
+    except (OSError, ValueError) as error:
+        # Orbax's storage layer reports a full disk as a ValueError.
+        raise _unwritable(path, error) from error
+
+
+def exists(path: pathlib.Path) -> bool:
+    """Whether `path` holds a finished checkpoint."""
+    return (path / _MANIFEST).is_file()
+
+
+def restore(path: pathlib.Path, like: Any) -> Any:
+    """Reads the checkpoint at `path` into the structure of `like`.
+
+    Args:
+      path: the folder that `save` wrote.
+      like: a pytree of arrays or of `jax.ShapeDtypeStruct`, the structure, shapes and types expected.
+
+    Raises:
+      UserError: if it is missing, cut short or damaged, or holds other arrays than `like`.
+    """
+    path = path.absolute()
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} holds no finished checkpoint: delete the folder and run its stage again.") from error
+    expected, treedef = jax.tree_util.tree_flatten_with_path(like)
+    names = [jax.tree_util.keystr(leaf_path, simple=True, separator="/") for leaf_path, _ in expected]
+    for name, (_, leaf) in zip(names, expected, strict=True):
+        if name not in manifest:
+            raise UserError(f"{path} lacks {name}: it comes from another network or version; use another --workdir.")
+        found = (tuple(manifest[name]["shape"]), manifest[name]["dtype"])
+        wanted = (tuple(leaf.shape), np.dtype(leaf.dtype).name)
+        if found != wanted:
+            raise UserError(
+                f"{path}: {name} has shape {found[0]} and type {found[1]} where {wanted[0]} and {wanted[1]} are "
+                "expected: it comes from another network; use another --workdir."
+            )
+    surplus = sorted(set(manifest) - set(names))
+    if surplus:
+        raise UserError(f"{path} has {surplus[0]}, which is not expected: it comes from another network or version.")
+    target = {name: np.empty(leaf.shape, leaf.dtype) for name, (_, leaf) in zip(names, expected, strict=True)}
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            leaves = checkpointer.restore(path / "arrays", target)
+        damaged = [name for name, entry in _describe(leaves).items() if entry["sha256"] != manifest[name]["sha256"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(path, "it cannot be read to its end") from error
+    if damaged:
+        raise _damaged(path, f"the checksum of {damaged[0]} does not match")
+    return jax.tree.unflatten(treedef, [jnp.asarray(leaves[name]) for name in names])
+
+
+def _damaged(path: pathlib.Path, what: str) -> UserError:
+    return UserError(f"{path} is damaged ({what}): delete that folder and run again; everything else is kept.")
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """The steps saved in `folder` by `save_step`, first to last."""
+    if not folder.is_dir():
+        return []
+    names = (path.name.removeprefix("step_") for path in folder.glob("step_*") if exists(path))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def save_step(folder: pathlib.Path, step: int, tree: Any, keep: int = 2) -> None:
+    """Saves `tree` as step `step` of `folder` and removes all but the last `keep` steps."""
+    save(folder / f"step_{step:08d}", tree)
+    for old in steps(folder)[:-keep]:
+        shutil.rmtree(folder / f"step_{old:08d}")
+
+
+def restore_step(folder: pathlib.Path, step: int, like: Any) -> Any:
+    """Reads what `save_step` wrote; raises as `restore` does."""
+    return restore(folder / f"step_{step:08d}", like)
+
+
+def save_npz(path: pathlib.Path, tree: Any, about: dict[str, str]) -> None:
+    """Writes a pytree as one compressed file in half precision, for bundling; `about` says what it is.
+
+    Args:
+      path: the file.
+      tree: floating-point arrays.
+      about: text fields, found again by `restore_npz`.
+    """
+    arrays = {f"array:{name}": leaf.astype(np.float16) for name, leaf in _named_leaves(tree).items()}
+    texts = {f"about:{name}": np.asarray(text) for name, text in about.items()}
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays, **texts)
+
+
+def restore_npz(path: pathlib.Path, like: Any, about: dict[str, str]) -> Any:
+    """Reads what `save_npz` wrote, as float32.
+
+    Args:
+      path: the file.
+      like: the structure and shapes expected.
+      about: the text fields expected.
+
+    Raises:
+      UserError: if the file is missing or damaged, or its fields or arrays are others.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = dict(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): install cdisc again, or train with --config.pretrain.from_scratch=True."
+        ) from error
+    for name, text in about.items():
+        found = str(content.get(f"about:{name}"))
+        if found != text:
+            raise UserError(
+                f"{path.name} was made with {name} {found[:12]} and this run has {text[:12]}: undo the change of "
+                "config.data, config.diffusion, config.network or config.pretrain, or train this network with "
+                "--config.pretrain.from_scratch=True."
+            )
+    expected, treedef = jax.tree_util.tree_flatten_with_path(like)
+    leaves = []
+    for leaf_path, leaf in expected:
+        name = "array:" + jax.tree_util.keystr(leaf_path, simple=True, separator="/")
+        if name not in content or content[name].shape != tuple(leaf.shape):
+            raise UserError(f"{path.name} has no array {name[6:]} of shape {tuple(leaf.shape)}: it is another network's.")
+        leaves.append(jnp.asarray(content[name], jnp.float32))
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def writable(folder: pathlib.Path) -> None:
+    """Makes sure that `folder` exists and can be written.
+
+    Raises:
+      UserError: if not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written: choose another --workdir.")

@@ -1,0 +1,87 @@
+"""From an ml_collections config to the options that the algorithms take, checked on the way."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import ml_collections
+
+from cdisc.errors import UserError
+
+_Options = TypeVar("_Options")
+
+BACKBONE_SECTIONS = ("data", "diffusion", "network", "pretrain")
+"""The sections that decide the weights of a trained backbone."""
+
+_NOT_IN_WEIGHTS = ("from_scratch", "bundle", "save_every")
+"""Fields of `pretrain` that do not change what is trained."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that names the nearest known name."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def options(cls: type[_Options], section: Mapping[str, Any], where: str, ignore: Iterable[str] = ()) -> _Options:
+    """An options dataclass from the section of a config.
+
+    Args:
+      cls: a dataclass.
+      section: a `ConfigDict` or a mapping with its fields.
+      where: the section's name, for messages.
+      ignore: fields of the section that are not of `cls`.
+
+    Raises:
+      UserError: for a field that does not exist, is missing, or has a value that `cls` refuses.
+    """
+    values = {name: value for name, value in section.items() if name not in set(ignore)}
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            raise UserError(f"config.{where}.{name} does not exist{nearest(name, fields)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise UserError(f"config.{where}.{name} is missing: add it to the config file.")
+    try:
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.{where} cannot be used: {error}.") from error
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The config as indented JSON with sorted keys."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of a JSON-like value, in hexadecimal; tuples and lists are the same."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def backbone_digest(config: ml_collections.ConfigDict) -> str:
+    """The digest of all that decides the weights of a trained backbone, the data aside."""
+    content = {name: config.to_dict()[name] for name in BACKBONE_SECTIONS if name in config}
+    content["pretrain"] = {k: v for k, v in content["pretrain"].items() if k not in _NOT_IN_WEIGHTS}
+    return digest(content)
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one from dotted names to values."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The dotted names whose values differ between two JSON-like mappings."""
+    before, after = (flatten(json.loads(json.dumps(content))) for content in (old, new))
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))

@@ -1,0 +1,58 @@
+"""The one place that talks to the person: lines, progress bars, and the sentence that ends a failed run."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import tqdm
+
+_Item = TypeVar("_Item")
+
+
+def say(text: str) -> None:
+    """Prints one line."""
+    tqdm.tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def warn(text: str) -> None:
+    """Prints one line to standard error."""
+    tqdm.tqdm.write(f"cdisc: warning: {text}", file=sys.stderr)
+
+
+def fail(text: str) -> None:
+    """Prints the sentence that ends a run."""
+    print(f"cdisc: {text}", file=sys.stderr, flush=True)
+
+
+def quiet_libraries() -> None:
+    """Keeps the libraries' own chatter below warnings, so that cdisc's lines can be read."""
+    for name in ("absl", "orbax", "jax", "matplotlib", "PIL"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def progress(items: Iterable[_Item], what: str, total: int | None = None, first: int = 0) -> Iterator[_Item]:
+    """Yields `items` with a progress bar on a terminal, and a line now and then elsewhere.
+
+    Args:
+      items: what is worked through.
+      what: what the bar is called.
+      total: how many items the whole work has; None takes the length of `items`.
+      first: how many of them an earlier run has done.
+    """
+    if total is None:
+        items = list(items)
+        total = first + len(items)
+    if sys.stderr.isatty():
+        yield from tqdm.tqdm(items, desc=what, total=total, initial=first, leave=False, dynamic_ncols=True)
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items, start=first):
+        now = time.monotonic()
+        if done > first and now - last >= 20.0:
+            left = (now - start) / (done - first) * (total - done)
+            say(f"  {what}: {done}/{total}, {left:.0f} s left")
+            last = now
+        yield item

@@ -1,0 +1,133 @@
+"""How each method turns what is known of a query into samples: one recipe, one sampler for all.
+
+Every method is the null model moved by guidance towards a Gaussian teacher, towards classes, or both:
+`eps_null + w_T(t) (eps_T - eps_null) + sum_c w_c (eps_c - eps_null)` (arXiv 2605.07078, Eq. 13, and `method.md`'s sum
+of guidances). A method differs from another in its teacher, its classes and its weights, nothing else.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from cdisc.diffusion import guidance
+from cdisc.diffusion.parameterization import EpsFn
+from cdisc.diffusion.sampling import ddim
+from cdisc.diffusion.schedule import Schedule
+from cdisc.discovery import poe
+from cdisc.networks import lora
+from cdisc.networks.backbone import Backbone, class_eps, null_eps
+
+
+@flax.struct.dataclass
+class Recipe:
+    """The guided density that a method samples. Recipes of one structure share one compiled sampler.
+
+    Attributes:
+      teacher: the Gaussian teacher; None for a method without one.
+      teacher_weight: () `w0` of Eq. 14.
+      teacher_sigma_min: () the teacher guides where the noise-to-signal ratio is at least this.
+      embeddings: (k, E) the classes' embeddings; k may be 0.
+      weights: (k,) the classes' guidance weights.
+      adapter: LoRA factors, or an empty dict.
+      w_max: cap of the teacher's weight.
+      elementwise: whether the teacher's weight is one for each element (`poe.adaptive_weight`).
+      scale: what multiplies the adapter's products.
+    """
+
+    teacher: poe.Teacher | None
+    teacher_weight: jax.Array
+    teacher_sigma_min: jax.Array
+    embeddings: jax.Array
+    weights: jax.Array
+    adapter: lora.Adapter
+    w_max: float = flax.struct.field(pytree_node=False, default=2.0)
+    elementwise: bool = flax.struct.field(pytree_node=False, default=False)
+    scale: float = flax.struct.field(pytree_node=False, default=0.0)
+
+
+def recipe_eps(backbone: Backbone, params: Any, schedule: Schedule, recipe: Recipe) -> EpsFn:
+    """The eps-function of a recipe."""
+
+    def adapted(eps_fn: EpsFn) -> EpsFn:
+        return lora.adapt(eps_fn, recipe.adapter, recipe.scale) if recipe.adapter else eps_fn
+
+    terms: list[tuple[EpsFn, guidance.Weight]] = []
+    if recipe.teacher is not None:
+        weight = poe.adaptive_weight(recipe.teacher, schedule, recipe.teacher_weight, recipe.w_max, recipe.elementwise)
+        weight = guidance.interval(weight, schedule, recipe.teacher_sigma_min)
+        terms.append((poe.teacher_eps(recipe.teacher, schedule), weight))
+    for i in range(recipe.embeddings.shape[0]):
+        chosen = adapted(class_eps(backbone, params, recipe.embeddings[i]))
+        terms.append((chosen, guidance.constant(recipe.weights[i])))
+    return guidance.guide(adapted(null_eps(backbone, params)), terms)
+
+
+def sample(
+    backbone: Backbone,
+    params: Any,
+    schedule: Schedule,
+    recipe: Recipe,
+    key: jax.Array,
+    *,
+    shape: tuple[int, ...],
+    num_samples: int,
+    num_steps: int,
+    clip: float | None,
+) -> jax.Array:
+    """Samples of a recipe by DDIM: (num_samples, *shape).
+
+    Args:
+      backbone: the pretrained model.
+      params: its parameters.
+      schedule: the forward process.
+      recipe: what to sample.
+      key: for the starting noise. Methods given the same key start from the same noise.
+      shape: of one sample.
+      num_samples: how many.
+      num_steps: of DDIM.
+      clip: as in `sampling.ddim`.
+    """
+    x = jax.random.normal(key, (num_samples, *shape))
+    return ddim(recipe_eps(backbone, params, schedule, recipe), schedule, x, num_steps=num_steps, clip=clip)
+
+
+def teacher_recipe(
+    teacher: poe.Teacher, table: jax.Array, w0: float, *, w_max: float = 2.0, elementwise: bool = False
+) -> Recipe:
+    """Eq. 13: the null model and a teacher, no class. `table` (classes, E) only gives the width of an embedding."""
+    return Recipe(
+        teacher=teacher,
+        teacher_weight=jnp.float32(w0),
+        teacher_sigma_min=jnp.float32(0.0),
+        embeddings=jnp.zeros((0, table.shape[1])),
+        weights=jnp.zeros((0,)),
+        adapter={},
+        w_max=w_max,
+        elementwise=elementwise,
+    )
+
+
+def class_recipe(
+    embeddings: jax.Array,
+    weights: jax.Array,
+    *,
+    adapter: lora.Adapter | None = None,
+    scale: float = 0.0,
+    teacher: poe.Teacher | None = None,
+    teacher_weight: float = 0.0,
+    teacher_sigma_min: float = 0.0,
+    w_max: float = 2.0,
+) -> Recipe:
+    """The null model and classes (k, E) of guidance weights (k,), perhaps adapted, perhaps with a teacher beside them."""
+    return Recipe(
+        teacher=teacher,
+        teacher_weight=jnp.float32(teacher_weight),
+        teacher_sigma_min=jnp.float32(teacher_sigma_min),
+        embeddings=embeddings,
+        weights=weights,
+        adapter={} if adapter is None else adapter,
+        scale=scale,
+        w_max=w_max,
+    )

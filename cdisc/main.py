@@ -1,0 +1,49 @@
+"""The command: `python -m cdisc.main --config=configs/colormnist.py:small --workdir=DIR`."""
+
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from cdisc import console, runtime
+from cdisc.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, such as configs/colormnist.py:small.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where all results go; a run that was stopped goes on from there.")
+_STAGES = flags.DEFINE_list("stages", None, "Some of pretrain,discover,adapt,evaluate,report; all by default.")
+_QUERY = flags.DEFINE_multi_string("query", [], "A picture of your own to compose; may be repeated.")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the stages; returns the exit code."""
+    try:
+        if len(argv) > 1:
+            raise UserError(f"{argv[1]!r} is not an option: all of them begin with --.")
+        if _CONFIG.value is None or _WORKDIR.value is None:
+            raise UserError("give --config=FILE and --workdir=DIR.")
+        runtime.configure()
+        from cdisc import pipeline  # jax reads its environment when it is first used
+
+        stages = pipeline.STAGES if _STAGES.value is None else _STAGES.value
+        pipeline.run(_CONFIG.value, pathlib.Path(_WORKDIR.value), stages, _QUERY.value)
+    except UserError as error:
+        console.fail(str(error))
+        return 2
+    except KeyboardInterrupt:
+        console.fail("stopped; the same command goes on from what was finished.")
+        return 2
+    return 0
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags, with a sentence instead of a traceback for what cannot be parsed."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        console.fail(" ".join(str(error).split()))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)

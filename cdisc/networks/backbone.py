@@ -1,0 +1,81 @@
+"""What every stage asks of a pretrained model: an eps-function that takes its class as a vector.
+
+A U-Net and a Gaussian mixture both provide it, so that the whole path from a query to samples runs on either.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cdisc.diffusion import exact
+from cdisc.diffusion.parameterization import EpsFn, eps_from_v
+from cdisc.diffusion.schedule import Schedule
+from cdisc.networks import denoiser
+from cdisc.networks.unet import UNetConfig
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A class-conditional model, as functions of its parameters.
+
+    Attributes:
+      apply: `(params, x (B, *shape), t (B,), embeddings (B, E)) -> eps (B, *shape)`.
+      table: `params -> (classes, E)`, the embeddings of the trained classes.
+      null: `params -> (E,)`, the embedding that stands for no class at all: the unconditional model.
+    """
+
+    apply: Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+    table: Callable[[Any], jax.Array]
+    null: Callable[[Any], jax.Array]
+
+
+def unet(config: UNetConfig, schedule: Schedule, prediction_type: str = "epsilon") -> Backbone:
+    """The U-Net of `config`; its parameters are those of `denoiser.init`.
+
+    Args:
+      config: the network's options.
+      schedule: the forward process.
+      prediction_type: what the network puts out, "epsilon" or "v_prediction" (diffusers' names).
+
+    Raises:
+      ValueError: for another prediction type.
+    """
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"{prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
+
+    def apply(params: denoiser.Params, x: jax.Array, t: jax.Array, embeddings: jax.Array) -> jax.Array:
+        out = denoiser.apply(config, params, x, t, embeddings)
+        return out if prediction_type == "epsilon" else eps_from_v(schedule, x, out, t)
+
+    return Backbone(apply=apply, table=denoiser.class_table, null=denoiser.null_embedding)
+
+
+def mixture(schedule: Schedule) -> Backbone:
+    """An exact model: its parameters are a `GaussianMixture`, a class is a component, an embedding is its weights."""
+
+    def apply(params: exact.GaussianMixture, x: jax.Array, t: jax.Array, embeddings: jax.Array) -> jax.Array:
+        def one(x: jax.Array, t: jax.Array, weights: jax.Array) -> jax.Array:
+            return exact.mixture_eps(params.replace(weights=weights), schedule)(x[None], t[None])[0]
+
+        return jax.vmap(one)(x, t, embeddings)
+
+    return Backbone(apply=apply, table=lambda params: jnp.eye(params.weights.shape[0]), null=lambda params: params.weights)
+
+
+def class_eps(backbone: Backbone, params: Any, embedding: jax.Array) -> EpsFn:
+    """The eps-function of the class with embedding `embedding` (E,)."""
+
+    def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
+        return backbone.apply(params, x, t, jnp.broadcast_to(embedding[None], (x.shape[0], embedding.shape[0])))
+
+    return eps_fn
+
+
+def null_eps(backbone: Backbone, params: Any) -> EpsFn:
+    """The unconditional eps-function, whose density discovery climbs (arXiv 2605.07078, Eq. 2)."""
+    return class_eps(backbone, params, backbone.null(params))

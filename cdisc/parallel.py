@@ -1,0 +1,66 @@
+"""The one place that knows devices: it maps a function of one query over many queries.
+
+Algorithms treat one query. Here queries are padded to a multiple of the devices and spread over them by `pmap`; those
+of one device run side by side (`vmap`) or one after the other. Results come back in order, without the padding.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def size(tree: Any) -> int:
+    """The leading axis Q of a tree of stacked queries."""
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
+def spread(tree: Any) -> Any:
+    """Reshapes leaves (Q, ...) to (devices, ceil(Q / devices), ...), repeating the last query as padding."""
+    devices = jax.local_device_count()
+    each = -(-size(tree) // devices)
+
+    def leaf(values: jax.Array) -> jax.Array:
+        values = jnp.asarray(values)
+        padding = jnp.repeat(values[-1:], devices * each - values.shape[0], axis=0)
+        return jnp.concatenate([values, padding]).reshape(devices, each, *values.shape[1:])
+
+    return jax.tree.map(leaf, tree)
+
+
+def gather(tree: Any, queries: int) -> Any:
+    """The inverse of `spread`: leaves (queries, ...)."""
+    return jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:])[:queries], tree)
+
+
+def side_by_side(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
+    """`fn(item, *shared)` for spread items: at once on all devices, and vectorised over the items of each.
+
+    The result takes and gives spread trees, so that a loop over steps moves nothing between devices.
+
+    Args:
+      fn: treats one item.
+      num_shared: how many arguments follow the item, the same for all items.
+    """
+    axes = (0, *(None,) * num_shared)
+    return jax.pmap(jax.vmap(fn, in_axes=axes), in_axes=axes)
+
+
+def one_by_one(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
+    """`fn(item, *shared)` for items (D, ...), one for each device; D is at most the number of devices.
+
+    For functions whose work differs from query to query, such as a loop that stops by its own residual: vectorised,
+    the quickest query would wait for the slowest.
+
+    Args:
+      fn: treats one item.
+      num_shared: how many arguments follow the item, the same for all items.
+    """
+    mapped = jax.pmap(fn, in_axes=(0, *(None,) * num_shared))
+
+    def apply(items: Any, *shared: Any) -> Any:
+        out = mapped(jax.tree.map(lambda values: values[:, 0], spread(items)), *shared)
+        return jax.tree.map(lambda values: values[: size(items)], out)
+
+    return apply

@@ -1,0 +1,165 @@
+"""Discovery as a whole, on a mixture whose held-out composition is known."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdisc.diffusion import exact, schedule
+from cdisc.discovery import concepts, modes
+from cdisc.errors import UserError
+
+SCHEDULE = schedule.linear_beta()
+LEVELS = (-0.8, 0.0, 0.8)
+HELD_OUT = (0.8, -0.8)
+SMALL = concepts.DiscoveryOptions(
+    timesteps=(20, 60, 100), starts_per_t=8, max_steps=60, lanes=8, capacity=16, curvature_iterations=2, probes=2
+)
+
+
+def grid() -> exact.GaussianMixture:
+    """All pairs of levels but one: in the plane, a picture of two attributes."""
+    cells = jnp.array([(x, y) for x in LEVELS for y in LEVELS if (x, y) != HELD_OUT])
+    return exact.GaussianMixture(jnp.full(8, 0.125), cells, jnp.full((8, 2), 0.01))
+
+
+def eps_fn(x, t):
+    return exact.mixture_eps(grid(), SCHEDULE)(x, t)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def find(query, key, options=SMALL) -> concepts.Discovery:
+    return concepts.discover(eps_fn, SCHEDULE, query, key, options)
+
+
+def test_a_held_out_composition_is_made_of_its_trained_halves():
+    options = dataclasses.replace(SMALL, start_mode="random", starts_per_t=30, capacity=32, covariance="deconvolved")
+    found = find(jnp.array(HELD_OUT), jax.random.key(0), options)
+    picked = found.selection.mask
+    assert int(picked.sum()) >= 2
+    prototypes = np.asarray(found.pool.m)[np.asarray(found.selection.indices)[np.asarray(picked)]]
+    # Each attribute of the query has an expert that carries it, though no expert carries both.
+    nearest = np.abs(prototypes - np.array(HELD_OUT)).min(0)
+    assert nearest.max() < 0.1
+    assert np.abs(prototypes - np.array(HELD_OUT)).max(1).min() > 0.5
+    np.testing.assert_allclose(found.teacher.mean, HELD_OUT, atol=0.1)
+    np.testing.assert_allclose(jnp.sum(found.teacher.weights, axis=0), 1.0, rtol=1e-5)
+
+
+def test_discovery_is_consistent_with_its_parts():
+    query = jnp.array([0.7, 0.1])
+    found = find(query, jax.random.key(1))
+    candidates = np.asarray(found.pool.mask) & (np.asarray(found.pool.curvature) < 0)
+    picked = np.asarray(found.selection.indices)[np.asarray(found.selection.mask)]
+    assert len(picked) >= 1
+    assert candidates[picked].all()
+    assert (np.asarray(found.pool.residual)[picked] <= SMALL.max_residual).all()
+    assert 0 < int(found.nfe) <= SMALL.max_evaluations
+    picks, teacher = concepts.assemble(query, found.pool, found.gaussians, SMALL)
+    np.testing.assert_array_equal(picks.indices, found.selection.indices)
+    np.testing.assert_allclose(teacher.mean, found.teacher.mean, atol=1e-6)
+    assert not any(bool(jnp.any(jnp.isnan(leaf))) for leaf in jax.tree.leaves(found))
+
+
+def test_discovery_is_deterministic_and_the_same_for_a_query_alone():
+    queries = jnp.array([[0.7, 0.1], [-0.5, 0.6]])
+    keys = jax.random.split(jax.random.key(2), 2)
+    together = jax.jit(lambda q, k: jax.lax.map(lambda a: find(*a), (q, k)))(queries, keys)
+    for i in range(2):
+        alone = find(queries[i], keys[i])
+        jax.tree.map(np.testing.assert_array_equal, alone, find(queries[i], keys[i]))
+        jax.tree.map(
+            lambda one, many, i=i: np.testing.assert_allclose(one, many[i], rtol=1e-4, atol=1e-5), alone, together
+        )
+    assert float(jnp.abs(together.teacher.mean[0] - together.teacher.mean[1]).max()) > 0.1
+
+
+def test_one_compilation_serves_all_queries():
+    before = find._cache_size()
+    options = dataclasses.replace(SMALL, tau=0.25)
+    for i in range(3):
+        find(jnp.full(2, 0.1 * i), jax.random.key(i), options)
+    assert find._cache_size() == before + 1
+
+
+def test_saddles_are_no_candidates_unless_asked_for():
+    root = jnp.sqrt(SCHEDULE.alpha_bar[jnp.array([60, 60])])[:, None]
+    m = jnp.array([[0.4, 0.0], [0.0, 0.0]])  # between two cells; in a cell
+    t = jnp.array([60, 60])
+    pool = modes.ModePool(
+        m * root, m, t, jnp.ones(2, jnp.int32), jnp.zeros(2), jnp.array([0.3, -0.4]), jnp.ones(2, bool)
+    )
+    experts = concepts.gaussians_lib.Gaussian(mean=m, variance=jnp.full((2, 2), 0.05))
+    query = jnp.array([0.4, 0.0])
+    picks, _ = concepts.assemble(query, pool, experts, SMALL)
+    assert np.asarray(picks.indices)[np.asarray(picks.mask)].tolist() == [1]
+    picks, _ = concepts.assemble(query, pool, experts, dataclasses.replace(SMALL, max_curvature=float("inf")))
+    assert int(picks.indices[0]) == 0
+
+
+def test_options_reach_the_selection():
+    query = jnp.array([0.05, 0.02])
+    found = find(query, jax.random.key(3))
+    several = dataclasses.replace(SMALL, background_variance=100.0, num_experts=6)
+    free, _ = concepts.assemble(query, found.pool, found.gaussians, several)
+    partition, _ = concepts.assemble(query, found.pool, found.gaussians, dataclasses.replace(several, one_per_t=True))
+    times = np.asarray(found.pool.t)[np.asarray(partition.indices)[np.asarray(partition.mask)]]
+    assert len(set(times.tolist())) == len(times)
+    assert int(free.mask.sum()) >= 1
+    assert free.mask.shape == (6,)
+
+
+def test_a_query_that_nothing_explains_gets_the_background():
+    found = find(jnp.array([0.1, 0.1]), jax.random.key(4))
+    options = dataclasses.replace(SMALL, background_mean=30.0, background_variance=0.5)
+    picks, teacher = concepts.assemble(jnp.array([30.0, 30.0]), found.pool, found.gaussians, options)
+    assert not bool(picks.mask.any())
+    np.testing.assert_array_equal(teacher.mean, 30.0)
+    np.testing.assert_array_equal(teacher.variance, 0.5)
+
+
+def test_both_ascents_find_the_same_prototypes():
+    query = jnp.array([-0.6, 0.7])
+    one = find(query, jax.random.key(5))
+    adam = dataclasses.replace(SMALL, ascent="adam", learning_rate=0.02, max_steps=600, tolerance=2e-3)
+    two = find(query, jax.random.key(5), adam)
+    firsts = [found.pool.m[found.selection.indices[0]] for found in (one, two)]
+    np.testing.assert_allclose(firsts[0], firsts[1], atol=0.02)
+    assert np.sign(np.asarray(firsts[0])).tolist() == [-1.0, 1.0]
+    np.testing.assert_allclose(one.teacher.mean, two.teacher.mean, atol=0.05)
+
+
+def test_the_default_options_keep_to_the_budget():
+    options = concepts.DiscoveryOptions()
+    # 48 chains of 40, then 32 modes with 1 + 8 and 1 + 16 evaluations.
+    assert options.max_evaluations == 1920 + 32 * 9 + 32 * 17 == 2752 <= 3000
+    assert hash(options) == hash(concepts.DiscoveryOptions())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start_mode": "near"}, "discovery.start_mode is 'near': use one of query, hybrid, random"),
+        ({"ascent": "sgd"}, "discovery.ascent"),
+        ({"estimator": "full"}, "discovery.estimator"),
+        ({"covariance": "dense"}, "discovery.covariance"),
+        ({"probes": 0}, "discovery.probes is 0"),
+        ({"tau": 0.0}, "discovery.tau is 0.0"),
+        ({"floor": float("nan")}, "discovery.floor"),
+        ({"delta": 0.5}, "discovery.delta"),
+        ({"timesteps": ()}, "discovery.timesteps"),
+        ({"timesteps": (0, 50)}, "discovery.timesteps"),
+    ],
+)
+def test_options_that_cannot_be_run_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        concepts.DiscoveryOptions(**change)
+
+
+def test_timesteps_beyond_the_schedule_are_refused():
+    options = dataclasses.replace(SMALL, timesteps=(50, 101))
+    with pytest.raises(UserError, match="the schedule ends at 100"):
+        concepts.discover(eps_fn, schedule.linear_beta(100), jnp.zeros(2), jax.random.key(0), options)

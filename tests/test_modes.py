@@ -1,0 +1,366 @@
+"""Chains against the exact modes of mixtures; the pool against small cases worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdisc.diffusion import exact, schedule
+from cdisc.discovery import modes
+
+SCHEDULE = schedule.linear_beta()
+
+
+def planar() -> exact.GaussianMixture:
+    """Five components in the plane, two of which fuse into one mode as the noise grows."""
+    return exact.GaussianMixture(
+        weights=jnp.array([0.3, 0.2, 0.2, 0.2, 0.1]),
+        means=jnp.array([[-0.8, -0.8], [0.8, -0.7], [-0.7, 0.8], [0.7, 0.8], [0.7, 0.2]]),
+        variances=jnp.array([[0.01, 0.02], [0.02, 0.01], [0.01, 0.01], [0.01, 0.02], [0.01, 0.01]]),
+    )
+
+
+def random_mixture(shape: tuple[int, ...], components: int = 4) -> exact.GaussianMixture:
+    means_key, variances_key = jax.random.split(jax.random.key(5))
+    return exact.GaussianMixture(
+        weights=jnp.full(components, 1.0 / components),
+        means=jax.random.uniform(means_key, (components, *shape), minval=-1.0, maxval=1.0),
+        variances=jax.random.uniform(variances_key, (components, *shape), minval=0.02, maxval=0.2),
+    )
+
+
+def chains_of(x, residual) -> modes.Chains:
+    n = len(residual)
+    return modes.Chains(
+        x=jnp.asarray(x, jnp.float32),
+        residual=jnp.asarray(residual, jnp.float32),
+        steps=jnp.ones(n, jnp.int32),
+        nfe=jnp.asarray(n, jnp.int32),
+    )
+
+
+def pool_at(x: jax.Array, t: jax.Array, mask: jax.Array | None = None) -> modes.ModePool:
+    n = x.shape[0]
+    return modes.ModePool(
+        x=x,
+        m=x / jnp.sqrt(schedule.alpha_bar_at(SCHEDULE, t, x)),
+        t=t,
+        basin=jnp.ones(n, jnp.int32),
+        residual=jnp.zeros(n),
+        curvature=jnp.full(n, jnp.inf),
+        mask=jnp.ones(n, bool) if mask is None else mask,
+    )
+
+
+def curvatures(mixture: exact.GaussianMixture, x: jax.Array, t: jax.Array) -> np.ndarray:
+    """The largest Hessian eigenvalue of the exact log density, times `1 - abar_t`, by automatic differentiation."""
+
+    def at(x, t):
+        return exact.log_density(mixture, SCHEDULE, x.reshape(1, *mixture.shape), t[None])[0]
+
+    hessians = jax.vmap(jax.hessian(at))(x.reshape(x.shape[0], -1), t)
+    return np.linalg.eigvalsh(np.asarray(hessians))[:, -1] * (1.0 - np.asarray(SCHEDULE.alpha_bar[t]))
+
+
+def test_starts_have_the_moments_of_their_mode():
+    query = jnp.array([0.5, -1.0, 2.0])
+    t = jnp.array([50, 400])
+    a = np.asarray(SCHEDULE.alpha_bar[t])
+    for mode, centred in (("query", 4000), ("hybrid", 2000), ("random", 0)):
+        x, ts = modes.starts(SCHEDULE, jax.random.key(0), query, t, 4000, mode)
+        assert ts.tolist() == [50] * 4000 + [400] * 4000
+        x = np.asarray(x).reshape(2, 4000, 3)
+        for i in range(2):
+            near, far = x[i, :centred], x[i, centred:]
+            if len(near):
+                np.testing.assert_allclose(near.mean(0), np.sqrt(a[i]) * np.asarray(query), atol=0.08)
+                np.testing.assert_allclose(near.std(0), np.sqrt(1 - a[i]), rtol=0.06)
+            if len(far):
+                np.testing.assert_allclose(far.mean(0), 0.0, atol=0.08)
+                np.testing.assert_allclose(far.std(0), 1.0, rtol=0.06)
+
+
+def test_starts_round_the_hybrid_half_up_and_refuse_other_modes():
+    x, _ = modes.starts(SCHEDULE, jax.random.key(0), jnp.full(2, 1e4), jnp.array([50, 60]), 3, "hybrid")
+    assert (np.abs(np.asarray(x)).max(1) > 1e3).tolist() == [True, True, False] * 2
+    with pytest.raises(ValueError, match="unknown start mode"):
+        modes.starts(SCHEDULE, jax.random.key(0), jnp.zeros(2), jnp.array([50]), 2, "centred")
+
+
+@pytest.mark.parametrize("name", ["mean_shift", "adam"])
+def test_every_kernel_finds_exactly_the_modes(name):
+    mixture = planar()
+    kernel, max_steps = {
+        "mean_shift": (modes.mean_shift(SCHEDULE), 1000),
+        "adam": (modes.adam(SCHEDULE, 0.02), 4000),
+    }[name]
+    t = jnp.array([40, 150])
+    x, ts = modes.starts(SCHEDULE, jax.random.key(1), jnp.zeros(2), t, 40, "random")
+    eps_fn = exact.mixture_eps(mixture, SCHEDULE)
+    chains = modes.ascend(eps_fn, SCHEDULE, x, ts, kernel=kernel, max_steps=max_steps, tolerance=3e-5, lanes=16)
+    assert float(jnp.max(chains.residual)) < 3e-5
+    pool = modes.merge(chains, SCHEDULE, ts, 0.02, 16)
+    assert int(pool.basin.sum()) == 80
+    for time in (40, 150):
+        expected = exact.modes(mixture, SCHEDULE, time)
+        found = np.asarray(pool.x)[np.asarray(pool.mask & (pool.t == time))]
+        assert found.shape == expected.shape, (time, found, expected)
+        distances = np.linalg.norm(found[:, None] - expected[None], axis=-1)
+        assert distances.min(0).max() < 2e-3, (found, expected)
+    # Fusing is what makes this a test of the noised density and not of the component means.
+    assert [len(exact.modes(mixture, SCHEDULE, time)) for time in (40, 150)] == [5, 4]
+
+
+def test_mean_shift_is_gradient_ascent_with_step_one_minus_abar():
+    mixture = random_mixture((6,))
+    kernel = modes.mean_shift(SCHEDULE)
+    x = jax.random.normal(jax.random.key(0), (8, 6))
+    t = jnp.array([1, 50, 100, 200, 300, 400, 700, 1000])
+
+    def total(x):
+        return jnp.sum(exact.log_density(mixture, SCHEDULE, x, t))
+
+    moved, state = kernel.step(exact.mixture_eps(mixture, SCHEDULE)(x, t), x, t, kernel.init(x))
+    assert state == ()
+    expected = x + (1.0 - SCHEDULE.alpha_bar[t])[:, None] * jax.grad(total)(x)
+    np.testing.assert_allclose(moved, expected, atol=3e-5)
+
+
+def test_mean_shift_never_lowers_the_density():
+    mixture = random_mixture((3, 3, 2))
+    kernel = modes.mean_shift(SCHEDULE)
+    eps_fn = exact.mixture_eps(mixture, SCHEDULE)
+    x, t = modes.starts(SCHEDULE, jax.random.key(3), mixture.means[0], jnp.array([20, 80, 200, 400]), 8, "hybrid")
+
+    def move(x, _):
+        return kernel.step(eps_fn(x, t), x, t, ())[0], exact.log_density(mixture, SCHEDULE, x, t)
+
+    _, densities = jax.lax.scan(move, x, None, length=30)
+    rises = np.diff(np.asarray(densities), axis=0)
+    assert rises.min() > -1e-4
+    assert rises[0].min() > 1e-3
+
+
+def test_adam_moves_uphill_by_its_learning_rate_and_keeps_moments_for_each_chain():
+    kernel = modes.adam(SCHEDULE, 0.1)
+    x = jnp.zeros((2, 3))
+    t = jnp.array([100, 100])
+    eps = jnp.array([[1.0, -2.0, 0.5], [3.0, 1.0, -1.0]])
+    moved, state = kernel.step(eps, x, t, kernel.init(x))
+    # Adam's first step has size `learning_rate`; uphill is against eps.
+    np.testing.assert_allclose(moved, -0.1 * jnp.sign(eps), rtol=1e-4)
+    assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(state))
+
+
+def run(lanes: int, *, max_steps: int = 60, kernel: modes.Kernel | None = None, eps_fn=None) -> modes.Chains:
+    mixture = planar()
+    x, t = modes.starts(SCHEDULE, jax.random.key(7), jnp.zeros(2), jnp.array([40, 120, 300]), 6, "hybrid")
+    return modes.ascend(
+        exact.mixture_eps(mixture, SCHEDULE) if eps_fn is None else eps_fn,
+        SCHEDULE,
+        x,
+        t,
+        kernel=modes.mean_shift(SCHEDULE) if kernel is None else kernel,
+        max_steps=max_steps,
+        tolerance=1e-3,
+        lanes=lanes,
+    )
+
+
+@pytest.mark.parametrize("name", ["mean_shift", "adam"])
+def test_a_chain_does_not_depend_on_the_lanes(name):
+    kernel = {"mean_shift": modes.mean_shift(SCHEDULE), "adam": modes.adam(SCHEDULE, 0.05)}[name]
+    reference = run(1, kernel=kernel)
+    assert len(set(reference.steps.tolist())) > 4  # chains of unlike length, or the queue is not tested
+    for lanes in (5, 18, 100):
+        chains = run(lanes, kernel=kernel)
+        np.testing.assert_array_equal(chains.steps, reference.steps)
+        np.testing.assert_allclose(chains.x, reference.x, atol=1e-5)
+        np.testing.assert_allclose(chains.residual, reference.residual, atol=1e-5)
+
+
+@pytest.mark.parametrize("lanes", [1, 5])
+def test_nfe_is_what_was_evaluated_and_no_finished_chain_holds_a_lane(lanes):
+    exact_eps = exact.mixture_eps(planar(), SCHEDULE)
+    seen = []
+
+    def counting(x, t):
+        jax.debug.callback(lambda rows: seen.append(rows.shape[0]), x)
+        return exact_eps(x, t)
+
+    chains = run(lanes, eps_fn=counting)
+    jax.effects_barrier()
+    steps = np.asarray(chains.steps)
+    assert sum(seen) == int(chains.nfe)
+    assert set(seen) == {lanes}
+    # Graham's bound for list scheduling; running batches to their slowest chain breaks it.
+    assert steps.sum() <= int(chains.nfe) <= steps.sum() + (lanes - 1) * steps.max()
+    batches = steps[: len(steps) // lanes * lanes].reshape(-1, lanes)
+    if lanes > 1:
+        assert int(chains.nfe) < lanes * batches.max(1).sum()
+
+
+def test_the_residual_belongs_to_the_point_returned():
+    chains = run(4, max_steps=3)
+    _, t = modes.starts(SCHEDULE, jax.random.key(7), jnp.zeros(2), jnp.array([40, 120, 300]), 6, "hybrid")
+    eps = exact.mixture_eps(planar(), SCHEDULE)(chains.x, t)
+    np.testing.assert_allclose(chains.residual, jnp.sqrt(jnp.mean(eps**2, axis=1)), rtol=1e-4)
+    assert int(chains.steps.max()) == 3
+    assert float(chains.residual.max()) > 1e-3
+
+
+def test_merge_counts_basins_within_a_timestep_and_keeps_the_best_residual():
+    root = float(jnp.sqrt(SCHEDULE.alpha_bar[100]))
+    clean = np.array([[0.0, 0.0], [0.05, 0.0], [0.0, 0.06], [1.0, 0.0], [0.0, 0.0]])
+    t = jnp.array([100, 100, 100, 100, 300])
+    scale = np.array([root] * 4 + [float(jnp.sqrt(SCHEDULE.alpha_bar[300]))])[:, None]
+    pool = modes.merge(chains_of(clean * scale, [0.03, 0.01, 0.02, 0.04, 0.05]), SCHEDULE, t, 0.1, 8)
+    assert pool.mask.tolist() == [True] * 3 + [False] * 5
+    assert pool.t[:3].tolist() == [100, 100, 300]
+    assert pool.basin.tolist() == [3, 1, 1, 0, 0, 0, 0, 0]
+    np.testing.assert_allclose(pool.m[:3], clean[[1, 3, 4]], atol=1e-6)
+    np.testing.assert_allclose(pool.x[:3], (clean * scale)[[1, 3, 4]], atol=1e-6)
+    np.testing.assert_allclose(pool.residual[:3], [0.01, 0.04, 0.05])
+    # The radius is a root mean square over entries: 0.06 / sqrt(2) is within 0.05, 1 is not.
+    assert int(modes.merge(chains_of(clean * scale, [0.0] * 5), SCHEDULE, t, 0.05, 8).mask.sum()) == 3
+    assert int(modes.merge(chains_of(clean * scale, [0.0] * 5), SCHEDULE, t, 0.03, 8).mask.sum()) == 5
+
+
+def test_merge_beyond_capacity_serves_every_timestep_before_any_gets_more():
+    # Timestep 100: basins of 3, 2, 1. Timestep 300: one of 1.
+    places = [0, 0, 0, 1, 1, 2, 5]
+    t = jnp.array([100] * 6 + [300])
+    chains = chains_of(np.array(places)[:, None] * np.ones((1, 3)), np.linspace(0.01, 0.02, 7))
+    for capacity, expected in (
+        (1, [(100, 3)]),
+        (2, [(100, 3), (300, 1)]),
+        (3, [(100, 3), (100, 2), (300, 1)]),
+        (4, [(100, 3), (100, 2), (100, 1), (300, 1)]),
+    ):
+        pool = modes.merge(chains, SCHEDULE, t, 0.1, capacity)
+        assert list(zip(pool.t.tolist(), pool.basin.tolist(), strict=True)) == expected
+
+
+def test_merge_forgets_what_did_not_arrive_and_pads_with_numbers():
+    x = np.array([[0.0, 0.0], [3.0, 3.0], [np.nan, np.nan], [0.0, 0.01]])
+    t = jnp.full(4, 100)
+    pool = modes.merge(chains_of(x, [0.01, 0.9, np.nan, 0.9]), SCHEDULE, t, 0.1, 6, max_residual=0.05)
+    assert pool.mask.tolist() == [True] + [False] * 5
+    assert pool.basin.tolist() == [2, 0, 0, 0, 0, 0]  # a late chain may still join
+    assert not any(bool(jnp.any(jnp.isnan(leaf))) for leaf in jax.tree.leaves(pool))
+    assert bool(jnp.all((pool.t >= 1) & (pool.t <= 1000)))
+    assert bool(jnp.all(jnp.isinf(pool.curvature)))
+    np.testing.assert_array_equal(pool.x[1:], 0.0)
+
+
+def test_merge_does_not_depend_on_the_order_of_the_chains():
+    chains, t = run(4), jnp.repeat(jnp.array([40, 120, 300]), 6)
+    shuffled = jax.random.permutation(jax.random.key(0), 18)
+    other = modes.Chains(chains.x[shuffled], chains.residual[shuffled], chains.steps[shuffled], chains.nfe)
+    one = modes.merge(chains, SCHEDULE, t, 0.05, 10)
+    two = modes.merge(other, SCHEDULE, t[shuffled], 0.05, 10)
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_a_chain_that_starts_on_a_saddle_is_told_from_a_mode():
+    mixture = exact.GaussianMixture(
+        weights=jnp.array([0.5, 0.5]), means=jnp.array([[-0.6, 0.2], [0.6, 0.2]]), variances=jnp.full((2, 2), 0.02)
+    )
+    eps_fn = exact.mixture_eps(mixture, SCHEDULE)
+    t = jnp.full(3, 100)
+    root = jnp.sqrt(SCHEDULE.alpha_bar[100])
+    x = root * jnp.array([[0.0, 0.2], [-0.5, 0.1], [0.5, 0.3]])
+    chains = modes.ascend(
+        eps_fn, SCHEDULE, x, t, kernel=modes.mean_shift(SCHEDULE), max_steps=200, tolerance=1e-5, lanes=2
+    )
+    assert int(chains.steps[0]) == 1  # the midpoint has no score at all
+    pool = modes.merge(chains, SCHEDULE, t, 0.01, 4)
+    pool, _ = modes.certify(eps_fn, SCHEDULE, pool, jax.random.key(0), 4, lanes=2)
+    saddle = np.abs(np.asarray(pool.m)[:, 0]) < 0.1
+    assert float(pool.residual[:3].max()) < 1e-5
+    assert (np.asarray(pool.curvature)[:3] > 0).tolist() == saddle[:3].tolist()
+    assert saddle[:3].sum() == 1
+    assert np.isinf(pool.curvature[3])
+    np.testing.assert_allclose(pool.curvature[:3], curvatures(mixture, pool.x[:3], pool.t[:3]), atol=1e-3)
+
+
+def test_certify_is_exact_with_enough_products_and_a_lower_bound_with_fewer():
+    mixture = random_mixture((2, 3, 2), components=6)
+    eps_fn = exact.mixture_eps(mixture, SCHEDULE)
+    t = jnp.array([30, 100, 200, 300, 500, 900])
+    x = jax.random.normal(jax.random.key(2), (6, 2, 3, 2)) * 0.5
+    expected = curvatures(mixture, x, t)
+    full, nfe = modes.certify(eps_fn, SCHEDULE, pool_at(x, t), jax.random.key(0), 100, lanes=4)
+    np.testing.assert_allclose(full.curvature, expected, atol=2e-4)
+    assert int(nfe) == 8 * (1 + 12)  # two batches of four rows; never more products than entries
+    few, nfe = modes.certify(eps_fn, SCHEDULE, pool_at(x, t), jax.random.key(0), 4, lanes=6)
+    assert int(nfe) == 6 * (1 + 4)
+    assert np.all(np.asarray(few.curvature) <= expected + 1e-4)
+    np.testing.assert_allclose(few.curvature, expected, atol=0.1)
+
+
+def test_certify_survives_an_exhausted_krylov_space():
+    isotropic = exact.GaussianMixture(jnp.ones(1), jnp.zeros((1, 4)), jnp.full((1, 4), 0.05))
+    t = jnp.array([50, 400])
+    pool, _ = modes.certify(
+        exact.mixture_eps(isotropic, SCHEDULE), SCHEDULE, pool_at(jnp.ones((2, 4)), t), jax.random.key(0), 4, lanes=2
+    )
+    a = SCHEDULE.alpha_bar[t]
+    np.testing.assert_allclose(pool.curvature, -(1 - a) / (a * 0.05 + 1 - a), rtol=1e-3)
+
+
+def test_normalised_jacobian_is_the_jacobian_and_linearises_once():
+    mixture = random_mixture((5,))
+    exact_eps = exact.mixture_eps(mixture, SCHEDULE)
+    seen = []
+
+    def counting(x, t):
+        jax.debug.callback(lambda rows: seen.append(rows.shape[0]), x)
+        return exact_eps(x, t)
+
+    x = jax.random.normal(jax.random.key(0), (3, 5)) * 0.5
+    t = jnp.array([50, 200, 400])
+    apply = modes.normalised_jacobian(counting, SCHEDULE, x, t)
+    products = jnp.stack([apply(jnp.broadcast_to(v, (3, 5))) for v in jnp.eye(5)], axis=-1)
+    jax.effects_barrier()
+    assert seen == [3]
+
+    def x0hat(x, t):
+        return exact.posterior_mean(mixture, SCHEDULE, x[None], t[None])[0]
+
+    expected = jax.vmap(jax.jacfwd(x0hat))(x, t) * jnp.sqrt(SCHEDULE.alpha_bar[t])[:, None, None]
+    np.testing.assert_allclose(products, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 4, 50])
+def test_in_lanes_equals_the_whole_batch_up_to_the_last_row_present(lanes):
+    x = jnp.arange(14.0).reshape(7, 2)
+    mask = jnp.array([True, False, True, True, False, False, False])
+    rows = []
+
+    def double(x, t):
+        jax.debug.callback(lambda x: rows.append(x.shape[0]), x)
+        return 2.0 * x + t[:, None]
+
+    out, nfe = modes.in_lanes(double, (x, jnp.arange(7.0)), mask, lanes=lanes, cost=3)
+    jax.effects_barrier()
+    width = min(lanes, 7)
+    computed = min(-(-4 // width) * width, 7)
+    np.testing.assert_array_equal(out[:computed], (2.0 * x + jnp.arange(7.0)[:, None])[:computed])
+    np.testing.assert_array_equal(out[computed:], 0.0)
+    assert int(nfe) == 3 * sum(rows) == 3 * (-(-4 // width) * width)
+
+
+def test_in_lanes_computes_nothing_for_an_empty_pool():
+    out, nfe = modes.in_lanes(lambda x: x / x, (jnp.zeros((4, 2)),), jnp.zeros(4, bool), lanes=2, cost=5)
+    np.testing.assert_array_equal(out, 0.0)
+    assert int(nfe) == 0
+
+
+def test_normal_each_gives_a_row_its_own_noise_whatever_the_batch():
+    key = jax.random.key(4)
+    many = modes.normal_each(key, jnp.zeros((500, 8)))
+    np.testing.assert_array_equal(modes.normal_each(key, jnp.zeros((3, 8))), many[:3])
+    np.testing.assert_allclose(jnp.mean(many), 0.0, atol=0.06)
+    np.testing.assert_allclose(jnp.std(many), 1.0, atol=0.05)
+    assert len(np.unique(np.asarray(many))) > 3900
