@@ -1,8 +1,9 @@
 """Everything that is written to be read again: pytrees of arrays, through Orbax, with a manifest of their own.
 
-Orbax writes to a temporary folder and renames it, so a killed run leaves no half checkpoint. What it does not see is a
-byte that changed, and it casts where types differ: the manifest, written last, holds each leaf's shape, type and
-checksum. A checkpoint without a manifest does not exist.
+Everything is written to a temporary folder that is renamed, so a killed run leaves no half checkpoint. Orbax casts where
+types differ, and answers a damaged file with tracebacks from its threads: the manifest, written last, holds each leaf's
+shape and type and each file's checksum, and both are compared before Orbax reads. A checkpoint without a manifest does
+not exist.
 """
 
 import errno
@@ -11,6 +12,8 @@ import json
 import os
 import pathlib
 import shutil
+import zipfile
+import zlib
 from typing import Any
 
 import jax
@@ -28,15 +31,9 @@ def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 
 
-def _describe(leaves: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {
-            "shape": list(leaf.shape),
-            "dtype": leaf.dtype.name,
-            "sha256": hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest(),
-        }
-        for name, leaf in leaves.items()
-    }
+def _checksums(folder: pathlib.Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -54,9 +51,12 @@ def write_text(path: pathlib.Path, text: str) -> None:
         raise _unwritable(path, error) from error
 
 
+def _is_full(error: BaseException) -> bool:
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+
+
 def _unwritable(path: pathlib.Path, error: BaseException) -> UserError:
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    reason = "the disk is full" if full else f"the folder cannot be written ({error})"
+    reason = "the disk is full" if _is_full(error) else f"the folder cannot be written ({error})"
     return UserError(
         f"{path} was not saved: {reason}; make room or choose another --workdir, then run again: "
         "what was finished before is kept."
@@ -64,24 +64,34 @@ def _unwritable(path: pathlib.Path, error: BaseException) -> UserError:
 
 
 def save(path: pathlib.Path, tree: Any) -> None:
-    """Writes a pytree of arrays to the folder `path`, in place of what is there.
+    """Writes a pytree of arrays to the folder `path`, in place of what is there, which is removed last.
 
     Raises:
-      UserError: if the folder cannot be written.
+      UserError: if the folder cannot be written; what was there is then still there.
     """
     leaves = _named_leaves(tree)
     path = path.absolute()
-    partial = path.with_name(path.name + ".partial")
+    partial, old = (path.with_name(path.name + end) for end in (".partial", ".old"))
     try:
-        for folder in (partial, path):
+        for folder in (partial, old):
             shutil.rmtree(folder, ignore_errors=True)
         partial.mkdir(parents=True)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial / "arrays", leaves)
-        (partial / _MANIFEST).write_text(json.dumps(_describe(leaves)), encoding="utf-8")
+        manifest = {
+            "leaves": {name: [list(leaf.shape), leaf.dtype.name] for name, leaf in leaves.items()},
+            "files": _checksums(partial),
+        }
+        (partial / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        if path.exists():
+            path.rename(old)
         partial.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, ValueError) as error:
-        # Orbax's storage layer reports a full disk as a ValueError.
+        shutil.rmtree(partial, ignore_errors=True)
+        # Orbax's storage layer reports a full disk as a ValueError; any other is a mistake in the code.
+        if isinstance(error, ValueError) and not _is_full(error):
+            raise
         raise _unwritable(path, error) from error
 
 
@@ -103,33 +113,38 @@ def restore(path: pathlib.Path, like: Any) -> Any:
     path = path.absolute()
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        leaves = {name: (tuple(shape), dtype) for name, (shape, dtype) in manifest["leaves"].items()}
+        files = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} holds no finished checkpoint: delete the folder and run its stage again.") from error
     expected, treedef = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(leaf_path, simple=True, separator="/") for leaf_path, _ in expected]
     for name, (_, leaf) in zip(names, expected, strict=True):
-        if name not in manifest:
+        if name not in leaves:
             raise UserError(f"{path} lacks {name}: it comes from another network or version; use another --workdir.")
-        found = (tuple(manifest[name]["shape"]), manifest[name]["dtype"])
+        found = leaves[name]
         wanted = (tuple(leaf.shape), np.dtype(leaf.dtype).name)
         if found != wanted:
             raise UserError(
                 f"{path}: {name} has shape {found[0]} and type {found[1]} where {wanted[0]} and {wanted[1]} are "
                 "expected: it comes from another network; use another --workdir."
             )
-    surplus = sorted(set(manifest) - set(names))
+    surplus = sorted(set(leaves) - set(names))
     if surplus:
         raise UserError(f"{path} has {surplus[0]}, which is not expected: it comes from another network or version.")
+    found_files = _checksums(path)
+    for name, checksum in files.items():
+        if name not in found_files:
+            raise _damaged(path, f"{name} is missing")
+        if found_files[name] != checksum:
+            raise _damaged(path, f"{name} is not what was written")
     target = {name: np.empty(leaf.shape, leaf.dtype) for name, (_, leaf) in zip(names, expected, strict=True)}
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            leaves = checkpointer.restore(path / "arrays", target)
-        damaged = [name for name, entry in _describe(leaves).items() if entry["sha256"] != manifest[name]["sha256"]]
+            values = checkpointer.restore(path / "arrays", target)
     except (OSError, ValueError, KeyError) as error:
         raise _damaged(path, "it cannot be read to its end") from error
-    if damaged:
-        raise _damaged(path, f"the checksum of {damaged[0]} does not match")
-    return jax.tree.unflatten(treedef, [jnp.asarray(leaves[name]) for name in names])
+    return jax.tree.unflatten(treedef, [jnp.asarray(values[name]) for name in names])
 
 
 def _damaged(path: pathlib.Path, what: str) -> UserError:
@@ -184,7 +199,7 @@ def restore_npz(path: pathlib.Path, like: Any, about: dict[str, str]) -> Any:
     try:
         with np.load(path, allow_pickle=False) as file:
             content = dict(file)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{path} cannot be read ({error}): install cdisc again, or train with --config.pretrain.from_scratch=True."
         ) from error
@@ -201,7 +216,9 @@ def restore_npz(path: pathlib.Path, like: Any, about: dict[str, str]) -> Any:
     for leaf_path, leaf in expected:
         name = "array:" + jax.tree_util.keystr(leaf_path, simple=True, separator="/")
         if name not in content or content[name].shape != tuple(leaf.shape):
-            raise UserError(f"{path.name} has no array {name[6:]} of shape {tuple(leaf.shape)}: it is another network's.")
+            raise UserError(
+                f"{path.name} has no array {name[6:]} of shape {tuple(leaf.shape)}: it is another network's."
+            )
         leaves.append(jnp.asarray(content[name], jnp.float32))
     return jax.tree.unflatten(treedef, leaves)
 

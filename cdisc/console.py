@@ -28,9 +28,12 @@ def fail(text: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keeps the libraries' own chatter below warnings, so that cdisc's lines can be read."""
-    for name in ("absl", "orbax", "jax", "matplotlib", "PIL"):
+    """Keeps the libraries' own chatter away, so that cdisc's lines can be read."""
+    for name in ("jax", "matplotlib", "PIL"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Orbax logs, with a traceback, errors that it also raises.
+    for name in ("absl", "orbax"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def progress(items: Iterable[_Item], what: str, total: int | None = None, first: int = 0) -> Iterator[_Item]:

@@ -1,5 +1,7 @@
 """The command: `python -m cdisc.main --config=configs/colormnist.py:small --workdir=DIR`."""
 
+import errno
+import itertools
 import pathlib
 import sys
 
@@ -25,10 +27,17 @@ def main(argv: list[str]) -> int:
         runtime.configure()
         from cdisc import pipeline  # jax reads its environment when it is first used
 
+        if _STAGES.value == []:
+            raise UserError("--stages names no stage: leave it out for all of them.")
         stages = pipeline.STAGES if _STAGES.value is None else _STAGES.value
         pipeline.run(_CONFIG.value, pathlib.Path(_WORKDIR.value), stages, _QUERY.value)
     except UserError as error:
         console.fail(str(error))
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        console.fail(f"{error}: make room or choose another --workdir, then run again; what was finished is kept.")
         return 2
     except KeyboardInterrupt:
         console.fail("stopped; the same command goes on from what was finished.")
@@ -38,10 +47,18 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> list[str]:
     """Parses the flags, with a sentence instead of a traceback for what cannot be parsed."""
+    for argument, following in itertools.pairwise([*argv, ""]):
+        name, _, value = argument.partition("=")
+        file = (value if value else following).partition(":")[0]
+        if name in ("--config", "-config") and not pathlib.Path(file).is_file():
+            console.fail(f"there is no config file {file!r}: give one such as configs/colormnist.py:small.")
+            sys.exit(2)
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        console.fail(" ".join(str(error).split()))
+    except (flags.Error, AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
+        # Where the config file raised, the message is a traceback, whose last line is the sentence.
+        lines = str(error).strip().splitlines() if "Traceback" in str(error) else [" ".join(str(error).split())]
+        console.fail(lines[-1].removeprefix("ValueError: "))
         sys.exit(2)
 
 

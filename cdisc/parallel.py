@@ -4,11 +4,12 @@ Algorithms treat one query. Here queries are padded to a multiple of the devices
 of one device run side by side (`vmap`) or one after the other. Results come back in order, without the padding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def size(tree: Any) -> int:
@@ -64,3 +65,34 @@ def one_by_one(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
         return jax.tree.map(lambda values: values[: size(items)], out)
 
     return apply
+
+
+def groups(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:
+    """`items` in runs of `count`."""
+    return (items[i : i + count] for i in range(0, len(items), count))
+
+
+def in_groups(mapped: Callable[..., Any], items: Any, *shared: Any) -> Any:
+    """Applies what `one_by_one` made to stacked items (Q, ...), as many at a time as there are devices."""
+    indices = list(range(size(items)))
+    parts = [
+        mapped(jax.tree.map(lambda leaf, g=group: leaf[g[0] : g[-1] + 1], items), *shared)
+        for group in groups(indices, jax.local_device_count())
+    ]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """One tree whose leaves have a leading axis, from trees of one structure."""
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def unstack(tree: Any) -> list[Any]:
+    """The inverse of `stack`."""
+    host = jax.tree.map(np.asarray, tree)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in range(size(host))]
+
+
+def stack_keys(keys: Sequence[jax.Array]) -> jax.Array:
+    """Keys (Q,) from single ones."""
+    return jnp.stack(list(keys))

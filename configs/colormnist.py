@@ -125,7 +125,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
         tau_k=1e-3,  # temperature of Top-3's weights
         query_only_sigma=1.0,
         query_only_sigmas=(0.05, 0.1, 0.2, 0.4),  # of which the best is reported
-        judge_steps=1000,
+        judge=_section(seed=0, pictures=20_000, steps=3000),  # trained on real pictures alone
         methods=_section(
             embedding=_method(level="embedding", guidance=2.0),
             lora=_method(level="lora", guidance=0.8),
@@ -151,6 +151,7 @@ def _level(**fields) -> ml_collections.ConfigDict:
         "learning_rate": 1e-3,
         "embedding_learning_rate": 5e-2,
         "null_dropout": 0.1,
+        "loss": "eps",
         "prior_weight": 0.0,
     }
     return _section(**(defaults | fields))
@@ -208,7 +209,13 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.adapt.levels = _section(
         embedding=_level(pool="query", start="top1", steps=60, batch_size=16),
         lora=_level(
-            pool="both", start="top1", rank=4, alpha=8.0, steps=40, batch_size=16, prior_weight=1.0,
+            pool="both",
+            start="top1",
+            rank=4,
+            alpha=8.0,
+            steps=40,
+            batch_size=16,
+            prior_weight=1.0,
             embedding_learning_rate=2e-2,
         ),
     )
@@ -222,14 +229,31 @@ def _small(c: ml_collections.ConfigDict) -> None:
 
 def _tiny(c: ml_collections.ConfigDict) -> None:
     """Everything from scratch in under two minutes: right in all but quality."""
-    c.network.update(block_out_channels=(16, 16), down_block_types=("DownBlock2D",) * 2,
-                     up_block_types=("UpBlock2D",) * 2, norm_num_groups=4, attention_head_dim=8, patch_size=4)
-    c.pretrain.update(from_scratch=True, bundle="", steps=60, batch_size=16, warmup_steps=10, decay_steps=20,
-                      save_every=25)
-    c.discover.update(timesteps=(100, 400), starts_per_t=4, max_steps=8, max_residual=float("inf"), lanes=8, capacity=8,
-                      max_curvature=float("inf"), curvature_iterations=2, probes=2)
+    c.network.update(
+        block_out_channels=(16, 16),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        norm_num_groups=4,
+        attention_head_dim=8,
+        patch_size=4,
+    )
+    c.pretrain.update(
+        from_scratch=True, bundle="", steps=60, batch_size=16, warmup_steps=10, decay_steps=20, save_every=25
+    )
+    c.discover.update(
+        timesteps=(100, 400),
+        starts_per_t=4,
+        max_steps=8,
+        max_residual=float("inf"),
+        lanes=8,
+        capacity=8,
+        max_curvature=float("inf"),
+        curvature_iterations=2,
+        probes=2,
+    )
     c.sampling.num_steps = 4
     c.adapt.update(pool_size=8, prior_size=8, class_draws=1, chunk=2)
     for level in c.adapt.levels.values():
         level.update(steps=3, batch_size=4)
-    c.evaluate.update(num_queries=2, samples=8, references=8, judge_steps=30)
+    c.evaluate.update(num_queries=2, samples=8, references=8)
+    c.evaluate.judge.update(pictures=500, steps=30)

@@ -45,8 +45,8 @@ def test_precision_is_of_samples_and_recall_is_of_real_pictures():
 
 def test_copies_of_one_picture_are_precise_but_recall_nothing():
     key_real, key_jitter = jax.random.split(jax.random.key(1))
-    real = 10.0 + jax.random.normal(key_real, (100, 16))
-    # Jitter far below what a float32 product of such features could resolve.
+    # Far from the origin, so that a float32 product of such features resolves neither the jitter nor the set.
+    real = 100.0 + 0.05 * jax.random.normal(key_real, (100, 16))
     fake = real[:1] + 1e-4 * jax.random.normal(key_jitter, (50, 16))
     figures = metrics.precision_recall(real, fake)
     assert figures.precision == 1.0

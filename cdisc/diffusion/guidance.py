@@ -1,8 +1,8 @@
 """Guidance: a transform from eps-functions to an eps-function.
 
-`eps = eps_null + sum_i w_i(t) (eps_i - eps_null)` (Ho & Salimans 2022; several terms: Liu et al. 2022; a density that is
-no network as a term: arXiv 2605.07078, Eq. 13). With one constant weight, `w = 0` is the unconditional model, `w = 1`
-the conditional one.
+`eps = eps_null + sum_i w_i(t) (eps_i - eps_null)` (Ho & Salimans 2022; several terms: Liu et al. 2022; a density
+that is no network as a term: arXiv 2605.07078, Eq. 13). With one constant weight, `w = 0` is the unconditional model,
+`w = 1` the conditional one.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ def constant(value: float | jax.Array) -> Weight:
 
 
 def interval(weight: Weight, schedule: Schedule, sigma_min: float, sigma_max: float = float("inf")) -> Weight:
-    """`weight` where the noise-to-signal ratio lies in [sigma_min, sigma_max], zero elsewhere (Kynkaanniemi et al. 2024)."""
+    """`weight` where the noise-to-signal ratio lies in [sigma_min, sigma_max], else zero (Kynkaanniemi et al. 2024)."""
 
     def limited(t: jax.Array) -> jax.Array:
         level = sigma(schedule, t)

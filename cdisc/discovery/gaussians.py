@@ -155,8 +155,8 @@ def lattice_colours(shape: tuple[int, ...], colours: int) -> np.ndarray:
 
     Pictures (H, W, C) are coloured `(y + p x + q c) mod colours`, a lattice in the plane and across the channels. The
     steps p, q are those with the least `sum 1 / (1 + distance^2)^2` over pairs of one colour, where the distance is
-    taken in the plane: the channels of a pixel count as touching. Other shapes are coloured in turn. With as many
-    colours as entries, each entry has its own.
+    taken in the plane: the channels of a pixel count as touching, and pairs in both another channel and another pixel
+    count half. Other shapes are coloured in turn. With as many colours as entries, each entry has its own.
 
     Returns:
       int32 (*shape), values in 0..colours - 1.
@@ -171,8 +171,9 @@ def lattice_colours(shape: tuple[int, ...], colours: int) -> np.ndarray:
     )
     other = (dy != 0) | (dx != 0) | (dc != 0)
     dy, dx, dc = dy[other], dx[other], dc[other]
-    # (channels - |dc|) of the channels have a partner at offset dc.
-    cost = (1.0 - np.abs(dc) / channels) / np.square(1.0 + dy**2 + dx**2)
+    # (channels - |dc|) of the channels have a partner at offset dc. Other channels of other pixels are less alike.
+    share = (1.0 - np.abs(dc) / channels) * np.where((dc != 0) & ((dy != 0) | (dx != 0)), 0.5, 1.0)
+    cost = share / np.square(1.0 + dy**2 + dx**2)
     best, best_steps = np.inf, (0, 0)
     for p in range(colours):
         for q in range(colours if channels > 1 else 1):

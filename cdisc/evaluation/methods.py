@@ -1,8 +1,8 @@
 """How each method turns what is known of a query into samples: one recipe, one sampler for all.
 
 Every method is the null model moved by guidance towards a Gaussian teacher, towards classes, or both:
-`eps_null + w_T(t) (eps_T - eps_null) + sum_c w_c (eps_c - eps_null)` (arXiv 2605.07078, Eq. 13, and `method.md`'s sum
-of guidances). A method differs from another in its teacher, its classes and its weights, nothing else.
+`eps_null + w_T(t) (eps_T - eps_null) + sum_c w_c (eps_c - eps_null)` (arXiv 2605.07078, Eq. 13, with
+classes beside the teacher). A method differs from another in its teacher, its classes and its weights, nothing else.
 """
 
 from typing import Any
@@ -120,7 +120,7 @@ def class_recipe(
     teacher_sigma_min: float = 0.0,
     w_max: float = 2.0,
 ) -> Recipe:
-    """The null model and classes (k, E) of guidance weights (k,), perhaps adapted, perhaps with a teacher beside them."""
+    """The null model and classes (k, E) of weights (k,), perhaps adapted, perhaps with a teacher beside them."""
     return Recipe(
         teacher=teacher,
         teacher_weight=jnp.float32(teacher_weight),

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdisc.diffusion.loss import denoising_loss
+from cdisc.diffusion.loss import LOSSES, denoising_loss
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
 from cdisc.networks import lora
@@ -45,6 +45,7 @@ class AdaptOptions:
       learning_rate: of the adapter (Adam).
       embedding_learning_rate: of the embedding (Adam).
       null_dropout: share of the batch that sees the null class instead of the new embedding.
+      loss: "eps" (Eq. 15) or "v" (`diffusion.loss.loss_weight`).
       prior_weight: weight of the loss on pictures of trained classes, with their own embeddings; 0 leaves it out.
     """
 
@@ -59,6 +60,7 @@ class AdaptOptions:
     learning_rate: float = 0.0
     embedding_learning_rate: float
     null_dropout: float = 0.0
+    loss: str = "eps"
     prior_weight: float = 0.0
 
     @property
@@ -128,18 +130,19 @@ class FitState:
 def _optimizer(options: AdaptOptions) -> optax.GradientTransformation:
     """Adam, with one rate for the embedding and one for the adapter."""
     rates = {"embedding": options.embedding_learning_rate, "adapter": options.learning_rate}
-    return optax.multi_transform({name: optax.adam(rate) for name, rate in rates.items()}, {name: name for name in rates})
+    return optax.multi_transform(
+        {name: optax.adam(rate) for name, rate in rates.items()}, {name: name for name in rates}
+    )
 
 
-def init(
-    backbone: Backbone, params: Any, lesson: Lesson, key: jax.Array, options: AdaptOptions
-) -> FitState:
+def init(backbone: Backbone, params: Any, lesson: Lesson, key: jax.Array, options: AdaptOptions) -> FitState:
     """The state before the first step.
 
     Raises:
-      ValueError: if the options name a pool, start or space that does not exist.
+      ValueError: if the options name a pool, start, space or loss that does not exist.
     """
-    for value, known in ((options.pool, POOLS), (options.start, STARTS), (options.space, SPACES)):
+    choices = ((options.pool, POOLS), (options.start, STARTS), (options.space, SPACES), (options.loss, LOSSES))
+    for value, known in choices:
         if value not in known:
             raise ValueError(f"{value!r} is not one of {', '.join(known)}")
     key_embedding, key_adapter = jax.random.split(key)
@@ -208,13 +211,15 @@ def step(
         embedding = _decode(trainable["embedding"], table, options)
         dropped = jax.random.bernoulli(key_null, options.null_dropout, (options.batch_size, 1))
         embeddings = jnp.where(dropped, null[None, :], embedding[None, :])
-        loss = denoising_loss(eps_of(embeddings), schedule, key_loss, _draw(lesson, key_batch, options))
+        loss = denoising_loss(eps_of(embeddings), schedule, key_loss, _draw(lesson, key_batch, options), options.loss)
         if options.space == "span":
             loss += options.l1 * jnp.sum(jnp.abs(trainable["embedding"]))
         if options.prior_weight > 0:
             rows = jax.random.randint(key_prior, (options.batch_size,), 0, prior.images.shape[0])
             eps_fn = eps_of(table[prior.labels[rows]])
-            loss += options.prior_weight * denoising_loss(eps_fn, schedule, key_prior_loss, prior.images[rows])
+            loss += options.prior_weight * denoising_loss(
+                eps_fn, schedule, key_prior_loss, prior.images[rows], options.loss
+            )
         return loss
 
     trainable = {"embedding": state.embedding, "adapter": state.adapter}

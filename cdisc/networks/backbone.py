@@ -64,7 +64,10 @@ def mixture(schedule: Schedule) -> Backbone:
 
         return jax.vmap(one)(x, t, embeddings)
 
-    return Backbone(apply=apply, table=lambda params: jnp.eye(params.weights.shape[0]), null=lambda params: params.weights)
+    def table(params: exact.GaussianMixture) -> jax.Array:
+        return jnp.eye(params.weights.shape[0])
+
+    return Backbone(apply=apply, table=table, null=lambda params: params.weights)
 
 
 def class_eps(backbone: Backbone, params: Any, embedding: jax.Array) -> EpsFn:

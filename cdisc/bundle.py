@@ -1,0 +1,47 @@
+"""Makes the files in `cdisc/bundled`: a backbone that a run has trained, and the judge that goes with it.
+
+The bundled ColorMNIST files come from these two commands, the first of which takes about an hour on two CPU cores:
+
+    python -m cdisc.main --config=configs/colormnist.py:small --config.pretrain.from_scratch=True \
+        --stages=pretrain --workdir=runs/backbone
+    python -m cdisc.bundle --config=configs/colormnist.py:small --config.pretrain.from_scratch=True \
+        --workdir=runs/backbone
+
+Weights are kept in half precision. Each file carries the digest of the configuration and of the data that made it, and
+is refused by a run that has others.
+"""
+
+import pathlib
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from cdisc import checkpoints, console, runtime
+from cdisc.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration that the backbone was trained with.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run that trained it.")
+
+
+def main(_: list[str]) -> int:
+    """Writes the bundled files; returns the exit code."""
+    runtime.configure()
+    from cdisc.run import prepare  # jax reads its environment when it is first used
+    from cdisc.stages import evaluate, pretrain
+
+    try:
+        run = prepare(_CONFIG.value, pathlib.Path(_WORKDIR.value), [])
+        backbone = pretrain.BUNDLED / f"{run.config.pretrain.bundle}.npz"
+        backbone.parent.mkdir(exist_ok=True)
+        checkpoints.save_npz(backbone, pretrain.pretrain(run, active=False), pretrain.bundle_about(run))
+        checkpoints.save_npz(evaluate.judge_bundle(run), evaluate.train_judge(run), evaluate.judge_about(run))
+    except UserError as error:
+        console.fail(str(error))
+        return 2
+    console.say(f"bundle: {backbone}, {evaluate.judge_bundle(run)}")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

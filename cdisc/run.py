@@ -1,0 +1,256 @@
+"""One run: its configuration, checked before work begins, and what all stages share."""
+
+import dataclasses
+import json
+import pathlib
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from cdisc import checkpoints, console, parallel
+from cdisc import config as config_lib
+from cdisc.data import Dataset, colormnist, pictures, planar
+from cdisc.diffusion import schedule as schedule_lib
+from cdisc.discovery import concepts
+from cdisc.errors import UserError
+from cdisc.learning.adapt import AdaptOptions
+from cdisc.networks import backbone as backbone_lib
+from cdisc.networks.unet import UNetConfig
+
+STAGES = ("pretrain", "discover", "adapt", "evaluate", "report")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Query:
+    """One picture to compose, and what is known of it.
+
+    Attributes:
+      name: what it is called in results and report.
+      image: (*shape) float32.
+      composition: value indices, one for each factor; None if nobody said.
+      source: where it comes from.
+    """
+
+    name: str
+    image: np.ndarray
+    composition: tuple[int, ...] | None
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """A way to sample a level of adaptation.
+
+    Attributes:
+      level: the level's name in `config.adapt.levels`.
+      guidance: weight of the new class.
+      teacher_weight: `w0` of the teacher beside it; 0 leaves the teacher out.
+      teacher_sigma_min: the teacher guides where the noise-to-signal ratio is at least this.
+    """
+
+    level: str
+    guidance: float
+    teacher_weight: float
+    teacher_sigma_min: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What all stages share.
+
+    Attributes:
+      config: the whole configuration.
+      workdir: where the stages leave their results.
+      dataset: the pictures.
+      schedule: the forward process.
+      network: the U-Net's options; None where the score is exact.
+      backbone: the model as functions of its parameters.
+      queries: the pictures to compose.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    dataset: Dataset
+    schedule: schedule_lib.Schedule
+    network: UNetConfig | None
+    backbone: backbone_lib.Backbone
+    queries: tuple[Query, ...]
+
+    def key(self, stage: str, query: Query | None = None) -> jax.Array:
+        """The key of a stage, or of one query in it; a query's follows from its pixels, not from its place."""
+        seed = self.config.pretrain.seed if stage == "pretrain" else self.config.seed
+        key = jax.random.fold_in(jax.random.key(seed), STAGES.index(stage))
+        return key if query is None else jax.random.fold_in(key, zlib.crc32(query.image.tobytes()))
+
+    def path(self, *parts: str) -> pathlib.Path:
+        """A path in the workdir."""
+        return self.workdir.joinpath(*parts)
+
+
+def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths: Sequence[str]) -> Run:
+    """Checks everything that can be checked before work begins, and binds the workdir to this configuration.
+
+    Raises:
+      UserError: for anything in the configuration, the queries or the workdir that cannot be used.
+    """
+    loaders = {"colormnist": colormnist.load, "planar": planar.load}
+    if config.data.name not in loaders:
+        raise UserError(f"config.data.name is {config.data.name!r}: use one of {', '.join(loaders)}.")
+    dataset = loaders[config.data.name](config.data)
+    schedule = schedule_lib.linear_beta(
+        config.diffusion.num_timesteps, config.diffusion.beta_start, config.diffusion.beta_end
+    )
+    discovery_options(config, schedule)
+    for name, options in level_options(config).items():
+        if options.steps < 1:
+            raise UserError(f"config.adapt.levels.{name}.steps is {options.steps}: use a whole number from 1 on.")
+    for name, options in method_options(config).items():
+        if options.level not in config.adapt.levels:
+            hint = config_lib.nearest(options.level, config.adapt.levels)
+            raise UserError(f"config.evaluate.methods.{name}.level names no level: {options.level!r}{hint}")
+    network = None
+    if config.network.kind == "unet":
+        network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
+        classes = len(dataset.split.trained)
+        if network.num_class_embeds != classes + 1:
+            raise UserError(
+                f"config.network.num_class_embeds is {network.num_class_embeds}, but the split trains {classes}: "
+                f"set it to {classes + 1}, one row for the null class."
+            )
+        prediction = config.diffusion.prediction_type
+        if prediction not in backbone_lib.PREDICTION_TYPES:
+            known = ", ".join(backbone_lib.PREDICTION_TYPES)
+            raise UserError(f"config.diffusion.prediction_type is {prediction!r}: use one of {known}.")
+        backbone = backbone_lib.unet(network, schedule, prediction)
+    elif config.network.kind == "exact":
+        backbone = backbone_lib.mixture(schedule)
+    else:
+        raise UserError(f"config.network.kind is {config.network.kind!r}: use 'unet' or 'exact'.")
+    queries = own_queries(query_paths, dataset.shape) if query_paths else held_out_queries(config, dataset)
+    checkpoints.writable(workdir)
+    bind(workdir, config, queries)
+    return Run(config, workdir, dataset, schedule, network, backbone, queries)
+
+
+def discovery_options(config: ml_collections.ConfigDict, schedule: schedule_lib.Schedule) -> concepts.DiscoveryOptions:
+    """`config.discover` as options, its timesteps checked against the schedule."""
+    options = config_lib.options(concepts.DiscoveryOptions, config.discover, "discover")
+    outside = [t for t in options.timesteps if not 1 <= t <= schedule.num_timesteps]
+    if outside:
+        raise UserError(f"config.discover.timesteps has {outside[0]}: each must be in 1..{schedule.num_timesteps}.")
+    if options.num_experts > options.capacity:
+        raise UserError(
+            f"config.discover.num_experts is {options.num_experts}, more than the pool holds (capacity "
+            f"{options.capacity}): lower the one or raise the other."
+        )
+    return options
+
+
+def level_options(config: ml_collections.ConfigDict) -> dict[str, AdaptOptions]:
+    """`config.adapt.levels` as options."""
+    levels = config.adapt.levels.items()
+    return {name: config_lib.options(AdaptOptions, level, f"adapt.levels.{name}") for name, level in levels}
+
+
+def method_options(config: ml_collections.ConfigDict) -> dict[str, MethodOptions]:
+    """`config.evaluate.methods` as options."""
+    chosen = config.evaluate.methods.items()
+    return {name: config_lib.options(MethodOptions, method, f"evaluate.methods.{name}") for name, method in chosen}
+
+
+def held_out_queries(config: ml_collections.ConfigDict, dataset: Dataset) -> tuple[Query, ...]:
+    """`num_queries` query pictures of held-out compositions: each once in an order drawn by the seed, then again."""
+    held_out = dataset.split.held_out
+    count = config.evaluate.num_queries
+    if count < 1:
+        raise UserError(f"config.evaluate.num_queries is {count}: use a whole number from 1 on.")
+    order = np.random.default_rng(config.seed).permutation(len(held_out))
+    queries = []
+    for i in range(count):
+        composition = held_out[order[i % len(held_out)]]
+        turn = i // len(held_out)
+        names = [values[j] for values, j in zip(dataset.split.factors.values, composition, strict=True)]
+        image = dataset.queries(composition, turn + 1)[turn]
+        name = " ".join(names) + (f" ({turn + 1})" if turn else "")
+        queries.append(Query(name, np.asarray(image), tuple(composition), f"{dataset.name}, query part"))
+    return tuple(queries)
+
+
+def own_queries(paths: Sequence[str], shape: tuple[int, ...]) -> tuple[Query, ...]:
+    """The person's own pictures, of which nothing else is known."""
+    if len(shape) != 3:
+        raise UserError("--query gives a picture, and this configuration's data are points: leave --query out.")
+    queries = []
+    for path in paths:
+        image, warning = pictures.read_query(path, shape)
+        if warning is not None:
+            console.warn(warning)
+        queries.append(Query(pathlib.Path(path).name, image, None, path))
+    return tuple(queries)
+
+
+def bind(workdir: pathlib.Path, config: ml_collections.ConfigDict, queries: tuple[Query, ...]) -> None:
+    """Writes the configuration to the workdir, or makes sure that it is the one that is there.
+
+    Raises:
+      UserError: if the workdir was made with another configuration or other queries.
+    """
+    path = workdir / "config.json"
+    content = {
+        "config": json.loads(config_lib.to_json(config)),
+        # With their places: results are kept by place, and two pictures may have one name.
+        "queries": {
+            f"{i:04d} {query.name}": f"{zlib.crc32(query.image.tobytes()):08x}" for i, query in enumerate(queries)
+        },
+    }
+    if not path.exists():
+        checkpoints.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): choose another --workdir.") from error
+    changed = config_lib.differences(before, content)
+    if changed:
+        names = ", ".join(changed[:3]) + (" and others" if len(changed) > 3 else "")
+        raise UserError(f"{workdir} was made with another configuration ({names} differ): choose another --workdir.")
+
+
+def unfinished(stage: str, path: pathlib.Path) -> UserError:
+    """The complaint that a stage was not asked for and has left no result."""
+    return UserError(f"{path} is not there: add {stage} to --stages.")
+
+
+def saved_by_query(
+    this: Run, stage: str, active: bool, like: Any, at_once: int, work: Callable[[Sequence[int]], Sequence[Any]]
+) -> list[Any]:
+    """What a stage leaves for each query, on the host: restored where it was saved, else worked out and saved.
+
+    Args:
+      this: the run.
+      stage: its name, and its folder's.
+      active: whether the stage was asked for; if not, everything must be there.
+      like: the structure, shapes and types of one result.
+      at_once: how many queries `work` is given at a time.
+      work: from indices into `this.queries` to their results.
+
+    Raises:
+      UserError: if a result is missing and the stage was not asked for, or one cannot be read or written.
+    """
+    paths = [this.path(stage, f"query_{i:04d}") for i in range(len(this.queries))]
+    todo = [i for i, path in enumerate(paths) if not checkpoints.exists(path)]
+    if todo and not active:
+        raise unfinished(stage, paths[todo[0]])
+    for batch in console.progress(list(parallel.groups(todo, at_once)), stage):
+        for i, result in zip(batch, work(batch), strict=True):
+            checkpoints.save(paths[i], result)
+    return [jax.tree.map(np.asarray, checkpoints.restore(path, like)) for path in paths]
+
+
+def read_seconds(path: pathlib.Path) -> dict[str, float]:
+    """Seconds by stage, in the order in which they ran; empty if none has."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -1,0 +1,159 @@
+"""What every query's picture, and the samples of its teacher, teach the backbone."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cdisc import console, parallel
+from cdisc.discovery import concepts, poe
+from cdisc.errors import UserError
+from cdisc.evaluation import baselines, methods
+from cdisc.learning import adapt as adapt_lib
+from cdisc.run import Run, level_options, saved_by_query
+
+
+@flax.struct.dataclass
+class QueryModel:
+    """All that is known of one query when it is sampled.
+
+    Attributes:
+      teacher: the product of its experts.
+      losses: (classes,) the query's denoising loss under each trained class.
+      levels: its adaptation at each level.
+    """
+
+    teacher: poe.Teacher
+    losses: jax.Array
+    levels: dict[str, adapt_lib.Adaptation]
+
+
+def teacher_recipe(this: Run, params: Any, teacher: poe.Teacher) -> methods.Recipe:
+    """Eq. 13 with the configured guidance."""
+    guidance = this.config.guidance
+    return methods.teacher_recipe(
+        teacher, this.backbone.table(params), guidance.w0, w_max=guidance.w_max, elementwise=guidance.elementwise
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def sampler(this: Run, num_samples: int) -> Callable[..., jax.Array]:
+    """A compiled sampler of recipes: `(recipe, key), params -> (1, num_samples, *shape)` for one stacked query."""
+
+    def one(item: tuple[methods.Recipe, jax.Array], params: Any) -> jax.Array:
+        recipe, key = item
+        return methods.sample(
+            this.backbone,
+            params,
+            this.schedule,
+            recipe,
+            key,
+            shape=this.dataset.shape,
+            num_samples=num_samples,
+            num_steps=this.config.sampling.num_steps,
+            clip=this.config.sampling.clip,
+        )
+
+    return parallel.one_by_one(one, num_shared=1)
+
+
+def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool) -> list[QueryModel]:
+    """What every query's picture and teacher teach the backbone, level by level."""
+    settings, levels = this.config.adapt, level_options(this.config)
+    needs_pool = any(options.pool != "query" for options in levels.values())
+    needs_prior = any(options.prior_weight > 0 for options in levels.values())
+    prior = prior_pictures(this) if needs_prior else None
+
+    def compare(item: tuple[jax.Array, jax.Array], params: Any) -> jax.Array:
+        query, key = item
+        conditional = functools.partial(this.backbone.apply, params)
+        table = this.backbone.table(params)
+        return baselines.class_losses(conditional, table, this.schedule, query, key, num_draws=settings.class_draws)
+
+    mapped_compare = parallel.one_by_one(compare, num_shared=1)
+
+    def work(indices: Sequence[int]) -> list[QueryModel]:
+        images = parallel.stack([this.queries[i].image for i in indices])
+        split_keys = [jax.random.split(this.key("adapt", this.queries[i]), 3) for i in indices]
+        key_compare, key_pool, key_fit = (parallel.stack_keys(keys) for keys in zip(*split_keys, strict=True))
+        losses = parallel.in_groups(mapped_compare, (images, key_compare), params)
+        pool = np.zeros((len(indices), 0, *this.dataset.shape), np.float32)
+        if needs_pool:
+            recipes = parallel.stack([teacher_recipe(this, params, discoveries[i].teacher) for i in indices])
+            pool = parallel.in_groups(sampler(this, settings.pool_size), (recipes, key_pool), params)
+        top1 = jax.vmap(baselines.top1)(losses).astype(jnp.int32)
+        lessons = adapt_lib.Lesson(query=images, pool=pool, top1=top1)
+        fitted = {
+            name: parallel.unstack(fit_level(this, params, lessons, prior, key_fit, name, options))
+            for name, options in levels.items()
+        }
+        return [
+            QueryModel(discoveries[i].teacher, losses[j], {name: fitted[name][j] for name in levels})
+            for j, i in enumerate(indices)
+        ]
+
+    like = jax.eval_shape(functools.partial(untrained, this, levels), discoveries[0].teacher, params, this.key("adapt"))
+    return saved_by_query(this, "adapt", active, like, settings.chunk, work)
+
+
+def untrained(
+    this: Run, levels: dict[str, adapt_lib.AdaptOptions], teacher: poe.Teacher, params: Any, key: jax.Array
+) -> QueryModel:
+    """A query model before any learning: the structure of every one."""
+    image = jnp.zeros(this.dataset.shape)
+    lesson = adapt_lib.Lesson(query=image, pool=image[None], top1=jnp.int32(0))
+    states = {name: (adapt_lib.init(this.backbone, params, lesson, key, o), o) for name, o in levels.items()}
+    return QueryModel(
+        teacher=teacher,
+        losses=jnp.zeros(this.backbone.table(params).shape[0]),
+        levels={name: adapt_lib.result(state, this.backbone, params, o) for name, (state, o) in states.items()},
+    )
+
+
+def prior_pictures(this: Run) -> adapt_lib.Prior:
+    """Pictures of trained classes, the same for all queries."""
+    images, labels = this.dataset.train_batch(this.dataset.train, this.key("adapt"), this.config.adapt.prior_size)
+    return adapt_lib.Prior(images, labels)
+
+
+def fit_level(
+    this: Run,
+    params: Any,
+    lessons: adapt_lib.Lesson,
+    prior: adapt_lib.Prior | None,
+    keys: jax.Array,
+    name: str,
+    options: adapt_lib.AdaptOptions,
+) -> adapt_lib.Adaptation:
+    """One level for a chunk of queries, all trained side by side; leaves lead with the queries."""
+
+    def begin(item: tuple[adapt_lib.Lesson, jax.Array], params: Any) -> adapt_lib.FitState:
+        lesson, key = item
+        return adapt_lib.init(this.backbone, params, lesson, key, options)
+
+    def advance(item: tuple, params: Any, prior: adapt_lib.Prior | None) -> tuple[adapt_lib.FitState, jax.Array]:
+        state, lesson, key = item
+        return adapt_lib.step(state, this.backbone, params, this.schedule, lesson, prior, key, options)
+
+    def finish(state: adapt_lib.FitState, params: Any) -> adapt_lib.Adaptation:
+        return adapt_lib.result(state, this.backbone, params, options)
+
+    count = parallel.size(lessons.query)
+    lessons, keys = parallel.spread(lessons), parallel.spread(keys)
+    state = parallel.side_by_side(begin, num_shared=1)((lessons, keys), params)
+    step = parallel.side_by_side(advance, num_shared=2)
+    losses = []
+    for _ in console.progress(range(options.steps), f"adapt {name}"):
+        state, loss = step((state, lessons, keys), params, prior)
+        losses.append(loss)
+    bad = [i for i, loss in enumerate(losses) if not np.isfinite(np.asarray(loss)).all()]
+    if bad:
+        raise UserError(
+            f"adapt: the loss of level {name} is not finite at step {bad[0] + 1}: lower its learning rates; what was "
+            "finished before is kept."
+        )
+    return parallel.gather(parallel.side_by_side(finish, num_shared=1)(state, params), count)

@@ -1,0 +1,210 @@
+"""Samples of every method for every query, and their figures."""
+
+import functools
+import importlib.metadata
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import cdisc
+from cdisc import checkpoints, console, parallel
+from cdisc import config as config_lib
+from cdisc.discovery import concepts, poe
+from cdisc.errors import UserError
+from cdisc.evaluation import baselines, judge, methods, protocol
+from cdisc.report import results as results_lib
+from cdisc.run import Query, Run, level_options, method_options, read_seconds, saved_by_query
+from cdisc.stages.adapt import QueryModel, sampler, teacher_recipe
+from cdisc.stages.pretrain import BUNDLED
+
+PRODUCT = "product"
+REAL = "real pictures"
+
+
+def recipes_of(this: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.Recipe]:
+    """Every method's recipe for one query."""
+    settings, guidance = this.config.evaluate, this.config.guidance
+    table = this.backbone.table(params)
+    recipes = {"poe": teacher_recipe(this, params, model.teacher)}
+    levels = level_options(this.config)
+    for name, method in method_options(this.config).items():
+        adaptation = model.levels[method.level]
+        recipes[name] = methods.class_recipe(
+            adaptation.embedding[None],
+            jnp.asarray([method.guidance], jnp.float32),
+            adapter=adaptation.adapter,
+            scale=levels[method.level].scale,
+            teacher=model.teacher if method.teacher_weight > 0 else None,
+            teacher_weight=method.teacher_weight,
+            teacher_sigma_min=method.teacher_sigma_min,
+            w_max=guidance.w_max,
+        )
+    best = baselines.top1(model.losses)
+    classes, shares = baselines.top3_weights(model.losses, settings.tau_k)
+    recipes["top1"] = methods.class_recipe(table[best][None], jnp.asarray([settings.class_guidance], jnp.float32))
+    recipes["top3"] = methods.class_recipe(table[classes], settings.class_guidance * shares)
+    for sigma in sorted({settings.query_only_sigma, *settings.query_only_sigmas}):
+        teacher = baselines.query_only_teacher(jnp.asarray(query.image), sigma)
+        recipes[query_only_name(sigma)] = teacher_recipe(this, params, teacher)
+    return recipes
+
+
+def query_only_name(sigma: float) -> str:
+    """The name of Query-only at one width of its teacher."""
+    return f"query_only sigma={sigma:g}"
+
+
+def evaluate(
+    this: Run, params: Any, discoveries: Sequence[concepts.Discovery], models: Sequence[QueryModel], active: bool
+) -> list[dict[str, np.ndarray]]:
+    """Samples of every method for every query, measured; writes `results.json`."""
+    settings = this.config.evaluate
+    draw = sampler(this, settings.samples)
+
+    def work(indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        recipes = [recipes_of(this, params, this.queries[i], models[i]) for i in indices]
+        # One key for all methods: they start from the same noise, so their samples can be compared one by one.
+        keys = parallel.stack_keys([this.key("evaluate", this.queries[i]) for i in indices])
+        drawn = {}
+        for name in recipes[0]:
+            samples = np.asarray(draw((parallel.stack([recipe[name] for recipe in recipes]), keys), params))
+            if not np.isfinite(samples).all():
+                raise UserError(f"evaluate: samples of {name} are not finite: lower its guidance.")
+            drawn[name] = samples
+        # The product itself, without the network: right where the teacher is, but no picture.
+        drawn[PRODUCT] = np.stack(
+            [poe.sample(models[i].teacher, key, settings.samples) for i, key in zip(indices, keys, strict=True)]
+        )
+        return parallel.unstack(drawn)
+
+    names = recipes_of(this, params, this.queries[0], models[0])
+    like = {
+        name: jax.ShapeDtypeStruct((settings.samples, *this.dataset.shape), jnp.float32) for name in (*names, PRODUCT)
+    }
+    samples = saved_by_query(this, "evaluate", active, like, jax.local_device_count(), work)
+    if active:
+        write_results(this, discoveries, samples, load_judge(this))
+    return samples
+
+
+def judge_network(this: Run) -> judge.JudgeNetwork:
+    """The classifier with one head for each factor."""
+    return judge.JudgeNetwork(num_values=tuple(len(values) for values in this.dataset.split.factors.values))
+
+
+def train_judge(this: Run) -> judge.Params:
+    """The judge's parameters, trained on real pictures of every composition."""
+    key_init, key_train = jax.random.split(jax.random.fold_in(jax.random.key(this.config.evaluate.judge.seed), 0))
+    settings, network = this.config.evaluate.judge, judge_network(this)
+    data = judge.Labelled(*this.dataset.labelled("train", settings.pictures, settings.seed))
+    params = judge.init(network, key_init, this.dataset.shape)
+    console.say(f"evaluate: training the judge, {settings.steps} steps")
+    return judge.train(network, params, judge.draw, data, key_train, steps=settings.steps)[0]
+
+
+def load_judge(this: Run) -> judge.Judge:
+    """The judge of the samples: exact for points; for pictures restored, bundled or trained on real ones."""
+    factors = this.dataset.split.factors
+    if this.network is None:
+        return judge.nearest_level_judge(factors.names, [[float(v) for v in values] for values in factors.values])
+    network = judge_network(this)
+    like = jax.eval_shape(functools.partial(judge.init, network, shape=this.dataset.shape), jax.random.key(0))
+    path = this.path("evaluate", "judge")
+    if checkpoints.exists(path):
+        params = checkpoints.restore(path, like)
+    else:
+        bundled = this.config.pretrain.bundle and not this.config.pretrain.from_scratch
+        params = checkpoints.restore_npz(judge_bundle(this), like, judge_about(this)) if bundled else train_judge(this)
+        checkpoints.save(path, params)
+    return judge.network_judge(network, params, factors.names)
+
+
+def judge_bundle(this: Run) -> pathlib.Path:
+    """Where the bundled judge lies, beside the bundled backbone."""
+    return BUNDLED / f"{this.config.pretrain.bundle}_judge.npz"
+
+
+def judge_about(this: Run) -> dict[str, str]:
+    """What a bundled judge must agree with."""
+    return {"config": config_lib.digest(this.config.evaluate.judge.to_dict()), "data": this.dataset.fingerprint}
+
+
+def write_results(
+    this: Run,
+    discoveries: Sequence[concepts.Discovery],
+    samples: Sequence[dict[str, np.ndarray]],
+    judged_by: judge.Judge,
+) -> None:
+    """Measures the samples and writes `results.json`."""
+    settings = this.config.evaluate
+    queries = []
+    for query, discovery, drawn in zip(this.queries, discoveries, samples, strict=True):
+        references, attributes = None, None
+        if query.composition is not None:
+            references = this.dataset.references(query.composition, settings.references + settings.samples)
+            attributes = named_attributes(this, query.composition)
+            # Other real pictures of the composition in the place of samples: what a perfect method would reach.
+            drawn = {**drawn, REAL: references[settings.references :]}
+            references = jnp.asarray(references[: settings.references])
+        figures_of = {
+            name: protocol.score_samples(
+                judged_by, jnp.asarray(images), jnp.asarray(query.image), query.composition, references, k=settings.k
+            )
+            for name, images in drawn.items()
+        }
+        queries.append(
+            {
+                "name": query.name,
+                "attributes": attributes,
+                "source": query.source,
+                "prototypes": prototypes_of(discovery),
+                "nfe": int(discovery.nfe),
+                "methods": figures_of,
+            }
+        )
+    results_lib.write(
+        this.path("results.json"),
+        {
+            "schema_version": results_lib.SCHEMA_VERSION,
+            "dataset": this.dataset.name,
+            "config_hash": config_lib.digest(this.config.to_dict()),
+            "seed": this.config.seed,
+            "versions": versions(),
+            "seconds": read_seconds(this.path("seconds.json")),
+            "queries": queries,
+            "methods": protocol.aggregate([query["methods"] for query in queries]),
+        },
+    )
+
+
+def named_attributes(this: Run, composition: tuple[int, ...]) -> dict[str, str]:
+    """A composition in words, factor to value."""
+    factors = this.dataset.split.factors
+    return {name: values[i] for name, values, i in zip(factors.names, factors.values, composition, strict=True)}
+
+
+def prototypes_of(discovery: concepts.Discovery) -> list[dict[str, Any]]:
+    """The selected modes of a discovery, best first."""
+    pool, picks = discovery.pool, discovery.selection
+    return [
+        {
+            "t": int(pool.t[j]),
+            "basin": int(pool.basin[j]),
+            "gain": float(picks.gains[i]),
+            "curvature": float(pool.curvature[j]),
+            "residual": float(pool.residual[j]),
+        }
+        for i, j in enumerate(picks.indices)
+        if picks.mask[i]
+    ]
+
+
+def versions() -> dict[str, str]:
+    """The software and the device of this run."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"cdisc": cdisc.__version__, **found, "device": jax.devices()[0].device_kind}

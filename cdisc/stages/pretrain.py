@@ -1,0 +1,97 @@
+"""The backbone: exact, restored, bundled, or trained from scratch."""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+import cdisc
+from cdisc import checkpoints, console
+from cdisc import config as config_lib
+from cdisc.errors import UserError
+from cdisc.learning import pretrain as pretrain_lib
+from cdisc.networks import denoiser
+from cdisc.run import Run, unfinished
+
+BUNDLED = pathlib.Path(cdisc.__file__).parent / "bundled"
+
+
+def pretrain(this: Run, active: bool) -> Any:
+    """The backbone's parameters: exact, restored, bundled or trained."""
+    if this.network is None:
+        return this.dataset.train
+    like = jax.eval_shape(functools.partial(denoiser.init, this.network), this.key("pretrain"))
+    path = this.path("pretrain", "params")
+    if checkpoints.exists(path):
+        return checkpoints.restore(path, like)
+    if not active:
+        raise unfinished("pretrain", path)
+    if this.config.pretrain.from_scratch:
+        params = train_backbone(this)
+    elif not this.config.pretrain.bundle:
+        raise UserError("config.pretrain names no bundled backbone: set --config.pretrain.from_scratch=True.")
+    else:
+        params = checkpoints.restore_npz(BUNDLED / f"{this.config.pretrain.bundle}.npz", like, bundle_about(this))
+        console.say(f"pretrain: the bundled backbone {this.config.pretrain.bundle}")
+    checkpoints.save(path, params)
+    return params
+
+
+def bundle_about(this: Run) -> dict[str, str]:
+    """What a bundled backbone must agree with."""
+    return {"config": config_lib.backbone_digest(this.config), "data": this.dataset.fingerprint}
+
+
+def pretrain_options(config: ml_collections.ConfigDict) -> pretrain_lib.PretrainOptions:
+    """`config.pretrain` as options."""
+    ignore = ("seed", "from_scratch", "bundle", "save_every")
+    return config_lib.options(pretrain_lib.PretrainOptions, config.pretrain, "pretrain", ignore)
+
+
+def train_backbone(this: Run) -> denoiser.Params:
+    """Trains the backbone, from its last checkpoint if there is one; returns the averaged parameters."""
+    options = pretrain_options(this.config)
+    key_init, key_train = jax.random.split(this.key("pretrain"))
+    folder = this.path("pretrain", "train")
+    saved = checkpoints.steps(folder)
+    init = functools.partial(pretrain_lib.init, this.network, options)
+    if saved:
+        state = checkpoints.restore_step(folder, saved[-1], jax.eval_shape(init, key_init))
+        console.say(f"pretrain: goes on at step {saved[-1]} of {options.steps}")
+    else:
+        state = init(key_init)
+    train_step = jax.jit(
+        functools.partial(
+            pretrain_lib.train_step,
+            backbone=this.backbone,
+            options=options,
+            schedule=this.schedule,
+            batch_fn=this.dataset.train_batch,
+        ),
+        donate_argnums=0,
+    )
+    every = this.config.pretrain.save_every
+    first = int(state.step)
+    losses: list[jax.Array] = []
+    for step in console.progress(range(first, options.steps), "pretrain", options.steps, first):
+        state, metrics = train_step(state, this.dataset.train, key_train)
+        losses.append(metrics["loss"])
+        if (step + 1) % every == 0 or step + 1 == options.steps:
+            block = np.asarray(jnp.stack(losses))
+            if not np.isfinite(block).all():
+                bad = step + 1 - len(block) + int(np.argmin(np.isfinite(block)))
+                kept = checkpoints.steps(folder)
+                where = f"the checkpoint of step {kept[-1]} is kept" if kept else "no checkpoint had been written"
+                raise UserError(
+                    f"pretrain: the loss of step {bad + 1} is {block[np.argmin(np.isfinite(block))]}; {where}: lower "
+                    "config.pretrain.learning_rate."
+                )
+            checkpoints.save_step(folder, step + 1, state)
+            with this.path("pretrain", "loss.csv").open("a", encoding="utf-8") as file:
+                file.write(f"{step + 1},{block.mean():.6f}\n")
+            losses = []
+    return state.ema

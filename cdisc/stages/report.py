@@ -1,0 +1,106 @@
+"""The page that shows what the other stages found."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cdisc import console
+from cdisc.data import planar
+from cdisc.discovery import concepts
+from cdisc.evaluation.protocol import best_sigma
+from cdisc.report import figures, html
+from cdisc.report import results as results_lib
+from cdisc.run import Run, level_options, method_options, read_seconds
+from cdisc.stages.evaluate import PRODUCT, REAL, query_only_name
+
+
+def report(
+    this: Run, params: Any, discoveries: Sequence[concepts.Discovery], samples: Sequence[dict[str, np.ndarray]]
+) -> None:
+    """Writes `report/index.html` from what the other stages left."""
+    results = results_lib.read(this.path("results.json"))
+    results["seconds"] = read_seconds(this.path("seconds.json"))
+    results_lib.write(this.path("results.json"), results)
+    panels = []
+    for query, discovery, drawn, entry in zip(this.queries, discoveries, samples, results["queries"], strict=True):
+        picks = discovery.selection
+        places = [j for j, present in zip(picks.indices, picks.mask, strict=True) if present]
+        prototypes = tuple(
+            html.Prototype(
+                mean=discovery.gaussians.mean[j],
+                variance=discovery.gaussians.variance[j],
+                ownership=discovery.teacher.weights[i],
+                t=found["t"],
+                basin=found["basin"],
+                gain=found["gain"],
+                curvature=found["curvature"],
+            )
+            for i, (j, found) in enumerate(zip(places, entry["prototypes"], strict=True))
+        )
+        panels.append(
+            html.QueryPanel(
+                name=query.name,
+                attributes=entry["attributes"],
+                query=query.image,
+                prototypes=prototypes,
+                mean=discovery.teacher.mean,
+                variance=discovery.teacher.variance,
+                samples=drawn,
+                measures=entry["methods"],
+            )
+        )
+    title = f"cdisc on {this.dataset.name}"
+    subtitle = f"config {results['config_hash'][:12]}, seed {this.config.seed}"
+    path = this.path("report", "index.html")
+    html.write(
+        path,
+        html.Page(title=title, subtitle=subtitle, results=results, queries=tuple(panels), plane=plane_of(this, params)),
+    )
+    console.say(f"report: {path}")
+
+
+def descriptions(this: Run, results: dict[str, Any]) -> dict[str, str]:
+    """One sentence for each method, for the page's legend."""
+    settings = this.config.evaluate
+    sentences = {
+        "poe": "The null model guided towards the product of the experts (Eq. 13, 14).",
+        PRODUCT: "Draws of the product itself, without the network.",
+        "top1": "The trained class that denoises the query best, guided.",
+        "top3": "The three best trained classes, composed.",
+        REAL: "Other real pictures of the composition in the place of samples: what a perfect method would reach.",
+    }
+    widths = {sigma: query_only_name(sigma) for sigma in settings.query_only_sigmas}
+    known = all(results["methods"][name]["joint_accuracy"] is not None for name in widths.values())
+    best = best_sigma({s: results["methods"][name] for s, name in widths.items()}) if widths and known else None
+    for sigma in {settings.query_only_sigma, *settings.query_only_sigmas}:
+        which = "the best width of the grid" if sigma == best else "another width of the grid"
+        if sigma == settings.query_only_sigma:
+            which = "a wide one, as the paper's figures suggest: it does not publish its width"
+        sentences[query_only_name(sigma)] = f"A Gaussian of this width around the query as the teacher; {which}."
+    levels = level_options(this.config)
+    for name, method in method_options(this.config).items():
+        level = levels[method.level]
+        learnt = "a new class embedding" + (f" and LoRA of rank {level.rank}" if level.rank else "")
+        source = {
+            "query": "the query",
+            "teacher": "the teacher's samples",
+            "both": "the query and the teacher's samples",
+        }
+        beside = f", the teacher beside it at weight {method.teacher_weight:g}" if method.teacher_weight > 0 else ""
+        sentences[name] = f"Learns {learnt} from {source[level.pool]}; guidance {method.guidance:g}{beside}."
+    return {name: sentences[name] for name in results["methods"]}
+
+
+def plane_of(this: Run, params: Any) -> figures.Plane | None:
+    """The trained and held-out cells of points in the plane; None for pictures."""
+    if this.network is not None:
+        return None
+    levels = tuple(float(level) for level in this.config.data.levels)
+    held_out = planar.planar_mixture(levels, levels, float(this.config.data.std), this.dataset.split, held_out=True)
+    return figures.Plane(
+        trained_means=params.means,
+        trained_variances=params.variances,
+        held_out_means=held_out.means,
+        held_out_variances=held_out.variances,
+    )
