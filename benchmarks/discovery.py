@@ -4,8 +4,8 @@
 
 For each query: the evaluations made (`nfe`), the seconds of a compiled discovery, and the seconds of as many plain
 evaluations of the null model in batches of the same size. Their difference is what mode ascent, merging, probes and
-selection cost beside the network. A Jacobian product pushes a tangent through the network beside the values, which is
-about as much work again; it is counted as one evaluation, so the share outside is an upper bound.
+selection cost beside the network. A product with the Jacobian pushes one tangent through the linearised network; it is
+counted as one evaluation.
 """
 
 import pathlib

@@ -26,6 +26,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run that trained it.")
 def main(_: list[str]) -> int:
     """Writes the bundled files; returns the exit code."""
     runtime.configure()
+    if _CONFIG.value is None or _WORKDIR.value is None:
+        console.fail("give --config=FILE and --workdir=DIR.")
+        return 2
     from cdisc.run import prepare  # jax reads its environment when it is first used
     from cdisc.stages import evaluate, pretrain
 
@@ -43,5 +46,4 @@ def main(_: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

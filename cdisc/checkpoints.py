@@ -1,9 +1,9 @@
 """Everything that is written to be read again: pytrees of arrays, through Orbax, with a manifest of their own.
 
-Everything is written to a temporary folder that is renamed, so a killed run leaves no half checkpoint. Orbax casts where
-types differ, and answers a damaged file with tracebacks from its threads: the manifest, written last, holds each leaf's
-shape and type and each file's checksum, and both are compared before Orbax reads. A checkpoint without a manifest does
-not exist.
+Everything is written to a temporary folder that is renamed, so a killed run leaves no half checkpoint. Orbax casts
+where types differ, and answers a damaged file with tracebacks from its threads: the manifest, written last, holds each
+leaf's shape and type and each file's checksum, and both are compared before Orbax reads. A checkpoint without a
+manifest does not exist.
 """
 
 import errno
@@ -179,8 +179,8 @@ def save_npz(path: pathlib.Path, tree: Any, about: dict[str, str]) -> None:
       tree: floating-point arrays.
       about: text fields, found again by `restore_npz`.
     """
-    arrays = {f"array:{name}": leaf.astype(np.float16) for name, leaf in _named_leaves(tree).items()}
-    texts = {f"about:{name}": np.asarray(text) for name, text in about.items()}
+    arrays: dict[str, Any] = {f"array:{name}": leaf.astype(np.float16) for name, leaf in _named_leaves(tree).items()}
+    texts: dict[str, Any] = {f"about:{name}": np.asarray(text) for name, text in about.items()}
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays, **texts)
 
@@ -197,8 +197,9 @@ def restore_npz(path: pathlib.Path, like: Any, about: dict[str, str]) -> Any:
       UserError: if the file is missing or damaged, or its fields or arrays are others.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            content = dict(file)
+        # A file of our own: NumPy leaves its own open when it is no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            content = dict(archive)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{path} cannot be read ({error}): install cdisc again, or train with --config.pretrain.from_scratch=True."

@@ -55,11 +55,13 @@ def _parse(argv: list[str]) -> list[str]:
             sys.exit(2)
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
+    except KeyError as error:
+        console.fail(f"the configuration has no field {' '.join(str(error.args[0]).split())}")
+    except (flags.Error, AttributeError, OSError, SyntaxError, TypeError, ValueError) as error:
         # Where the config file raised, the message is a traceback, whose last line is the sentence.
         lines = str(error).strip().splitlines() if "Traceback" in str(error) else [" ".join(str(error).split())]
         console.fail(lines[-1].removeprefix("ValueError: "))
-        sys.exit(2)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

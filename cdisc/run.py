@@ -108,10 +108,10 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
     for name, options in level_options(config).items():
         if options.steps < 1:
             raise UserError(f"config.adapt.levels.{name}.steps is {options.steps}: use a whole number from 1 on.")
-    for name, options in method_options(config).items():
-        if options.level not in config.adapt.levels:
-            hint = config_lib.nearest(options.level, config.adapt.levels)
-            raise UserError(f"config.evaluate.methods.{name}.level names no level: {options.level!r}{hint}")
+    for name, method in method_options(config).items():
+        if method.level not in config.adapt.levels:
+            hint = config_lib.nearest(method.level, config.adapt.levels)
+            raise UserError(f"config.evaluate.methods.{name}.level names no level: {method.level!r}{hint}")
     network = None
     if config.network.kind == "unet":
         network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))

@@ -184,7 +184,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
         loss="v",
         from_scratch=False,
         bundle="colormnist_small",
-        steps=8000,
+        steps=6500,
         batch_size=32,
         learning_rate=1e-3,
         warmup_steps=500,

@@ -1,10 +1,15 @@
-"""One strict setting for all tests: shapes broadcast only where the code says so. And one minuscule network."""
+"""What all tests share: strict shapes, the command's own settings of JAX, and small networks."""
 
 import os
 
 import pytest
 
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+# As the command does before JAX is first used: the same compiler options, and compilations kept for the next time.
+from cdisc import runtime
+
+runtime.configure()
 
 
 @pytest.fixture(scope="session")

@@ -142,16 +142,16 @@ def test_the_default_options_keep_to_the_budget():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"start_mode": "near"}, "discovery.start_mode is 'near': use one of query, hybrid, random"),
-        ({"ascent": "sgd"}, "discovery.ascent"),
-        ({"estimator": "full"}, "discovery.estimator"),
-        ({"covariance": "dense"}, "discovery.covariance"),
-        ({"probes": 0}, "discovery.probes is 0"),
-        ({"tau": 0.0}, "discovery.tau is 0.0"),
-        ({"floor": float("nan")}, "discovery.floor"),
-        ({"delta": 0.5}, "discovery.delta"),
-        ({"timesteps": ()}, "discovery.timesteps"),
-        ({"timesteps": (0, 50)}, "discovery.timesteps"),
+        ({"start_mode": "near"}, "discover.start_mode is 'near': use one of query, hybrid, random"),
+        ({"ascent": "sgd"}, "discover.ascent"),
+        ({"estimator": "full"}, "discover.estimator"),
+        ({"covariance": "dense"}, "discover.covariance"),
+        ({"probes": 0}, "discover.probes is 0"),
+        ({"tau": 0.0}, "discover.tau is 0.0"),
+        ({"floor": float("nan")}, "discover.floor"),
+        ({"delta": 0.5}, "discover.delta"),
+        ({"timesteps": ()}, "discover.timesteps"),
+        ({"timesteps": (0, 50)}, "discover.timesteps"),
     ],
 )
 def test_options_that_cannot_be_run_are_refused(change, message):

@@ -97,7 +97,7 @@ def test_every_kernel_finds_exactly_the_modes(name):
     t = jnp.array([40, 150])
     x, ts = modes.starts(SCHEDULE, jax.random.key(1), jnp.zeros(2), t, 40, "random")
     eps_fn = exact.mixture_eps(mixture, SCHEDULE)
-    chains = modes.ascend(eps_fn, SCHEDULE, x, ts, kernel=kernel, max_steps=max_steps, tolerance=3e-5, lanes=16)
+    chains = modes.ascend(eps_fn, x, ts, kernel=kernel, max_steps=max_steps, tolerance=3e-5, lanes=16)
     assert float(jnp.max(chains.residual)) < 3e-5
     pool = modes.merge(chains, SCHEDULE, ts, 0.02, 16)
     assert int(pool.basin.sum()) == 80
@@ -159,7 +159,6 @@ def run(
     x, t = modes.starts(SCHEDULE, jax.random.key(7), jnp.zeros(2), jnp.array([40, 120, 300]), 6, "hybrid")
     return modes.ascend(
         exact.mixture_eps(mixture, SCHEDULE) if eps_fn is None else eps_fn,
-        SCHEDULE,
         x,
         t,
         kernel=modes.mean_shift(SCHEDULE) if kernel is None else kernel,
@@ -275,9 +274,7 @@ def test_a_chain_that_starts_on_a_saddle_is_told_from_a_mode():
     t = jnp.full(3, 100)
     root = jnp.sqrt(SCHEDULE.alpha_bar[100])
     x = root * jnp.array([[0.0, 0.2], [-0.5, 0.1], [0.5, 0.3]])
-    chains = modes.ascend(
-        eps_fn, SCHEDULE, x, t, kernel=modes.mean_shift(SCHEDULE), max_steps=200, tolerance=1e-5, lanes=2
-    )
+    chains = modes.ascend(eps_fn, x, t, kernel=modes.mean_shift(SCHEDULE), max_steps=200, tolerance=1e-5, lanes=2)
     assert int(chains.steps[0]) == 1  # the midpoint has no score at all
     pool = modes.merge(chains, SCHEDULE, t, 0.01, 4)
     pool, _ = modes.certify(eps_fn, SCHEDULE, pool, jax.random.key(0), 4, lanes=2)

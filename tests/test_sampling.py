@@ -32,7 +32,7 @@ def _check_moments(samples):
     np.testing.assert_allclose(np.bincount(which, minlength=3) / N, weights, atol=5 * np.sqrt(0.25 / N) + 0.005)
     for c in range(3):
         np.testing.assert_allclose(samples[which == c].mean(0), means[c], atol=0.025)
-        np.testing.assert_allclose(samples[which == c].var(0), variances[c], rtol=0.2)
+        np.testing.assert_allclose(samples[which == c].var(0), variances[c], rtol=0.25)
 
 
 def test_timesteps_run_from_the_end_of_the_schedule_to_the_clean_picture():
@@ -77,7 +77,7 @@ def test_ddim_ends_on_a_point_mass_in_any_number_of_steps(num_steps):
 def test_ddim_has_the_moments_of_the_mixture(eta):
     x = jax.random.normal(jax.random.key(2), (N, 2))
     eps_fn = exact.mixture_eps(MIXTURE, SCHEDULE)
-    _check_moments(sampling.ddim(eps_fn, SCHEDULE, x, jax.random.key(3), num_steps=250, eta=eta))
+    _check_moments(sampling.ddim(eps_fn, SCHEDULE, x, jax.random.key(3), num_steps=1000, eta=eta))
 
 
 def test_ancestral_has_the_moments_of_the_mixture():
@@ -152,9 +152,7 @@ def test_clip_takes_the_noise_that_goes_with_the_clipped_picture():
     """Two steps by hand: a prediction far outside at t = T, and nothing to clip afterwards."""
     schedule = linear_beta(4, 0.1, 0.4)
     x = jnp.asarray([[0.3], [-0.7]])
-    samples = sampling.ddim(
-        lambda x, t: jnp.where(t[:, None] == 4, -5.0, 0.1 * x), schedule, x, num_steps=2, clip=1.0
-    )
+    samples = sampling.ddim(lambda x, t: jnp.where(t[:, None] == 4, -5.0, 0.1 * x), schedule, x, num_steps=2, clip=1.0)
     a = np.asarray(schedule.alpha_bar, np.float64)
     eps = (np.asarray(x) - np.sqrt(a[4])) / np.sqrt(1 - a[4])
     middle = np.sqrt(a[2]) + np.sqrt(1 - a[2]) * eps

@@ -12,6 +12,8 @@ the squared distances then carry an absolute error near `1e-7 * |x - centre|^2`,
 `1 - a = 1e-4`, is some tenths of a nat for 32 x 32 pictures, and nothing at all from t = 50 on.
 """
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -70,7 +72,7 @@ def restrict(mixture: GaussianMixture, keep: jax.Array) -> GaussianMixture:
     keep = jnp.asarray(keep)
     if keep.dtype == jnp.bool_:
         weights = jnp.where(keep, mixture.weights, 0.0)
-        return mixture.replace(weights=weights / jnp.sum(weights))
+        return dataclasses.replace(mixture, weights=weights / jnp.sum(weights))
     weights = mixture.weights[keep]
     return GaussianMixture(weights / jnp.sum(weights), mixture.means[keep], mixture.variances[keep])
 
@@ -250,7 +252,9 @@ def modes(
 def _flat(mixture: GaussianMixture) -> GaussianMixture:
     """The same mixture over vectors: means (C, d), variances (C, d) or (C, 1)."""
     count = mixture.means.shape[0]
-    return mixture.replace(means=mixture.means.reshape(count, -1), variances=mixture.variances.reshape(count, -1))
+    return dataclasses.replace(
+        mixture, means=mixture.means.reshape(count, -1), variances=mixture.variances.reshape(count, -1)
+    )
 
 
 def _is_isotropic(flat: GaussianMixture) -> bool:

@@ -22,7 +22,9 @@ def constant(value: float | jax.Array) -> Weight:
     return lambda t: jnp.full(t.shape, value, jnp.float32)
 
 
-def interval(weight: Weight, schedule: Schedule, sigma_min: float, sigma_max: float = float("inf")) -> Weight:
+def interval(
+    weight: Weight, schedule: Schedule, sigma_min: float | jax.Array, sigma_max: float | jax.Array = float("inf")
+) -> Weight:
     """`weight` where the noise-to-signal ratio lies in [sigma_min, sigma_max], else zero (Kynkaanniemi et al. 2024)."""
 
     def limited(t: jax.Array) -> jax.Array:

@@ -82,18 +82,18 @@ class DiscoveryOptions:
             ("covariance", gaussians_lib.COVARIANCES),
         ):
             if getattr(self, field) not in allowed:
-                raise UserError(f"discovery.{field} is {getattr(self, field)!r}: use one of {', '.join(allowed)}.")
+                raise UserError(f"discover.{field} is {getattr(self, field)!r}: use one of {', '.join(allowed)}.")
         counts = ("starts_per_t", "max_steps", "lanes", "capacity", "curvature_iterations", "probes", "num_experts")
         for field in counts:
             if getattr(self, field) < 1:
-                raise UserError(f"discovery.{field} is {getattr(self, field)}: use a whole number from 1 on.")
+                raise UserError(f"discover.{field} is {getattr(self, field)}: use a whole number from 1 on.")
         for field in ("learning_rate", "merge_radius", "floor", "tau", "background_variance"):
             if not getattr(self, field) > 0:
-                raise UserError(f"discovery.{field} is {getattr(self, field)}: use a positive number.")
+                raise UserError(f"discover.{field} is {getattr(self, field)}: use a positive number.")
         if not 0 < self.delta < 0.5:
-            raise UserError(f"discovery.delta is {self.delta}: use a number between 0 and 0.5.")
+            raise UserError(f"discover.delta is {self.delta}: use a number between 0 and 0.5.")
         if len(self.timesteps) == 0 or min(self.timesteps) < 1:
-            raise UserError(f"discovery.timesteps is {self.timesteps}: name at least one timestep, each from 1 to T.")
+            raise UserError(f"discover.timesteps is {self.timesteps}: name at least one timestep, each from 1 to T.")
 
     @property
     def max_evaluations(self) -> int:
@@ -141,7 +141,7 @@ def discover(
     """
     if max(options.timesteps) > schedule.num_timesteps:
         raise UserError(
-            f"discovery.timesteps has {max(options.timesteps)}, but the schedule ends at {schedule.num_timesteps}: "
+            f"discover.timesteps has {max(options.timesteps)}, but the schedule ends at {schedule.num_timesteps}: "
             "use timesteps up to that."
         )
     starts_key, certify_key, probes_key = jax.random.split(key, 3)
@@ -158,7 +158,6 @@ def discover(
     )
     chains = modes.ascend(
         eps_fn,
-        schedule,
         x,
         t,
         kernel=kernel,

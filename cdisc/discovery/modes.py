@@ -157,7 +157,6 @@ class _Lanes(NamedTuple):
 
 def ascend(
     eps_fn: EpsFn,
-    schedule: Schedule,
     x: jax.Array,
     t: jax.Array,
     *,
@@ -174,7 +173,6 @@ def ascend(
 
     Args:
       eps_fn: The noise prediction whose density is climbed.
-      schedule: The noise schedule.
       x: (N, *shape) starting points.
       t: (N,) int32 their timesteps.
       kernel: `mean_shift(...)` or `adam(...)`.
@@ -182,7 +180,6 @@ def ascend(
       tolerance: A chain is done when its residual is below this. The unit is that of `eps`, 1 for pure noise.
       lanes: Points evaluated together.
     """
-    del schedule  # The kernel knows it; it stays in the signature so that all of discovery is called alike.
     n = x.shape[0]
     lanes = min(lanes, n)
     first = jnp.arange(lanes, dtype=jnp.int32)

@@ -100,7 +100,7 @@ def sample(teacher: Teacher, key: jax.Array, n: int) -> jax.Array:
 
 
 def adaptive_weight(
-    teacher: Teacher, schedule: Schedule, w0: float, w_max: float, elementwise: bool = False
+    teacher: Teacher, schedule: Schedule, w0: float | jax.Array, w_max: float, elementwise: bool = False
 ) -> Callable[[jax.Array], jax.Array]:
     """The guidance weight of the teacher, `w(t) = min(w0 * mean(a S_T + 1 - a), w_max)` (Eq. 14).
 

@@ -81,7 +81,7 @@ def _space_to_depth(x: jax.Array) -> jax.Array:
     return x.reshape(b, h // 2, w // 2, 4 * c)
 
 
-def init(network: JudgeNetwork, key: jax.Array, shape: tuple[int, int, int]) -> Params:
+def init(network: JudgeNetwork, key: jax.Array, shape: tuple[int, ...]) -> Params:
     """Fresh parameters for pictures of `shape` (H, W, C), H and W even."""
     return network.init(key, jnp.zeros((1, *shape)))["params"]
 

@@ -178,7 +178,7 @@ def step(
     params: Any,
     schedule: Schedule,
     lesson: Lesson,
-    prior: Prior,
+    prior: Prior | None,
     key: jax.Array,
     options: AdaptOptions,
 ) -> tuple[FitState, jax.Array]:
@@ -190,7 +190,7 @@ def step(
       params: its frozen parameters.
       schedule: the forward process.
       lesson: what the query has to teach.
-      prior: pictures of trained classes; not looked at if `options.prior_weight` is zero.
+      prior: pictures of trained classes; may be None if `options.prior_weight` is zero.
       key: the key of the whole run.
       options: the level.
 
@@ -214,7 +214,7 @@ def step(
         loss = denoising_loss(eps_of(embeddings), schedule, key_loss, _draw(lesson, key_batch, options), options.loss)
         if options.space == "span":
             loss += options.l1 * jnp.sum(jnp.abs(trainable["embedding"]))
-        if options.prior_weight > 0:
+        if prior is not None and options.prior_weight > 0:
             rows = jax.random.randint(key_prior, (options.batch_size,), 0, prior.images.shape[0])
             eps_fn = eps_of(table[prior.labels[rows]])
             loss += options.prior_weight * denoising_loss(

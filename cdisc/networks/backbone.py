@@ -60,7 +60,7 @@ def mixture(schedule: Schedule) -> Backbone:
 
     def apply(params: exact.GaussianMixture, x: jax.Array, t: jax.Array, embeddings: jax.Array) -> jax.Array:
         def one(x: jax.Array, t: jax.Array, weights: jax.Array) -> jax.Array:
-            return exact.mixture_eps(params.replace(weights=weights), schedule)(x[None], t[None])[0]
+            return exact.mixture_eps(dataclasses.replace(params, weights=weights), schedule)(x[None], t[None])[0]
 
         return jax.vmap(one)(x, t, embeddings)
 

@@ -32,7 +32,9 @@ def apply(
     config: UNetConfig, params: Params, x: jax.Array, t: jax.Array, class_embedding: jax.Array | None = None
 ) -> jax.Array:
     """The predicted noise in `x` (B, H, W, C) at `t` (B,) in 1..T, given `class_embedding` (B, E)."""
-    return UNet2D(config).apply({"params": params}, x, t - 1, class_embedding)
+    out = UNet2D(config).apply({"params": params}, x, t - 1, class_embedding)
+    assert isinstance(out, jax.Array)  # and not a pair with collections, of which the network has none
+    return out
 
 
 def class_table(params: Params) -> jax.Array:

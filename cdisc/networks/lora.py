@@ -55,7 +55,8 @@ def _low_rank(module: nn.Conv | nn.Dense, x: jax.Array, factors: dict[str, jax.A
     if isinstance(module, nn.Dense):
         return (x @ a) @ b
     strides = module.strides if isinstance(module.strides, tuple) else (module.strides or 1,) * 2
-    h = jax.lax.conv_general_dilated(x, a, strides, module.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    padding: Any = module.padding
+    h = jax.lax.conv_general_dilated(x, a, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return h @ b
 
 

@@ -4,6 +4,8 @@ The stem (space to depth before `conv_in`, depth to space after `conv_out`) is t
 have. With `patch_size = 1` the network is exactly a `UNet2DModel`.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -115,7 +117,7 @@ class UNet2D(nn.Module):
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        common = {"norm_num_groups": c.norm_num_groups, "norm_eps": c.norm_eps, "dtype": dtype}
+        common: dict[str, Any] = {"norm_num_groups": c.norm_num_groups, "norm_eps": c.norm_eps, "dtype": dtype}
 
         def head_dim(channels: int) -> int:
             return channels if c.attention_head_dim is None else c.attention_head_dim

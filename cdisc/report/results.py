@@ -111,7 +111,7 @@ _QUERY = _record(
         "nfe": {
             "type": "integer",
             "minimum": 0,
-            "description": "Network evaluations of the discovery; a Jacobian-vector product counts as two.",
+            "description": "Network evaluations of the discovery; a Jacobian-vector product counts as one.",
         },
         "methods": _table(
             "Method name to that method's figures for this query.",

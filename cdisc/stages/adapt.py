@@ -81,7 +81,7 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
         split_keys = [jax.random.split(this.key("adapt", this.queries[i]), 3) for i in indices]
         key_compare, key_pool, key_fit = (parallel.stack_keys(keys) for keys in zip(*split_keys, strict=True))
         losses = parallel.in_groups(mapped_compare, (images, key_compare), params)
-        pool = np.zeros((len(indices), 0, *this.dataset.shape), np.float32)
+        pool = jnp.zeros((len(indices), 0, *this.dataset.shape))
         if needs_pool:
             recipes = parallel.stack([teacher_recipe(this, params, discoveries[i].teacher) for i in indices])
             pool = parallel.in_groups(sampler(this, settings.pool_size), (recipes, key_pool), params)

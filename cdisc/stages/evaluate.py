@@ -100,7 +100,8 @@ def train_judge(this: Run) -> judge.Params:
     """The judge's parameters, trained on real pictures of every composition."""
     key_init, key_train = jax.random.split(jax.random.fold_in(jax.random.key(this.config.evaluate.judge.seed), 0))
     settings, network = this.config.evaluate.judge, judge_network(this)
-    data = judge.Labelled(*this.dataset.labelled("train", settings.pictures, settings.seed))
+    images, attributes = this.dataset.labelled("train", settings.pictures, settings.seed)
+    data = judge.Labelled(jnp.asarray(images), jnp.asarray(attributes))
     params = judge.init(network, key_init, this.dataset.shape)
     console.say(f"evaluate: training the judge, {settings.steps} steps")
     return judge.train(network, params, judge.draw, data, key_train, steps=settings.steps)[0]
@@ -141,15 +142,15 @@ def write_results(
 ) -> None:
     """Measures the samples and writes `results.json`."""
     settings = this.config.evaluate
-    queries = []
+    queries: list[dict[str, Any]] = []
     for query, discovery, drawn in zip(this.queries, discoveries, samples, strict=True):
         references, attributes = None, None
         if query.composition is not None:
-            references = this.dataset.references(query.composition, settings.references + settings.samples)
+            real = this.dataset.references(query.composition, settings.references + settings.samples)
+            references, others = jnp.asarray(real[: settings.references]), real[settings.references :]
             attributes = named_attributes(this, query.composition)
             # Other real pictures of the composition in the place of samples: what a perfect method would reach.
-            drawn = {**drawn, REAL: references[settings.references :]}
-            references = jnp.asarray(references[: settings.references])
+            drawn = {**drawn, REAL: others}
         figures_of = {
             name: protocol.score_samples(
                 judged_by, jnp.asarray(images), jnp.asarray(query.image), query.composition, references, k=settings.k

@@ -15,6 +15,7 @@ from cdisc import config as config_lib
 from cdisc.errors import UserError
 from cdisc.learning import pretrain as pretrain_lib
 from cdisc.networks import denoiser
+from cdisc.networks.unet import UNetConfig
 from cdisc.run import Run, unfinished
 
 BUNDLED = pathlib.Path(cdisc.__file__).parent / "bundled"
@@ -31,7 +32,7 @@ def pretrain(this: Run, active: bool) -> Any:
     if not active:
         raise unfinished("pretrain", path)
     if this.config.pretrain.from_scratch:
-        params = train_backbone(this)
+        params = train_backbone(this, this.network)
     elif not this.config.pretrain.bundle:
         raise UserError("config.pretrain names no bundled backbone: set --config.pretrain.from_scratch=True.")
     else:
@@ -52,13 +53,13 @@ def pretrain_options(config: ml_collections.ConfigDict) -> pretrain_lib.Pretrain
     return config_lib.options(pretrain_lib.PretrainOptions, config.pretrain, "pretrain", ignore)
 
 
-def train_backbone(this: Run) -> denoiser.Params:
+def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     """Trains the backbone, from its last checkpoint if there is one; returns the averaged parameters."""
     options = pretrain_options(this.config)
     key_init, key_train = jax.random.split(this.key("pretrain"))
     folder = this.path("pretrain", "train")
     saved = checkpoints.steps(folder)
-    init = functools.partial(pretrain_lib.init, this.network, options)
+    init = functools.partial(pretrain_lib.init, network, options)
     if saved:
         state = checkpoints.restore_step(folder, saved[-1], jax.eval_shape(init, key_init))
         console.say(f"pretrain: goes on at step {saved[-1]} of {options.steps}")
@@ -88,7 +89,7 @@ def train_backbone(this: Run) -> denoiser.Params:
                 where = f"the checkpoint of step {kept[-1]} is kept" if kept else "no checkpoint had been written"
                 raise UserError(
                     f"pretrain: the loss of step {bad + 1} is {block[np.argmin(np.isfinite(block))]}; {where}: lower "
-                    "config.pretrain.learning_rate."
+                    "config.pretrain.learning_rate and choose another --workdir."
                 )
             checkpoints.save_step(folder, step + 1, state)
             with this.path("pretrain", "loss.csv").open("a", encoding="utf-8") as file:

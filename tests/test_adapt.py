@@ -1,0 +1,311 @@
+"""Adaptation on backbones small enough that the best embedding is known, or that every kernel can be watched."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdisc.diffusion.loss import denoising_loss
+from cdisc.diffusion.schedule import Schedule, linear_beta
+from cdisc.learning import adapt
+from cdisc.networks import backbone as backbones
+from cdisc.networks import lora
+
+SCHEDULE = linear_beta(1000)
+SHAPE = (2, 2, 1)
+OPTIONS = adapt.AdaptOptions(pool="query", start="normal", steps=300, batch_size=16, embedding_learning_rate=0.05)
+POOL = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (5, *SHAPE)), jnp.float32)
+LESSON = adapt.Lesson(
+    query=jnp.asarray([0.8, -0.3, 0.1, -0.9]).reshape(SHAPE), pool=POOL, top1=jnp.asarray(2, jnp.int32)
+)
+PRIOR = adapt.Prior(images=0.7 * POOL[::-1], labels=jnp.asarray([0, 1, 2, 1, 0]))
+KEY = jax.random.key(5)
+
+
+def _change(**changes):
+    return dataclasses.replace(OPTIONS, **changes)
+
+
+# A class is a picture, its embedding that picture's four pixels: `eps` is exact for it, so the best embedding is what
+# is to be learnt itself.
+TABLE = jnp.asarray([[1.0, 0.0, 0.0, 0.5], [0.0, -1.0, 0.5, 0.0], [0.5, 0.5, -1.0, 0.0]])
+POINT_PARAMS = {"table": TABLE, "null": jnp.full(4, 7.0)}
+
+
+def _point_apply(params, x, t, embeddings):
+    a = SCHEDULE.alpha_bar[t][:, None, None, None]
+    return (x - jnp.sqrt(a) * embeddings.reshape(-1, *SHAPE)) / jnp.sqrt(1.0 - a)
+
+
+POINTS = backbones.Backbone(apply=_point_apply, table=lambda p: p["table"], null=lambda p: p["null"])
+
+
+def _fit(options, lesson=LESSON, steps=None, state=None):
+    """All steps as one program: there is no convolution here to slow it down."""
+
+    @jax.jit
+    def run(lesson, state):
+        def step(state, _):
+            return adapt.step(state, POINTS, POINT_PARAMS, SCHEDULE, lesson, PRIOR, KEY, options)
+
+        return jax.lax.scan(step, state, length=options.steps if steps is None else steps)
+
+    state = adapt.init(POINTS, POINT_PARAMS, lesson, KEY, options) if state is None else state
+    return run(lesson, state)
+
+
+class Sketch(nn.Module):
+    """A strided convolution and dense layers: the least that has every kind of kernel."""
+
+    @nn.compact
+    def __call__(self, x, embedding):
+        h = nn.Conv(3, (3, 3), strides=2, padding=((0, 1), (0, 1)), name="conv")(x)
+        h = nn.silu(h + nn.Dense(3, name="class")(embedding)[:, None, None, :])
+        return x + nn.Dense(4, name="out")(h).reshape(x.shape)
+
+
+def _sketch_apply(params, x, t, embeddings):
+    return Sketch().apply({"params": params}, x, embeddings)
+
+
+SKETCH = backbones.Backbone(apply=_sketch_apply, table=lambda p: p["table"], null=lambda p: p["null"])
+
+
+@pytest.fixture(scope="module")
+def sketch_params():
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(lambda key: Sketch().init(key, jnp.zeros((1, *SHAPE)), jnp.zeros((1, 4))), KEY)["params"]
+    net = jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
+    return {**net, **POINT_PARAMS}
+
+
+@functools.lru_cache
+def _sketch_step(options):
+    def step(state, lesson, key, params, prior):
+        return adapt.step(state, SKETCH, params, SCHEDULE, lesson, prior, key, options)
+
+    return jax.jit(step)
+
+
+LORA = _change(rank=2, alpha=4.0, learning_rate=0.02, start="top1", steps=5)
+
+
+def test_the_scale_is_alpha_over_rank():
+    assert LORA.scale == 2.0
+    assert OPTIONS.scale == 0.0
+
+
+def test_a_free_embedding_starts_small_or_at_the_likeliest_class():
+    table = 0.3 * jax.random.normal(KEY, (3, 20_000))
+    params = {"table": table, "null": table[0]}
+    normal = adapt.init(POINTS, params, LESSON, KEY, OPTIONS)
+    assert normal.embedding.shape == (20_000,)
+    np.testing.assert_allclose(normal.embedding.std(), 0.01, rtol=0.03)
+    np.testing.assert_allclose(normal.embedding.mean(), 0.0, atol=4e-4)
+    assert int(normal.step) == 0
+    assert normal.adapter == {}
+    top1 = adapt.init(POINTS, params, LESSON, KEY, _change(start="top1"))
+    np.testing.assert_array_equal(top1.embedding, table[2])
+
+
+def test_an_embedding_in_the_span_starts_small_or_at_the_likeliest_class():
+    normal = adapt.init(POINTS, POINT_PARAMS, LESSON, KEY, _change(space="span"))
+    assert normal.embedding.shape == (3,)
+    assert 0 < np.abs(normal.embedding).max() < 0.05
+    options = _change(space="span", start="top1")
+    top1 = adapt.init(POINTS, POINT_PARAMS, LESSON, KEY, options)
+    np.testing.assert_array_equal(top1.embedding, [0.0, 0.0, 1.0])
+    result = adapt.result(top1, POINTS, POINT_PARAMS, options)
+    np.testing.assert_allclose(result.embedding, TABLE[2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("field", "known"), [("pool", "query, teacher"), ("start", "normal"), ("space", "free, span")])
+def test_an_unknown_option_is_named(field, known):
+    with pytest.raises(ValueError, match=f"'nearest' is not one of {known}"):
+        adapt.init(POINTS, POINT_PARAMS, LESSON, KEY, _change(**{field: "nearest"}))
+
+
+@pytest.mark.parametrize("start", adapt.STARTS)
+def test_the_free_embedding_finds_the_query(start):
+    """The level that composes: its best embedding is the query, which no trained class is."""
+    options = _change(start=start)
+    first = adapt.result(adapt.init(POINTS, POINT_PARAMS, LESSON, KEY, options), POINTS, POINT_PARAMS, options)
+    state, losses = _fit(options)
+    learnt = adapt.result(state, POINTS, POINT_PARAMS, options)
+    np.testing.assert_allclose(learnt.embedding.reshape(SHAPE), LESSON.query, atol=0.02)
+    assert int(state.step) == 300
+    queries = jnp.broadcast_to(LESSON.query[None], (64, *SHAPE))
+    before, after = (
+        denoising_loss(backbones.class_eps(POINTS, POINT_PARAMS, e), SCHEDULE, jax.random.key(9), queries)
+        for e in (first.embedding, learnt.embedding)
+    )
+    assert after < 0.01 * before
+    assert np.mean(losses[-10:]) < 0.05 * np.mean(losses[:10])
+
+
+def test_the_embedding_in_the_span_finds_the_best_combination():
+    """A query off the span by a little: what is learnt is in the span, and near the query."""
+    coefficients = np.asarray([0.6, -0.3, 0.5])
+    inside = coefficients @ np.asarray(TABLE)
+    options = _change(space="span")
+    state, _ = _fit(options, LESSON.replace(query=jnp.asarray(inside, jnp.float32).reshape(SHAPE)))
+    np.testing.assert_allclose(state.embedding, coefficients, atol=0.03)
+    off, _ = _fit(options)
+    learnt = np.asarray(adapt.result(off, POINTS, POINT_PARAMS, options).embedding)
+    nearest, *_ = np.linalg.lstsq(np.asarray(TABLE).T, np.asarray(LESSON.query).ravel(), rcond=None)
+    np.testing.assert_allclose(learnt, nearest @ np.asarray(TABLE), atol=0.05)
+    assert np.abs(learnt - np.asarray(LESSON.query).ravel()).max() > 0.1, "the query of this test is off the span"
+    rest = learnt - np.linalg.lstsq(np.asarray(TABLE).T, learnt, rcond=None)[0] @ np.asarray(TABLE)
+    np.testing.assert_allclose(rest, np.zeros(4), atol=1e-6)
+
+
+def test_l1_counts_the_coefficients_of_the_span_alone():
+    options = _change(space="span", steps=1)
+    state = adapt.init(POINTS, POINT_PARAMS, LESSON, KEY, options).replace(embedding=jnp.asarray([0.5, -2.0, 0.25]))
+    without, with_l1 = (float(_fit(dataclasses.replace(options, l1=l1), state=state)[1][0]) for l1 in (0.0, 10.0))
+    np.testing.assert_allclose(with_l1 - without, 10.0 * 2.75, rtol=1e-4)
+    free = adapt.init(POINTS, POINT_PARAMS, LESSON, KEY, OPTIONS)
+    assert _fit(_change(l1=10.0), steps=1, state=free)[1] == _fit(OPTIONS, steps=1, state=free)[1]
+
+
+def _seen(options, lesson=LESSON):
+    """The pictures and embeddings that one step shows the network, nearly without noise."""
+    seen = []
+
+    def apply(params, x, t, embeddings):
+        jax.debug.callback(lambda x, e: seen.append((np.array(x), np.array(e))), x, embeddings)
+        return x * jnp.sum(embeddings)
+
+    clear = Schedule(alpha_bar=jnp.asarray([1.0, 1.0 - 1e-6, 1.0 - 2e-6]))
+    spy = dataclasses.replace(POINTS, apply=apply)
+    state = adapt.init(spy, POINT_PARAMS, lesson, KEY, options)
+    adapt.step(state, spy, POINT_PARAMS, clear, lesson, PRIOR, KEY, options)
+    jax.effects_barrier()
+    return state, seen
+
+
+@pytest.mark.parametrize(("pool", "share"), [("query", 1.0), ("teacher", 0.0), ("both", 0.5)])
+def test_a_batch_comes_from_the_query_the_teacher_or_both(pool, share):
+    _, seen = _seen(_change(pool=pool, batch_size=400))
+    pictures = np.concatenate([np.asarray(LESSON.query)[None], np.asarray(POOL)])
+    distances = np.abs(seen[0][0][:, None] - pictures[None]).max(axis=(2, 3, 4))
+    assert (distances.min(axis=1) < 0.02).all()
+    counts = np.bincount(distances.argmin(axis=1), minlength=6) / 400
+    assert abs(counts[0] - share) <= 5 * np.sqrt(share * (1 - share) / 400)
+    np.testing.assert_allclose(counts[1:], (1 - share) / 5, atol=0.1 if share < 1 else 0.0)
+
+
+def test_the_query_pool_needs_no_samples_of_the_teacher():
+    _, seen = _seen(_change(pool="query"), LESSON.replace(pool=jnp.zeros((0, *SHAPE))))
+    assert seen[0][0].shape == (16, *SHAPE)
+
+
+def test_null_dropout_shows_the_null_class_to_its_share():
+    state, seen = _seen(_change(null_dropout=0.3, batch_size=2000))
+    null = (seen[0][1] == 7.0).all(axis=1)
+    assert abs(null.mean() - 0.3) < 5 * np.sqrt(0.21 / 2000)
+    np.testing.assert_array_equal(seen[0][1][~null], np.tile(state.embedding, (np.sum(~null), 1)))
+    _, seen = _seen(OPTIONS)
+    np.testing.assert_array_equal(seen[0][1], np.tile(state.embedding, (16, 1)))
+
+
+def test_the_prior_shows_trained_pictures_with_their_own_embeddings():
+    assert len(_seen(OPTIONS)[1]) == 1
+    _, seen = _seen(_change(prior_weight=1.0, batch_size=100))
+    assert len(seen) == 2
+    x, embeddings = next(pair for pair in seen if (pair[1] != pair[1][0]).any())
+    rows = np.abs(x[:, None] - np.asarray(PRIOR.images)[None]).max(axis=(2, 3, 4)).argmin(axis=1)
+    assert set(rows) == set(range(5))
+    np.testing.assert_array_equal(embeddings, np.asarray(TABLE)[np.asarray(PRIOR.labels)[rows]])
+
+
+def _moment(state):
+    """Adam's first moment after one step, a tenth of the gradient: of the embedding, and of the adapter."""
+    inner = state.opt_state.inner_states
+    moments = {name: inner[name].inner_state[0].mu[name] for name in ("embedding", "adapter")}
+    return np.asarray(moments["embedding"]), jax.tree.map(np.asarray, moments["adapter"])
+
+
+def test_the_prior_teaches_the_adapter_and_not_the_embedding(sketch_params):
+    states = {}
+    for weight in (0.0, 1.0, 2.0):
+        options = dataclasses.replace(LORA, prior_weight=weight)
+        state = adapt.init(SKETCH, sketch_params, LESSON, KEY, options)
+        states[weight], loss = _sketch_step(options)(state, LESSON, KEY, sketch_params, PRIOR)
+        assert np.isfinite(loss)
+    embeddings, adapters = zip(*(_moment(states[weight]) for weight in (0.0, 1.0, 2.0)), strict=True)
+    assert np.abs(embeddings[0]).max() > 1e-4
+    np.testing.assert_allclose(embeddings[1], embeddings[0], rtol=1e-4, atol=1e-7)
+    without, once, twice = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(a)]) for a in adapters)
+    assert np.abs(once - without).max() > 1e-3
+    # The gradient is linear in the weight.
+    np.testing.assert_allclose(twice - without, 2.0 * (once - without), rtol=1e-3, atol=1e-5)
+
+
+def test_lora_learns_beside_the_embedding_and_leaves_the_base_alone(sketch_params):
+    before = jax.tree.map(np.array, sketch_params)
+    state = first = adapt.init(SKETCH, sketch_params, LESSON, KEY, LORA)
+    assert set(first.adapter) == set(lora.kernels(sketch_params)) == {"conv", "class", "out"}
+    step = _sketch_step(LORA)
+    for _ in range(LORA.steps):
+        state, _ = step(state, LESSON, KEY, sketch_params, PRIOR)
+    for path, factors in state.adapter.items():
+        assert np.any(factors["b"]), path
+        assert np.any(np.asarray(factors["a"]) != np.asarray(first.adapter[path]["a"])), path
+    assert np.any(np.asarray(state.embedding) != np.asarray(first.embedding))
+    for leaf, old in zip(jax.tree.leaves(sketch_params), jax.tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(leaf, old)
+    learnt = adapt.result(state, SKETCH, sketch_params, LORA)
+    assert learnt.adapter is state.adapter
+    np.testing.assert_array_equal(learnt.embedding, state.embedding)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "embedding_learning_rate"])
+def test_the_embedding_and_the_adapter_have_rates_of_their_own(sketch_params, name):
+    options = dataclasses.replace(LORA, **{name: 0.0})
+    first = adapt.init(SKETCH, sketch_params, LESSON, KEY, options)
+    state, _ = _sketch_step(options)(first, LESSON, KEY, sketch_params, PRIOR)
+    still, moved = ("adapter", "embedding") if name == "learning_rate" else ("embedding", "adapter")
+    for leaf, old in zip(jax.tree.leaves(getattr(state, still)), jax.tree.leaves(getattr(first, still)), strict=True):
+        np.testing.assert_array_equal(leaf, old)
+    # The first step of Adam is as long as its rate.
+    rate = max(options.learning_rate, options.embedding_learning_rate)
+    lengths = jax.tree.map(lambda new, old: np.abs(new - old).max(), getattr(state, moved), getattr(first, moved))
+    np.testing.assert_allclose(max(jax.tree.leaves(lengths)), rate, rtol=1e-2)
+
+
+def test_queries_side_by_side_equal_one_after_the_other(sketch_params):
+    options = dataclasses.replace(LORA, pool="both", null_dropout=0.2, prior_weight=0.5)
+    lessons = [LESSON, adapt.Lesson(query=-LESSON.query, pool=0.5 * POOL, top1=jnp.asarray(0, jnp.int32))]
+    keys = jax.random.split(KEY, 2)
+    alone = []
+    for lesson, key in zip(lessons, keys, strict=True):
+        state = adapt.init(SKETCH, sketch_params, lesson, key, options)
+        for _ in range(3):
+            state, _ = _sketch_step(options)(state, lesson, key, sketch_params, PRIOR)
+        alone.append(state)
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lessons)
+    state = jax.vmap(lambda lesson, key: adapt.init(SKETCH, sketch_params, lesson, key, options))(stacked, keys)
+    together = jax.jit(jax.vmap(_sketch_step(options), in_axes=(0, 0, 0, None, None)))
+    for _ in range(3):
+        state, losses = together(state, stacked, keys, sketch_params, PRIOR)
+    assert losses.shape == (2,)
+    for row, one in enumerate(alone):
+        for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(one), strict=True):
+            np.testing.assert_allclose(leaf[row], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_learning_goes_on_as_if_it_had_not_been_interrupted():
+    options = _change(pool="both", null_dropout=0.1)
+    whole, losses = _fit(options, steps=8)
+    half, first = _fit(options, steps=5)
+    resumed, second = _fit(options, steps=3, state=jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf)), half))
+    np.testing.assert_allclose(np.concatenate([first, second]), losses, rtol=1e-5)
+    np.testing.assert_allclose(resumed.embedding, whole.embedding, rtol=1e-5, atol=1e-6)
+    assert int(resumed.step) == 8
+    assert len(set(np.asarray(losses).tolist())) == 8

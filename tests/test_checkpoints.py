@@ -1,0 +1,255 @@
+import errno
+import json
+import pathlib
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from cdisc import checkpoints
+from cdisc.errors import UserError
+
+
+@flax.struct.dataclass
+class State:
+    step: jax.Array
+    params: dict
+
+
+def make_tree() -> State:
+    return State(
+        step=jnp.int32(7),
+        params={
+            "dense": {"kernel": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "nothing": {}},
+            "pair": (jnp.asarray([True, False]), jnp.asarray([1.5, -2.25], jnp.bfloat16)),
+        },
+    )
+
+
+def assert_same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("written") / "state"
+    checkpoints.save(path, make_tree())
+    return path
+
+
+@pytest.fixture
+def saved(written, tmp_path):
+    """A copy of a checkpoint, to be damaged."""
+    path = tmp_path / "state"
+    for file in written.rglob("*"):
+        if file.is_file():
+            copy = path / file.relative_to(written)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+    return path
+
+
+def test_a_nested_tree_comes_back_bit_for_bit(written):
+    # Catches: restoring to other types, or in another order of the leaves.
+    assert checkpoints.exists(written)
+    restored = checkpoints.restore(written, jax.eval_shape(make_tree))
+    assert_same(restored, make_tree())
+
+
+def test_a_tree_is_written_in_place_of_another(saved):
+    # Catches: leaving the old arrays, or the folders of the exchange, behind.
+    checkpoints.save(saved, {"x": jnp.arange(3.0)})
+    np.testing.assert_array_equal(checkpoints.restore(saved, {"x": jnp.zeros(3)})["x"], [0.0, 1.0, 2.0])
+    assert [path.name for path in saved.parent.iterdir()] == ["state"]
+
+
+def test_missing(tmp_path):
+    assert not checkpoints.exists(tmp_path / "none")
+    with pytest.raises(UserError, match=r"none holds no finished checkpoint: delete"):
+        checkpoints.restore(tmp_path / "none", make_tree())
+
+
+def largest_file(path: pathlib.Path) -> pathlib.Path:
+    return max((file for file in (path / "arrays" / "d").iterdir()), key=lambda file: file.stat().st_size)
+
+
+def cut_short(file: pathlib.Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_a_bit(file: pathlib.Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"), [(cut_short, "not what was written"), (flip_a_bit, "not what was written")]
+)
+def test_damaged_arrays_are_refused(saved, damage, what, capfd):
+    # Catches: no comparison of the checksums (Orbax then fails with tracebacks from its threads).
+    file = largest_file(saved)
+    damage(file)
+    with pytest.raises(UserError, match=rf"state is damaged \(arrays/d/{file.name} is {what}\): delete that folder"):
+        checkpoints.restore(saved, make_tree())
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_missing_file_is_refused(saved):
+    file = largest_file(saved)
+    file.unlink()
+    with pytest.raises(UserError, match=rf"state is damaged \(arrays/d/{file.name} is missing\)"):
+        checkpoints.restore(saved, make_tree())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"leaves": {"x": 3}, "files": {}}'])
+def test_a_damaged_manifest_is_refused(saved, content):
+    # Catches: catching JSON's errors alone.
+    (saved / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match="holds no finished checkpoint"):
+        checkpoints.restore(saved, make_tree())
+
+
+def test_orbax_failing_behind_right_checksums(saved):
+    # Catches: letting Orbax's own error through.
+    file = largest_file(saved)
+    cut_short(file)
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["files"] = {}
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="cannot be read to its end"):
+        checkpoints.restore(saved, make_tree())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p["dense"].update(kernel=jnp.zeros((4, 3))), r"params/dense/kernel has shape \(3, 4\) .* \(4, 3\)"),
+        (lambda p: p["dense"].update(kernel=jnp.zeros((3, 4), jnp.bfloat16)), r"kernel .* float32 where .* bfloat16"),
+        (lambda p: p["dense"].update(bias=jnp.zeros(4)), r"lacks params/dense/bias"),
+        (lambda p: p.pop("dense"), r"has params/dense/kernel, which is not expected"),
+    ],
+)
+def test_another_networks_checkpoint_is_refused_by_leaf(written, change, message):
+    # Catches: leaving out any one of the four comparisons (Orbax would cast, or fill in what is missing).
+    like = make_tree()
+    change(like.params)
+    with pytest.raises(UserError, match=message):
+        checkpoints.restore(written, like)
+
+
+def test_a_full_disk_keeps_what_was_there(saved, monkeypatch):
+    # Catches: removing the old folder first, leaving the half-written one, or letting OSError through.
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.StandardCheckpointer, "save", full)
+        with pytest.raises(UserError, match=r"state was not saved: the disk is full; make room"):
+            checkpoints.save(saved, {"x": jnp.zeros(3)})
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "write_text", full)
+        with pytest.raises(UserError, match="the disk is full"):
+            checkpoints.save(saved, {"x": jnp.zeros(3)})
+        with pytest.raises(UserError, match=r"notes\.txt was not saved: the disk is full"):
+            checkpoints.write_text(saved.parent / "notes.txt", "text")
+    assert [path.name for path in saved.parent.iterdir()] == ["state"]
+    assert_same(checkpoints.restore(saved, make_tree()), make_tree())
+
+
+def test_storage_errors_are_told_from_mistakes(tmp_path, monkeypatch):
+    # Orbax's storage layer raises ValueError for a full disk. Catches: blaming the disk for any ValueError.
+    def raising(message):
+        def save(*args, **kwargs):
+            raise ValueError(message)
+
+        return save
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", raising("RESOURCE_EXHAUSTED: No space left on device"))
+    with pytest.raises(UserError, match="the disk is full"):
+        checkpoints.save(tmp_path / "x", {"x": jnp.zeros(3)})
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", raising("zero size"))
+    with pytest.raises(ValueError, match="zero size"):
+        checkpoints.save(tmp_path / "x", {"x": jnp.zeros(3)})
+
+
+def test_steps_are_kept_to_the_last_few(tmp_path):
+    # Catches: removing the newest, sorting names as text, counting what is not finished.
+    folder = tmp_path / "train"
+    assert checkpoints.steps(folder) == []
+    for step in (5, 10, 200):
+        checkpoints.save_step(folder, step, {"x": jnp.full(2, float(step))}, keep=2)
+    (folder / "step_00000300").mkdir()
+    (folder / "step_00000400.partial").mkdir()
+    (folder / "step_00000400.partial" / "manifest.json").write_text("{}")
+    assert checkpoints.steps(folder) == [10, 200]
+    np.testing.assert_array_equal(checkpoints.restore_step(folder, 10, {"x": jnp.zeros(2)})["x"], [10.0, 10.0])
+
+
+def test_write_text_replaces_the_file_whole(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    checkpoints.write_text(path, "one")
+    checkpoints.write_text(path, "two")
+    assert path.read_text() == "two"
+    assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_writable(tmp_path, monkeypatch):
+    checkpoints.writable(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose another --workdir"):
+        checkpoints.writable(tmp_path / "file" / "b")
+    monkeypatch.setattr(checkpoints.os, "access", lambda folder, mode: False)
+    with pytest.raises(UserError, match="cannot be written"):
+        checkpoints.writable(tmp_path)
+
+
+ABOUT = {"config": "c" * 64, "data": "d" * 64}
+
+
+def test_bundle_round_trip(tmp_path):
+    # Half precision keeps eleven bits. Catches: returning float16, another order of the leaves.
+    tree = {"kernel": jnp.linspace(0.1, 1.0, 7), "nothing": {}, "pair": (jnp.ones((2, 3)), jnp.float32(0.1))}
+    path = tmp_path / "bundle.npz"
+    checkpoints.save_npz(path, tree, ABOUT)
+    restored = checkpoints.restore_npz(path, jax.eval_shape(lambda: tree), ABOUT)
+    assert jax.tree.structure(restored) == jax.tree.structure(tree)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(tree), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=2.0**-11)
+
+
+def test_bundles_of_other_runs_are_refused(tmp_path):
+    path = tmp_path / "bundle.npz"
+    checkpoints.save_npz(path, {"kernel": jnp.ones(3)}, ABOUT)
+    with pytest.raises(UserError, match=r"bundle.npz was made with data dddd.* and this run has eeee"):
+        checkpoints.restore_npz(path, {"kernel": jnp.ones(3)}, ABOUT | {"data": "e" * 64})
+    with pytest.raises(UserError, match=r"no array kernel of shape \(4,\)"):
+        checkpoints.restore_npz(path, {"kernel": jnp.ones(4)}, ABOUT)
+    with pytest.raises(UserError, match=r"no array bias"):
+        checkpoints.restore_npz(path, {"bias": jnp.ones(3)}, ABOUT)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "text"])
+def test_unreadable_bundles_are_refused(tmp_path, damage):
+    # Catches: not expecting zipfile's and zlib's own errors.
+    path = tmp_path / "bundle.npz"
+    tree = {"kernel": jnp.arange(2000.0)}
+    checkpoints.save_npz(path, tree, ABOUT)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        cut_short(path)
+    elif damage == "flipped":
+        flip_a_bit(path)
+    else:
+        path.write_text("this is no archive")
+    with pytest.raises(UserError, match=r"cannot be read .*from_scratch=True"):
+        checkpoints.restore_npz(path, tree, ABOUT)

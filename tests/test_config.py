@@ -1,0 +1,106 @@
+import dataclasses
+
+import ml_collections
+import pytest
+
+from cdisc import config
+from cdisc.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    steps: int
+    rate: float = 0.5
+    sizes: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.steps < 0:
+            raise ValueError("steps is below zero")
+        if self.steps > 9:
+            raise UserError("steps is above nine.")
+
+
+def test_options_of_a_section():
+    # Catches: passing ignored fields on, leaving lists as they are (unhashable), losing defaults.
+    section = ml_collections.ConfigDict({"steps": 3, "sizes": [1, 2], "kind": "x"})
+    options = config.options(Options, section, "train", ignore=("kind",))
+    assert options == Options(steps=3, rate=0.5, sizes=(1, 2))
+    assert hash(options) == hash(Options(steps=3, sizes=(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"steps": 3, "rates": 1.0}, r"^config\.train\.rates does not exist; did you mean 'rate'\?$"),
+        ({"steps": 3, "zebra": 1.0}, r"^config\.train\.zebra does not exist$"),
+        ({"rate": 1.0}, r"^config\.train\.steps is missing: add it to the config file\.$"),
+        ({"steps": -1}, r"^config\.train cannot be used: steps is below zero\.$"),
+        ({"steps": "many"}, r"^config\.train cannot be used: .*\.$"),
+        ({"steps": 10}, r"^steps is above nine\.$"),
+    ],
+)
+def test_options_are_checked(section, message):
+    with pytest.raises(UserError, match=message):
+        config.options(Options, section, "train")
+
+
+def test_nearest():
+    assert config.nearest("discovr", ("pretrain", "discover")) == "; did you mean 'discover'?"
+    assert config.nearest("zzz", ("pretrain", "discover")) == ""
+
+
+def make_config():
+    return ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "data": {"name": "colormnist", "held_out": ("a=b",)},
+            "diffusion": {"num_timesteps": 10},
+            "network": {"kind": "unet"},
+            "pretrain": {"steps": 5, "from_scratch": True, "bundle": "", "save_every": 2, "seed": 0},
+            "discover": {"probes": 2},
+        }
+    )
+
+
+def test_to_json_does_not_depend_on_the_order():
+    one, other = ml_collections.ConfigDict({"a": 1, "b": 2}), ml_collections.ConfigDict({"b": 2, "a": 1})
+    assert config.to_json(one) == config.to_json(other) == '{\n  "a": 1,\n  "b": 2\n}\n'
+
+
+def test_digest():
+    # The oracle is sha256 of '{"a": [1, 2], "b": null}' by another tool (sha256sum).
+    expected = "14265913f60ea6d8fd54c743c5beb66818c144bfe337a19ea9782429eed31287"
+    assert config.digest({"b": None, "a": (1, 2)}) == config.digest({"a": [1, 2], "b": None}) == expected
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "same"),
+    [
+        ("data", "held_out", ("a=c",), False),
+        ("diffusion", "num_timesteps", 11, False),
+        ("network", "kind", "exact", False),
+        ("pretrain", "steps", 6, False),
+        ("pretrain", "seed", 1, False),
+        ("pretrain", "from_scratch", False, True),
+        ("pretrain", "bundle", "small", True),
+        ("pretrain", "save_every", 3, True),
+        ("discover", "probes", 3, True),
+    ],
+)
+def test_backbone_digest_follows_what_decides_the_weights(section, field, value, same):
+    # Catches: any section or field added to or taken from the digest.
+    changed = make_config()
+    changed[section][field] = value
+    assert (config.backbone_digest(changed) == config.backbone_digest(make_config())) is same
+
+
+def test_flatten():
+    assert config.flatten({"a": {"b": {"c": 1}, "d": [2]}, "e": {}}) == {"a.b.c": 1, "a.d": [2]}
+
+
+def test_differences():
+    # Catches: comparing one way only, or tuples with the lists that JSON makes of them.
+    old = {"a": {"b": 1, "c": [1, 2]}, "gone": 1}
+    new = {"a": {"b": 2, "c": (1, 2)}, "new": 1}
+    assert config.differences(old, new) == ["a.b", "gone", "new"]
+    assert config.differences(old, old) == []

@@ -1,0 +1,62 @@
+import io
+import logging
+import sys
+
+import pytest
+
+from cdisc import console
+
+
+def test_lines_go_where_they_belong(capsys):
+    # Catches: results on standard error, or warnings among the results.
+    console.say("said")
+    console.warn("warned")
+    console.fail("failed")
+    out, err = capsys.readouterr()
+    assert out == "said\n"
+    assert err == "cdisc: warning: warned\ncdisc: failed\n"
+
+
+@pytest.fixture
+def restored_levels():
+    names = ("absl", "orbax", "jax", "matplotlib", "PIL")
+    levels = {name: logging.getLogger(name).level for name in names}
+    yield names
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def test_quiet_libraries(restored_levels):
+    for name in restored_levels:
+        logging.getLogger(name).setLevel(logging.INFO)
+    console.quiet_libraries()
+    assert not any(logging.getLogger(name).isEnabledFor(logging.WARNING) for name in restored_levels)
+    assert not logging.getLogger("orbax").isEnabledFor(logging.ERROR)
+    assert logging.getLogger("cdisc").isEnabledFor(logging.WARNING)
+
+
+def test_progress_yields_all_items_in_order(capsys):
+    assert list(console.progress(iter("abc"), "letters")) == ["a", "b", "c"]
+    assert capsys.readouterr().out == ""
+
+
+def test_progress_elsewhere_than_on_a_terminal(capsys, monkeypatch):
+    # One item takes 15 s, so every second one is told: 30 s for two, and the speed is of this run's items alone.
+    # Catches: counting an earlier run's items into the speed, a line for each item.
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    for _ in console.progress(range(10, 15), "train", total=15, first=10):
+        now[0] += 15.0
+    assert capsys.readouterr().out == "  train: 12/15, 45 s left\n  train: 14/15, 15 s left\n"
+
+
+def test_progress_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert list(console.progress(range(3), "steps", total=5, first=2)) == [0, 1, 2]
+    assert "steps" in terminal.getvalue()
+    assert "2/5" in terminal.getvalue()

@@ -1,0 +1,168 @@
+"""Adapters on the fly against the same adapters merged into the kernels."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from cdisc.networks import denoiser, lora
+
+X = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+T = jnp.asarray([3, 700])
+SCALE = 1.7
+
+
+@pytest.fixture(scope="module")
+def params():
+    return tiny.random_params()
+
+
+@pytest.fixture(scope="module")
+def base():
+    """The compiled base network, `params -> eps`."""
+    return jax.jit(
+        lambda params: denoiser.apply(tiny.NETWORK, params, X, T, denoiser.embed(params, jnp.asarray([0, 2])))
+    )
+
+
+def _on_the_fly(network):
+    def apply(params, adapter):
+        embeddings = denoiser.embed(params, jnp.asarray([0, 2]))
+        return lora.adapt(lambda x, t: denoiser.apply(tiny.NETWORK, params, x, t, embeddings), adapter, SCALE)(X, T)
+
+    return apply
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    """The compiled adapted network, `(params, adapter) -> eps`."""
+    return jax.jit(_on_the_fly(tiny.NETWORK))
+
+
+def _random(adapter, seed):
+    """The same adapter with numbers everywhere."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32), adapter)
+
+
+def test_every_dense_and_convolution_kernel_is_adapted(params):
+    kernels = lora.kernels(params)
+    expected = sum(path[-1].key == "kernel" for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    # 2 of time, conv_in, conv_out, 2 strided; 8 residual blocks of 3, of which 5 change width; 4 attentions of 4.
+    assert len(kernels) == expected == 2 + 2 + 2 + 8 * 3 + 5 + 4 * 4
+    assert {"mid_block/attentions_0/to_q", "down_blocks_0/downsamplers_0/conv", "time_embedding/linear_1"} <= set(
+        kernels
+    )
+    np.testing.assert_array_equal(kernels["conv_in"], params["conv_in"]["kernel"])
+    adapter = lora.init(params, jax.random.key(1), 3)
+    assert set(adapter) == set(kernels)
+    for path, kernel in kernels.items():
+        assert adapter[path]["a"].shape == (*kernel.shape[:-1], 3)
+        assert adapter[path]["b"].shape == (3, kernel.shape[-1])
+
+
+def test_a_new_adapter_is_uniform_by_fan_in_and_has_zero_b(params):
+    adapter = lora.init(params, jax.random.key(1), 8)
+    for path, factors in adapter.items():
+        assert not np.any(factors["b"]), path
+        a = np.asarray(factors["a"])
+        fan_in = np.prod(a.shape[:-1])
+        assert np.abs(a).max() <= fan_in**-0.5, path
+        np.testing.assert_allclose(a.std(), (3 * fan_in) ** -0.5, rtol=5 * np.sqrt(0.2 / a.size), err_msg=path)
+    # Layers of one shape are drawn apart.
+    q, k = (adapter[f"mid_block/attentions_0/{name}"]["a"] for name in ("to_q", "to_k"))
+    assert np.any(np.asarray(q) != np.asarray(k))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_new_adapter_changes_no_bit(params, dtype):
+    config = dataclasses.replace(tiny.NETWORK, dtype=dtype)
+    adapter = lora.init(params, jax.random.key(1), 2)
+
+    def both(params, adapter):
+        embeddings = denoiser.embed(params, jnp.asarray([0, 2]))
+
+        def eps_fn(x, t):
+            return denoiser.apply(config, params, x, t, embeddings)
+
+        return eps_fn(X, T), lora.adapt(eps_fn, adapter, SCALE)(X, T)
+
+    without, with_new = jax.jit(both)(params, adapter)
+    np.testing.assert_array_equal(with_new, without)
+    for merged, kernel in zip(
+        jax.tree.leaves(lora.merge(params, adapter, SCALE)), jax.tree.leaves(params), strict=True
+    ):
+        np.testing.assert_array_equal(merged, kernel)
+
+
+def test_merge_adds_the_scaled_product_to_the_kernels_alone(params):
+    adapter = _random(lora.init(params, jax.random.key(1), 2), 0)
+    before = jax.tree.map(np.array, params)
+    merged = lora.merge(params, {path: adapter[path] for path in ("conv_in", "mid_block/attentions_0/to_q")}, SCALE)
+    for path, kernel, old in (
+        ("conv_in", merged["conv_in"]["kernel"], before["conv_in"]["kernel"]),
+        (
+            "mid_block/attentions_0/to_q",
+            merged["mid_block"]["attentions_0"]["to_q"]["kernel"],
+            before["mid_block"]["attentions_0"]["to_q"]["kernel"],
+        ),
+    ):
+        product = np.einsum("...r,ro->...o", *(np.asarray(adapter[path][name], np.float64) for name in "ab"))
+        np.testing.assert_allclose(kernel, old + SCALE * product, rtol=1e-5, atol=1e-6)
+        assert np.abs(product).max() > 0.01
+    changed = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for (path, new), old in zip(jax.tree_util.tree_leaves_with_path(merged), jax.tree.leaves(before), strict=True)
+        if np.any(np.asarray(new) != old)
+    ]
+    assert changed == ["conv_in/kernel", "mid_block/attentions_0/to_q/kernel"]
+    for leaf, old in zip(jax.tree.leaves(params), jax.tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(leaf, old)
+
+
+@pytest.mark.parametrize("padding", [1, 0])
+def test_applying_on_the_fly_is_merging_with_either_padding_of_the_strided_convolution(params, base, adapted, padding):
+    adapter = _random(lora.init(params, jax.random.key(1), 2), 1)
+    if padding == 0:
+        other = dataclasses.replace(tiny.NETWORK, downsample_padding=0)
+        adapted = jax.jit(_on_the_fly(other))
+        base = jax.jit(lambda p: denoiser.apply(other, p, X, T, denoiser.embed(p, jnp.asarray([0, 2]))))
+    expected = np.asarray(base(lora.merge(params, adapter, SCALE)))
+    assert np.abs(expected - np.asarray(base(params))).max() > 0.1 * expected.std()
+    np.testing.assert_allclose(adapted(params, adapter), expected, atol=2e-4 * max(1.0, expected.std()))
+
+
+def test_each_layer_alone_acts_as_its_merged_kernel(params, base, adapted):
+    """So that no layer's adapter is left out of the forward pass, nor covered by a larger neighbour."""
+    adapter = _random(lora.init(params, jax.random.key(1), 2), 2)
+    unadapted = np.asarray(base(params))
+    silent = []
+    for path in adapter:
+        alone = {
+            other: factors if other == path else {"a": factors["a"], "b": jnp.zeros_like(factors["b"])}
+            for other, factors in adapter.items()
+        }
+        out = np.asarray(adapted(params, alone))
+        np.testing.assert_allclose(out, base(lora.merge(params, alone, SCALE)), atol=2e-4, err_msg=path)
+        if np.abs(out - unadapted).max() < 1e-3:
+            silent.append(path)
+    assert silent == []
+
+
+def test_a_layer_without_factors_is_left_alone(params, base):
+    adapter = _random(lora.init(params, jax.random.key(1), 2), 3)
+    some = {"conv_in": adapter["conv_in"], "conv_out": adapter["conv_out"]}
+    out = jax.jit(_on_the_fly(tiny.NETWORK))(params, some)
+    np.testing.assert_allclose(out, base(lora.merge(params, some, SCALE)), atol=2e-4)
+
+
+def test_many_adapters_at_once_equal_one_after_the_other(params, adapted):
+    adapters = [_random(lora.init(params, jax.random.key(1), 2), seed) for seed in (4, 5, 6)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
+    together = jax.jit(jax.vmap(_on_the_fly(tiny.NETWORK), in_axes=(None, 0)))(params, stacked)
+    for row, adapter in zip(together, adapters, strict=True):
+        expected = np.asarray(adapted(params, adapter))
+        np.testing.assert_allclose(row, expected, atol=2e-4 * max(1.0, expected.std()))

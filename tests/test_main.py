@@ -1,0 +1,244 @@
+import errno
+import itertools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from absl import app, flags
+from commands import ROOT, arrays_of, command, run_command
+from PIL import Image
+
+from cdisc import main, pipeline
+
+# ml_collections reads config files in a way that Python is about to drop.
+pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\):DeprecationWarning")
+
+TINY = f"--config={ROOT}/configs/colormnist.py:tiny"
+# A network of one block on 4 x 4 patches, so that what is tested is the command and not the training.
+MINI = (
+    TINY,
+    "--config.network.block_out_channels=(8,)",
+    "--config.network.down_block_types=('DownBlock2D',)",
+    "--config.network.up_block_types=('UpBlock2D',)",
+    "--config.network.add_attention=False",
+    "--config.network.patch_size=8",
+    "--config.pretrain.batch_size=2",
+    "--config.pretrain.steps=60",
+    "--config.pretrain.save_every=10",
+    "--stages=pretrain",
+)
+
+
+@pytest.fixture
+def cdisc(monkeypatch, capsys):
+    """The command in this process: its exit code, standard output and standard error."""
+
+    def run(*arguments):
+        argv = ["cdisc", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
+        flags.FLAGS.unparse_flags()
+        with pytest.raises(SystemExit) as ended:
+            app.run(main.main, argv=argv, flags_parser=main._parse)
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(cdisc):
+    """The sentence with which the command ends."""
+
+    def run(*arguments):
+        code, _, err = cdisc(*arguments)
+        assert code == 2
+        lines = err.splitlines()
+        assert [line for line in lines if not line.startswith("cdisc: warning: ")] == lines[-1:]
+        assert lines[-1].startswith("cdisc: ")
+        assert "Traceback" not in err
+        return err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "give --config=FILE and --workdir=DIR"),
+        ((TINY,), "give --config=FILE and --workdir=DIR"),
+        ((TINY, "spare"), "'spare' is not an option"),
+        ((TINY, "--wordir=x"), "Unknown command line flag 'wordir'"),
+        (("--config=configs/none.py",), r"there is no config file 'configs/none\.py': give one such as"),
+        (("--config", "configs/none.py:tiny"), r"there is no config file 'configs/none\.py'"),
+        ((f"{TINY[:-4]}huge",), "has no variant 'huge': use one of paper, small, tiny$"),
+        ((TINY, "--config.discover.probess=3"), """no field 'probess' Did you mean "probes" """),
+        ((TINY, "--config.discover.probes=abc"), r"--config\.discover\.probes=abc: invalid literal"),
+        ((TINY, "--config.discover=3"), r"--config\.discover=3: .* not a dict"),
+    ],
+)
+def test_command_lines_that_cannot_be_used(refused, arguments, sentence):
+    # Catches: letting any of the libraries' errors through, or quoting their tracebacks.
+    assert re.search(sentence, refused(*arguments), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--stages=discovr",), "there is no stage 'discovr'; did you mean 'discover'?: use pretrain, discover"),
+        (("--stages=",), "--stages names no stage"),
+        (("--config.discover.num_experts=9",), "num_experts is 9, more than the pool holds (capacity 8)"),
+        (("--config.discover.timesteps=(100,1001)",), "config.discover.timesteps has 1001: each must be in 1..1000"),
+        (("--config.discover.timesteps=(0,)",), "config.discover.timesteps has 0: each must be in 1..1000"),
+        (("--config.discover.probes=0",), "discover"),
+        (("--config.data.name=mnist",), "config.data.name is 'mnist': use one of colormnist, planar"),
+        (("--config.data.held_out=('digit_color=cyan',)",), "digit_colour"),
+        (("--config.network.kind=mlp",), "config.network.kind is 'mlp': use 'unet' or 'exact'"),
+        (("--config.network.num_class_embeds=120",), "set it to 121, one row for the null class"),
+        (("--config.diffusion.prediction_type=noise",), "prediction_type is 'noise': use one of"),
+        (("--config.evaluate.num_queries=0",), "num_queries is 0: use a whole number from 1 on"),
+        (("--config.evaluate.methods.lora.level=lara",), "names no level: 'lara'; did you mean 'lora'?"),
+        (("--config.adapt.levels.lora.steps=0",), "config.adapt.levels.lora.steps is 0"),
+    ],
+)
+def test_configurations_that_cannot_be_used(refused, tmp_path, arguments, sentence):
+    # Refused before any work, and before the workdir is bound. Catches: leaving out any one of the checks.
+    assert sentence in refused(TINY, f"--workdir={tmp_path / 'run'}", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A picture of some size, as PNG."""
+
+    def make(width, height):
+        path = tmp_path / f"{width}x{height}.png"
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+        return path
+
+    return make
+
+
+def test_pictures_that_cannot_be_used(refused, picture, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(picture(32, 32).read_bytes()[:1500])
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    for path, sentence in (
+        (tmp_path / "none.png", "does not exist"),
+        (tmp_path, "is a folder"),
+        (cut, "cannot be read"),
+        (text, "is no picture in a known format"),
+        (picture(5, 5), "too small for 32x32"),
+        (picture(200, 40), "too elongated for 32x32"),
+    ):
+        error = refused(TINY, workdir, f"--query={path}")
+        assert f"{path} " in error
+        assert sentence in error
+    assert not (tmp_path / "run").exists()
+    error = refused(f"--config={ROOT}/configs/mixture.py", workdir, f"--query={picture(32, 32)}")
+    assert "data are points: leave --query out" in error
+
+
+def test_a_picture_of_another_size_is_resized_with_a_warning(refused, picture, tmp_path):
+    error = refused(TINY, f"--workdir={tmp_path / 'run'}", f"--query={picture(64, 64)}", "--stages=report")
+    assert re.search(r"^cdisc: warning: .*resized from 64x64 to 32x32 pixels\.$", error, re.MULTILINE)
+    assert "add pretrain to --stages" in error
+
+
+def test_a_workdir_belongs_to_one_configuration_and_its_queries(refused, picture, tmp_path):
+    # Catches: comparing the configuration alone, or the queries without their order.
+    workdir, stages = f"--workdir={tmp_path / 'run'}", "--stages=report"
+    mine = [f"--query={picture(32, 32)}", f"--query={picture(40, 40)}"]
+    assert "add pretrain to --stages" in refused(TINY, workdir, stages, *mine)
+    assert "add pretrain to --stages" in refused(TINY, workdir, stages, *mine)
+    for changed in ([*mine, "--config.seed=1"], mine[::-1], mine[:1], []):
+        error = refused(TINY, workdir, stages, *changed)
+        assert "was made with another configuration" in error
+        assert "choose another --workdir" in error
+    assert "(config.seed differ)" in refused(TINY, workdir, stages, *mine, "--config.seed=1")
+    (tmp_path / "run" / "config.json").write_text('{"config')
+    assert "config.json cannot be read" in refused(TINY, workdir, stages, *mine)
+
+
+def test_an_unwritable_workdir(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "choose another --workdir" in refused(TINY, f"--workdir={tmp_path / 'file' / 'run'}")
+
+
+def test_a_disk_that_fills_up_anywhere(refused, cdisc, tmp_path, monkeypatch):
+    # Catches: letting OSError through, and hiding mistakes in the code behind the same sentence.
+    def fail(number):
+        def run(*args):
+            raise OSError(number, os.strerror(number), "results.json")
+
+        return run
+
+    monkeypatch.setattr(pipeline, "run", fail(errno.ENOSPC))
+    assert "No space left on device: 'results.json': make room" in refused(TINY, f"--workdir={tmp_path}")
+    monkeypatch.setattr(pipeline, "run", fail(errno.ENOENT))
+    with pytest.raises(FileNotFoundError):
+        cdisc(TINY, f"--workdir={tmp_path}")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The workdir of an uninterrupted training."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    ended = run_command(*MINI, f"--workdir={workdir}")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return workdir
+
+
+def test_checkpoints_that_cannot_be_used(refused, trained, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    arrays = max((workdir / "pretrain" / "params" / "arrays" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    arrays.write_bytes(arrays.read_bytes()[:-1])
+    error = refused(*MINI, f"--workdir={workdir}")
+    assert f"{workdir / 'pretrain' / 'params'} is damaged (arrays/d/{arrays.name} is not what was written)" in error
+
+    other = tmp_path / "other"
+    shutil.copytree(trained / "pretrain" / "params", other / "pretrain" / "params")
+    error = refused(TINY, f"--workdir={other}", "--stages=discover")
+    assert re.search(r"has shape .* expected: it comes from another network|lacks .*another network", error)
+
+
+def test_a_loss_that_is_not_a_number(refused, tmp_path):
+    # The rate warms up from zero: the second step is the first that moves, and the third meets what it did.
+    workdir = tmp_path / "run"
+    flags = ("--config.pretrain.learning_rate=1e30", "--config.pretrain.steps=30", "--config.pretrain.save_every=2")
+    error = refused(*MINI, *flags, f"--workdir={workdir}")
+    assert "the loss of step 3 is nan; the checkpoint of step 2 is kept: lower config.pretrain.learning_rate" in error
+    assert [path.name for path in (workdir / "pretrain" / "train").iterdir()] == ["step_00000002"]
+
+
+def test_ctrl_c_and_the_same_command_again(trained, tmp_path):
+    # Catches: randomness that does not follow from the step, state left out of the checkpoint, a traceback.
+    workdir = tmp_path / "run"
+    arguments = (*MINI, f"--workdir={workdir}")
+    process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = workdir / "pretrain" / "train" / "step_00000010"
+    for _ in itertools.takewhile(lambda _: process.poll() is None and not first.exists(), itertools.count()):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert err == "cdisc: stopped; the same command goes on from what was finished.\n"
+    assert not (workdir / "pretrain" / "params").exists()
+
+    again = run_command(*arguments)
+    assert (again.returncode, again.stderr) == (0, "")
+    goes_on = re.search(r"^pretrain: goes on at step (\d+) of 60$", again.stdout, re.MULTILINE)
+    assert goes_on is not None
+    assert 10 <= int(goes_on[1]) < 60
+    resumed, unbroken = (arrays_of(folder / "pretrain" / "params") for folder in (workdir, trained))
+    assert resumed.keys() == unbroken.keys()
+    for name, array in unbroken.items():
+        np.testing.assert_array_equal(resumed[name], array, err_msg=name)

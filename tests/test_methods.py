@@ -1,0 +1,160 @@
+"""Recipes against their formula on an exact backbone, and the one sampler that serves them all."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from cdisc.diffusion import exact
+from cdisc.diffusion.sampling import ddim
+from cdisc.diffusion.schedule import linear_beta, sigma
+from cdisc.discovery import poe
+from cdisc.evaluation import methods
+from cdisc.networks import backbone as backbones
+from cdisc.networks import lora
+
+SCHEDULE = linear_beta(1000)
+MIXTURE = exact.GaussianMixture(
+    weights=jnp.asarray([0.5, 0.3, 0.2]),
+    means=jnp.asarray([[0.7, 0.7], [-0.7, 0.2], [0.1, -0.8]]),
+    variances=jnp.asarray([[0.01, 0.02], [0.03, 0.01], [0.02, 0.02]]),
+)
+BACKBONE = backbones.mixture(SCHEDULE)
+TEACHER = poe.Teacher(mean=jnp.asarray([0.2, -0.4]), variance=jnp.asarray([0.05, 3.0]), weights=jnp.ones((1, 2)))
+X = jax.random.normal(jax.random.key(0), (4, 2))
+T = jnp.asarray([20, 250, 600, 1000])
+
+
+def _eps(weights, x=X):
+    """The exact prediction of the mixture with these weights, in float64."""
+    a = np.asarray(SCHEDULE.alpha_bar, np.float64)[np.asarray(T)][:, None, None]
+    means, variances = np.asarray(MIXTURE.means, np.float64)[None], np.asarray(MIXTURE.variances, np.float64)[None]
+    spread = a * variances + 1 - a
+    offset = np.asarray(x, np.float64)[:, None] - np.sqrt(a) * means
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.asarray(weights, np.float64)) - 0.5 * np.sum(offset**2 / spread + np.log(spread), axis=2)
+    gamma = np.exp(logs - logs.max(axis=1, keepdims=True))
+    gamma /= gamma.sum(axis=1, keepdims=True)
+    return np.sqrt(1 - a[:, 0]) * np.sum(gamma[:, :, None] * offset / spread, axis=1)
+
+
+def _teacher_terms():
+    """The teacher's prediction and its noised variance, (4, 2) in float64."""
+    a = np.asarray(SCHEDULE.alpha_bar, np.float64)[np.asarray(T)][:, None]
+    spread = a * np.asarray(TEACHER.variance, np.float64) + 1 - a
+    return np.sqrt(1 - a) * (np.asarray(X) - np.sqrt(a) * np.asarray(TEACHER.mean)) / spread, spread
+
+
+@pytest.fixture(scope="module")
+def predict():
+    """The compiled prediction of a recipe at X, T."""
+    return jax.jit(lambda recipe: methods.recipe_eps(BACKBONE, MIXTURE, SCHEDULE, recipe)(X, T))
+
+
+def test_a_teacher_and_classes_add_to_the_null_model(predict):
+    classes = jnp.asarray([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])
+    level = np.asarray(sigma(SCHEDULE, T))
+    recipe = methods.class_recipe(
+        classes,
+        jnp.asarray([1.3, -0.4]),
+        teacher=TEACHER,
+        teacher_weight=0.8,
+        teacher_sigma_min=float(level[1:3].mean()),
+        w_max=1.0,
+    )
+    null = _eps(MIXTURE.weights)
+    teacher, spread = _teacher_terms()
+    # Eq. 14 with its cap, and nothing below the noise level.
+    weight = np.minimum(0.8 * spread.mean(axis=1, keepdims=True), 1.0) * np.asarray([[0.0], [0.0], [1.0], [1.0]])
+    assert (weight[2:] < 1.0).all()
+    expected = null + weight * (teacher - null) + 1.3 * (_eps(classes[0]) - null) - 0.4 * (_eps(classes[1]) - null)
+    np.testing.assert_allclose(predict(recipe), expected, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("elementwise", [False, True])
+def test_a_teacher_alone_is_eq_13(predict, elementwise):
+    recipe = methods.teacher_recipe(TEACHER, BACKBONE.table(MIXTURE), 1.2, w_max=1.4, elementwise=elementwise)
+    assert recipe.embeddings.shape == (0, 3)
+    null = _eps(MIXTURE.weights)
+    teacher, spread = _teacher_terms()
+    weight = np.minimum(1.2 * (spread if elementwise else spread.mean(axis=1, keepdims=True)), 1.4)
+    assert (weight == 1.4).any()
+    np.testing.assert_allclose(predict(recipe), null + weight * (teacher - null), rtol=1e-3, atol=2e-3)
+
+
+def test_a_class_of_weight_one_is_the_class_and_no_class_is_the_null_model(predict):
+    alone = methods.class_recipe(jnp.asarray([[0.0, 0.0, 1.0]]), jnp.asarray([1.0]))
+    assert alone.teacher is None
+    assert alone.adapter == {}
+    np.testing.assert_allclose(predict(alone), _eps([0.0, 0.0, 1.0]), rtol=1e-3, atol=2e-3)
+    nothing = methods.class_recipe(jnp.zeros((0, 3)), jnp.zeros(0))
+    np.testing.assert_allclose(predict(nothing), _eps(MIXTURE.weights), rtol=1e-3, atol=2e-3)
+
+
+def _sampler(traces, num_steps=6, clip=None):
+    def run(recipe, key):
+        traces.append(recipe)
+        return methods.sample(
+            BACKBONE, MIXTURE, SCHEDULE, recipe, key, shape=(2,), num_samples=5, num_steps=num_steps, clip=clip
+        )
+
+    return jax.jit(run)
+
+
+def test_recipes_of_one_structure_share_one_compilation():
+    traces = []
+    sampler, table = _sampler(traces), BACKBONE.table(MIXTURE)
+    other = poe.Teacher(mean=-TEACHER.mean, variance=2.0 * TEACHER.variance, weights=TEACHER.weights)
+    outs = [
+        sampler(methods.teacher_recipe(teacher, table, w0), jax.random.key(seed))
+        for teacher, w0, seed in ((TEACHER, 1.2, 0), (other, 1.2, 0), (other, 0.5, 1))
+    ]
+    assert len(traces) == 1
+    assert all(np.any(np.asarray(one) != np.asarray(outs[0])) for one in outs[1:])
+    for c, w in ((0, 1.0), (1, 2.0)):
+        sampler(methods.class_recipe(table[c][None], jnp.asarray([w], jnp.float32)), jax.random.key(0))
+    assert len(traces) == 2
+    for w, level in ((0.2, 0.8), (0.4, 0.0)):
+        recipe = methods.class_recipe(
+            table[0][None],
+            jnp.asarray([2.0], jnp.float32),
+            teacher=TEACHER,
+            teacher_weight=w,
+            teacher_sigma_min=level,
+        )
+        sampler(recipe, jax.random.key(0))
+    assert len(traces) == 3
+
+
+def test_sample_is_ddim_from_the_noise_of_the_key():
+    key, recipe = jax.random.key(3), methods.class_recipe(jnp.asarray([[1.0, 0.0, 0.0]]), jnp.asarray([1.5]))
+    samples = _sampler([], clip=0.6)(recipe, key)
+    assert samples.shape == (5, 2)
+    eps_fn = methods.recipe_eps(BACKBONE, MIXTURE, SCHEDULE, recipe)
+    expected = ddim(eps_fn, SCHEDULE, jax.random.normal(key, (5, 2)), num_steps=6, clip=0.6)
+    np.testing.assert_allclose(samples, expected, atol=1e-4)
+    assert np.abs(np.asarray(samples)).max() <= 0.6
+
+
+def test_an_adapter_adapts_the_class_and_the_null_model():
+    """A recipe with an adapter is the recipe without one, of the merged parameters."""
+    params, x = tiny.random_params(), jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    rng = np.random.default_rng(0)
+    adapter = jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32),
+        lora.init(params, jax.random.key(2), 2),
+    )
+    model = backbones.unet(tiny.NETWORK, SCHEDULE)
+    embeddings = jnp.asarray(rng.standard_normal((1, 32)), jnp.float32)
+
+    @jax.jit
+    def predict(params, recipe):
+        return methods.recipe_eps(model, params, SCHEDULE, recipe)(x, jnp.asarray([10, 800]))
+
+    weights = jnp.asarray([0.7])
+    recipe = methods.class_recipe(embeddings, weights, adapter=adapter, scale=0.5)
+    plain = methods.class_recipe(embeddings, weights)
+    expected = np.asarray(predict(lora.merge(params, adapter, 0.5), plain))
+    np.testing.assert_allclose(predict(params, recipe), expected, atol=5e-4 * max(1.0, expected.std()))
+    assert np.abs(expected - np.asarray(predict(params, plain))).max() > 0.1 * expected.std()

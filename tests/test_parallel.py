@@ -1,0 +1,110 @@
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdisc import parallel
+
+# Runs in a process of its own, because the number of devices is fixed when JAX starts. Each query's work draws from its
+# key and stops by its own count, as discovery does; `together` trains all queries side by side.
+SCRIPT = """
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cdisc import parallel
+
+
+def one(item, scale):
+    x, key = item
+    noise = jax.random.normal(key, x.shape)
+    done = jax.lax.while_loop(lambda c: (c[0] < 1.0).all(), lambda c: (c[0] * 2.0, c[1] + 1), (jnp.abs(x) + 0.01, 0))
+    return {"value": scale * x + noise, "steps": done[1]}
+
+
+queries = jnp.linspace(0.1, 0.9, 5 * 3).reshape(5, 3)
+keys = parallel.stack_keys([jax.random.key(i) for i in range(5)])
+out = parallel.in_groups(parallel.one_by_one(one, num_shared=1), (queries, keys), jnp.float32(3.0))
+
+
+def advance(item, rate):
+    state, x = item
+    return state + rate * (x - state)
+
+
+step = parallel.side_by_side(advance, num_shared=1)
+state, spread = parallel.spread(jnp.zeros_like(queries)), parallel.spread(queries)
+for _ in range(3):
+    state = step((state, spread), jnp.float32(0.25))
+together = parallel.gather(state, 5)
+answer = {"devices": jax.local_device_count(), "spread": list(spread.shape), "together": together, **out}
+print(json.dumps({name: np.asarray(value).tolist() for name, value in answer.items()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """What 1, 2 and 4 devices make of the same five queries."""
+    processes = {}
+    for devices in (1, 2, 4):
+        options = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        environment = os.environ | {"XLA_FLAGS": options, "JAX_PLATFORMS": "cpu"}
+        processes[devices] = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.PIPE, text=True
+        )
+    return {devices: json.loads(process.communicate(timeout=300)[0]) for devices, process in processes.items()}
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_results_do_not_depend_on_the_devices(answers, devices):
+    # Catches: results in the order of the devices, or padding left in, or taken for a query.
+    answer = answers[devices]
+    assert answer["devices"] == devices
+    assert answer["spread"] == [devices, -(-5 // devices), 3]
+    queries = np.linspace(0.1, 0.9, 15, dtype=np.float32).reshape(5, 3)
+    noise = np.stack([jax.random.normal(jax.random.key(i), (3,)) for i in range(5)])
+    np.testing.assert_allclose(answer["value"], 3.0 * queries + noise, rtol=1e-5)
+    np.testing.assert_allclose(answer["together"], queries * (1.0 - 0.75**3), rtol=1e-5)
+    for name in ("value", "together", "steps"):
+        np.testing.assert_array_equal(answer[name], answers[1][name])
+
+
+def test_spread_repeats_the_last_query_and_gather_removes_it(monkeypatch):
+    # Catches: padding with zeros, which a score may answer with NaN, or padding in front.
+    monkeypatch.setattr(parallel.jax, "local_device_count", lambda: 4)
+    tree = {"x": jnp.arange(6.0).reshape(6, 1), "y": jnp.arange(6)}
+    spread = parallel.spread(tree)
+    np.testing.assert_array_equal(spread["y"], [[0, 1], [2, 3], [4, 5], [5, 5]])
+    assert spread["x"].shape == (4, 2, 1)
+    back = parallel.gather(spread, 6)
+    np.testing.assert_array_equal(back["x"], tree["x"])
+    np.testing.assert_array_equal(back["y"], tree["y"])
+
+
+def test_keys_are_spread_as_well():
+    keys = parallel.stack_keys([jax.random.key(3), jax.random.key(4)])
+    assert keys.shape == (2,)
+    back = parallel.gather(parallel.spread(keys), 2)
+    np.testing.assert_array_equal(jax.random.key_data(back), jax.random.key_data(keys))
+
+
+def test_groups():
+    assert [list(group) for group in parallel.groups([1, 2, 3, 4, 5], 2)] == [[1, 2], [3, 4], [5]]
+    assert list(parallel.groups([], 2)) == []
+
+
+def test_stack_and_unstack():
+    trees = [{"x": np.full(2, i), "nothing": {}} for i in range(3)]
+    stacked = parallel.stack(trees)
+    assert parallel.size(stacked) == 3
+    np.testing.assert_array_equal(stacked["x"], [[0, 0], [1, 1], [2, 2]])
+    for one, other in zip(parallel.unstack(stacked), trees, strict=True):
+        np.testing.assert_array_equal(one["x"], other["x"])
+        assert isinstance(one["x"], np.ndarray)

@@ -1,0 +1,230 @@
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from commands import ROOT, arrays_of, config_of, run_command
+from PIL import Image
+
+import cdisc
+from cdisc import checkpoints, pipeline
+from cdisc.errors import UserError
+from cdisc.report import results as results_lib
+
+PLANAR_OVERRIDES = {
+    "discover.timesteps": (100, 300),
+    "discover.starts_per_t": 4,
+    "discover.capacity": 16,
+    "sampling.num_steps": 6,
+    "adapt.class_draws": 16,
+    "evaluate.num_queries": 2,
+    "evaluate.samples": 16,
+    "evaluate.references": 16,
+    "evaluate.query_only_sigmas": (0.1,),
+}
+QUERY_ONLY = ["query_only sigma=0.1", "query_only sigma=1"]
+
+
+def planar_config():
+    config = config_of("mixture.py")
+    config.update_from_flattened_dict(PLANAR_OVERRIDES)
+    return config
+
+
+def snapshot(folder: pathlib.Path) -> dict[str, int]:
+    """When every file of the checkpoints in `folder` was written."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_mtime_ns
+        for path in folder.glob("*/*/**/*")
+        if path.is_file()
+    }
+
+
+def assert_self_contained(page: str):
+    """Pictures are inline and nothing is loaded from elsewhere."""
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", page)
+    assert sources
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert "<script" not in page
+    assert not re.search(r"url\((?!['\"]?data:)", page)
+
+
+@pytest.fixture(scope="module")
+def planar_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("planar")
+    pipeline.run(planar_config(), workdir, pipeline.STAGES, [])
+    return workdir
+
+
+def test_mixture_end_to_end(planar_run):
+    # Catches: a stage that is not run, methods or seconds left out, the wrong figures under a method's name.
+    results = results_lib.read(planar_run / "results.json")
+    assert set(results["methods"]) == {"poe", "top1", "top3", *QUERY_ONLY, "real pictures"}
+    assert list(results["seconds"]) == list(pipeline.STAGES)
+    assert len({query["name"] for query in results["queries"]}) == 2
+    real = results["methods"]["real pictures"]
+    assert real["joint_accuracy"] == 1.0
+    assert real["samples"] == 32
+    # The nearest trained cell shares one coordinate of a held-out one at most: no sample of it is right in both.
+    assert results["methods"]["top1"]["joint_accuracy"] == 0.0
+    assert results["methods"]["poe"]["joint_accuracy"] > 0.0
+    for query in results["queries"]:
+        assert query["nfe"] > 0
+        assert query["source"] == "planar, query part"
+    assert_self_contained((planar_run / "report" / "index.html").read_text())
+    assert not list(planar_run.rglob("*.partial"))
+
+
+def test_mixture_again_repeats_nothing(planar_run, capsys):
+    # Catches: a stage that works although its results are there, seconds that a restored stage overwrites.
+    before, seconds = snapshot(planar_run), json.loads((planar_run / "seconds.json").read_text())
+    results = results_lib.read(planar_run / "results.json")
+    pipeline.run(planar_config(), planar_run, ["discover", "adapt", "evaluate"], [])
+    assert snapshot(planar_run) == before
+    assert re.findall(r"^(\w+): [\d.]+ s$", capsys.readouterr().out, re.MULTILINE) == ["discover", "adapt", "evaluate"]
+    again = results_lib.read(planar_run / "results.json")
+    assert again["methods"] == results["methods"]
+    assert again["queries"] == results["queries"]
+    after = json.loads((planar_run / "seconds.json").read_text())
+    assert all(after[stage] >= seconds[stage] for stage in seconds)
+
+
+def test_a_damaged_or_missing_piece_is_made_again_alone(planar_run, tmp_path):
+    # Results of a query follow from its pixels and the seed, not from what was made in the same run.
+    workdir = tmp_path / "run"
+    shutil.copytree(planar_run, workdir)
+    shutil.rmtree(workdir / "discover" / "query_0001")
+    before = snapshot(workdir)
+    pipeline.run(planar_config(), workdir, ["discover"], [])
+    after = snapshot(workdir)
+    assert after.items() >= before.items()
+    assert {tuple(name.split("/")[:2]) for name in after.keys() - before.keys()} == {("discover", "query_0001")}
+    made, found = (arrays_of(folder / "discover" / "query_0001") for folder in (workdir, planar_run))
+    assert made.keys() == found.keys()
+    for name, array in found.items():
+        np.testing.assert_array_equal(made[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("stages", "missing"),
+    [(["adapt"], "discover"), (["discover", "evaluate"], "adapt"), (["discover", "adapt", "report"], "evaluate")],
+)
+def test_a_stage_without_what_it_needs(tmp_path, planar_run, stages, missing):
+    # Catches: doing the missing stage's work unasked.
+    shutil.copytree(planar_run, tmp_path / "run", ignore=shutil.ignore_patterns(missing))
+    with pytest.raises(UserError, match=rf"{missing}/query_0000 is not there: add {missing} to --stages\.$"):
+        pipeline.run(planar_config(), tmp_path / "run", stages, [])
+
+
+def test_an_unknown_stage(tmp_path):
+    with pytest.raises(UserError, match=r"no stage 'raport'; did you mean 'report'\?"):
+        pipeline.run(planar_config(), tmp_path / "run", ["raport"], [])
+    assert not (tmp_path / "run").exists()
+
+
+def test_mixture_on_several_devices(planar_run, tmp_path):
+    # Catches: queries mixed up, or their keys, where they are spread over devices.
+    options = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2".strip()
+    overrides = [f"--config.{name}={value}" for name, value in PLANAR_OVERRIDES.items()]
+    ended = run_command(
+        f"--config={ROOT}/configs/mixture.py",
+        f"--workdir={tmp_path}",
+        "--stages=pretrain,discover,adapt,evaluate",
+        *overrides,
+        XLA_FLAGS=options,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "on 2 cpu device(s)" in ended.stdout
+    one, two = (results_lib.read(workdir / "results.json") for workdir in (planar_run, tmp_path))
+    assert two["config_hash"] == one["config_hash"]
+    for query_one, query_two in zip(one["queries"], two["queries"], strict=True):
+        assert query_two["name"] == query_one["name"]
+        assert query_two["nfe"] == query_one["nfe"]
+        assert [p["t"] for p in query_two["prototypes"]] == [p["t"] for p in query_one["prototypes"]]
+        for name, figures in query_one["methods"].items():
+            assert query_two["methods"][name]["distance_to_query"] == pytest.approx(
+                figures["distance_to_query"], rel=1e-3
+            )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """Everything from scratch, with a network: the one long run of the suite, and what it said."""
+    workdir = tmp_path_factory.mktemp("tiny") / "run"
+    ended = run_command(f"--config={ROOT}/configs/colormnist.py:tiny", f"--workdir={workdir}")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return workdir, ended
+
+
+def again(workdir: pathlib.Path, *arguments: str | pathlib.Path) -> subprocess.CompletedProcess:
+    return run_command(f"--config={ROOT}/configs/colormnist.py:tiny", f"--workdir={workdir}", *arguments)
+
+
+def test_tiny_end_to_end(tiny_run):
+    workdir, ended = tiny_run
+    config = config_of("colormnist.py", "tiny")
+    first = ended.stdout.splitlines()[0]
+    assert first.startswith(f"cdisc {cdisc.__version__} on 1 ")
+    assert first.endswith("seed 0, 2 queries")
+    assert re.findall(r"^(\w+): [\d.]+ s$", ended.stdout, re.MULTILINE) == list(pipeline.STAGES)
+    results = results_lib.read(workdir / "results.json")
+    figures = {"poe", *config.evaluate.methods, "top1", "top3", "real pictures"}
+    assert figures <= set(results["methods"])
+    assert set(results["methods"]) - figures == {
+        f"query_only sigma={sigma:g}"
+        for sigma in (config.evaluate.query_only_sigma, *config.evaluate.query_only_sigmas)
+    }
+    assert all(entry["samples"] == 2 * config.evaluate.samples for entry in results["methods"].values())
+    assert list(results["seconds"]) == list(pipeline.STAGES)
+    left = {path.name for path in workdir.iterdir()}
+    assert left == {*pipeline.STAGES, "config.json", "results.json", "seconds.json"}
+    for stage in ("discover", "adapt", "evaluate"):
+        assert all(checkpoints.exists(workdir / stage / f"query_{i:04d}") for i in range(2))
+    assert checkpoints.steps(workdir / "pretrain" / "train") == [50, 60]
+    assert_self_contained((workdir / "report" / "index.html").read_text())
+
+
+def test_tiny_again_and_its_report_alone(tiny_run):
+    # Catches: anything trained, sought or drawn a second time.
+    workdir, _ = tiny_run
+    before, seconds = snapshot(workdir), json.loads((workdir / "seconds.json").read_text())
+    page = (workdir / "report" / "index.html").read_bytes()
+    (workdir / "report" / "index.html").unlink()
+    ended = again(workdir, "--stages=pretrain,discover,report")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert snapshot(workdir) == before
+    after = json.loads((workdir / "seconds.json").read_text())
+    spent = dict(re.findall(r"^(\w+): ([\d.]+) s$", ended.stdout, re.MULTILINE))
+    assert list(spent) == ["pretrain", "discover", "report"]
+    assert all(float(spent[stage]) < seconds[stage] for stage in ("pretrain", "discover"))
+    assert {k: v for k, v in after.items() if k != "report"} == {k: v for k, v in seconds.items() if k != "report"}
+    assert len((workdir / "report" / "index.html").read_bytes()) == pytest.approx(len(page), rel=0.01)
+
+
+def test_tiny_with_pictures_of_ones_own(tiny_run, tmp_path):
+    # Catches: figures invented for a picture of which nothing is known, or such a picture taken for a held-out one.
+    workdir, _ = tiny_run
+    queries = []
+    for i in range(2):
+        path = tmp_path / f"mine_{i}.png"
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+        queries.append(f"--query={path}")
+    mine = tmp_path / "run"
+    shutil.copytree(workdir / "pretrain", mine / "pretrain")
+    shutil.copytree(workdir / "evaluate" / "judge", mine / "evaluate" / "judge")
+    ended = again(mine, *queries)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    results = results_lib.read(mine / "results.json")
+    assert [query["name"] for query in results["queries"]] == ["mine_0.png", "mine_1.png"]
+    assert "real pictures" not in results["methods"]
+    for query in results["queries"]:
+        assert query["attributes"] is None
+        for figures in query["methods"].values():
+            assert figures["joint_accuracy"] is None
+            assert figures["precision"] is None
+            assert figures["distance_to_query"] > 0.0
+    assert "mine_0.png" in (mine / "report" / "index.html").read_text()

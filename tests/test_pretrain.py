@@ -1,0 +1,219 @@
+"""Training: its rules by hand on a table of numbers, and the U-Net itself on a tiny problem."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from cdisc.diffusion.schedule import linear_beta
+from cdisc.learning import pretrain
+from cdisc.networks import backbone as backbones
+
+SCHEDULE = linear_beta(1000)
+OPTIONS = pretrain.PretrainOptions(
+    steps=40,
+    batch_size=8,
+    learning_rate=1e-2,
+    warmup_steps=4,
+    decay_steps=10,
+    weight_decay=1e-4,
+    clip_norm=1.0,
+    ema_decay=0.9,
+    null_dropout=0.1,
+    loss="eps",
+)
+
+
+def _flat_pictures(data, key, batch_size):
+    """Three classes of pictures in one colour each, `data` (3, 3)."""
+    labels = jax.random.randint(key, (batch_size,), 0, 3)
+    return jnp.broadcast_to(data[labels][:, None, None, :], (batch_size, 8, 8, 3)), labels
+
+
+COLOURS = jnp.asarray([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [0.5, 0.5, 1.0]])
+
+
+def _table_backbone(seen):
+    """A network that puts out its class embedding, a single number, and shows which it was given."""
+
+    def apply(params, x, t, embeddings):
+        jax.debug.callback(lambda e, x: seen.append((np.array(e), np.array(x))), embeddings, x)
+        return jnp.broadcast_to(embeddings, x.shape)
+
+    def table(params):
+        return params["class_embedding"]["embedding"][:-1]
+
+    return backbones.Backbone(apply=apply, table=table, null=lambda params: params["class_embedding"]["embedding"][-1])
+
+
+def _table_state(options, values):
+    params = {"class_embedding": {"embedding": jnp.asarray(values, jnp.float32)[:, None]}}
+    return pretrain.TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, ema=params, opt_state=pretrain.optimizer(options).init(params)
+    )
+
+
+def _labelled_points(data, key, batch_size):
+    return jnp.zeros((batch_size, 1)), jnp.arange(batch_size) % 3
+
+
+def _table_step(options, seen):
+    return functools.partial(
+        pretrain.train_step,
+        data=None,
+        key=jax.random.key(0),
+        backbone=_table_backbone(seen),
+        options=options,
+        schedule=SCHEDULE,
+        batch_fn=_labelled_points,
+    )
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_null_dropout_replaces_its_share_of_the_labels(rate):
+    options, seen = dataclasses.replace(OPTIONS, batch_size=3000, null_dropout=rate), []
+    _table_step(options, seen)(_table_state(options, [10.0, 11.0, 12.0, 99.0]))
+    jax.effects_barrier()
+    embeddings = seen[0][0][:, 0]
+    dropped = embeddings == 99.0
+    np.testing.assert_array_equal(embeddings[~dropped], (10.0 + np.arange(3000) % 3)[~dropped])
+    assert abs(dropped.mean() - rate) <= 5 * np.sqrt(rate * (1 - rate) / 3000)
+    # No class is spared.
+    assert abs(dropped[::3].mean() - rate) <= 5 * np.sqrt(rate * (1 - rate) / 1000)
+
+
+def test_the_average_follows_its_rule():
+    """`decay = min(ema_decay, (1 + step) / (10 + step))`, of the parameters after the step."""
+    options = dataclasses.replace(OPTIONS, ema_decay=0.25, warmup_steps=1)
+    state, step = _table_state(options, [1.0, -1.0, 2.0, 0.0]), _table_step(options, [])
+    for decay in (1 / 10, 2 / 11, 0.25, 0.25):
+        ema = np.asarray(state.ema["class_embedding"]["embedding"], np.float64)
+        state, _ = step(state)
+        params = np.asarray(state.params["class_embedding"]["embedding"], np.float64)
+        expected = decay * ema + (1 - decay) * params
+        np.testing.assert_allclose(state.ema["class_embedding"]["embedding"], expected, rtol=1e-5, atol=1e-6)
+    assert int(state.step) == 4
+    assert np.abs(params - expected).max() > 1e-4
+
+
+def test_the_steps_draw_apart_and_the_metrics_are_those_of_the_loss():
+    options, seen = dataclasses.replace(OPTIONS, batch_size=512, null_dropout=0.0), []
+    state, step = _table_state(options, [40.0, 40.0, 40.0, 0.0]), _table_step(options, seen)
+    state, metrics = step(state)
+    _, _ = step(state)
+    jax.effects_barrier()
+    assert np.any(seen[0][1] != seen[1][1])
+    # A constant 40 against standard normal noise: the mean of (40 - n)^2, before any clipping of its gradient,
+    # 2 * 40 / 3 for each of three rows.
+    np.testing.assert_allclose(metrics["loss"], 1601.0, rtol=0.02)
+    np.testing.assert_allclose(metrics["grad_norm"], 80.0 / np.sqrt(3.0), rtol=0.01)
+
+
+def test_the_loss_is_the_one_of_the_options():
+    state = _table_state(OPTIONS, [1.0, 1.0, 1.0, 1.0])
+    losses = {}
+    for name in ("eps", "v"):
+        options = dataclasses.replace(OPTIONS, loss=name)
+        losses[name] = float(_table_step(options, [])(state)[1]["loss"])
+    assert losses["v"] > 10 * losses["eps"]
+    with pytest.raises(ValueError, match="'x0'"):
+        _table_step(dataclasses.replace(OPTIONS, loss="x0"), [])(state)
+
+
+def test_the_rate_warms_up_stays_and_decays():
+    """Under a constant gradient every Adam step is as long as the rate."""
+    optimizer = pretrain.optimizer(dataclasses.replace(OPTIONS, weight_decay=0.0))
+    params = {"w": jnp.asarray(3.0)}
+
+    def step(state, _):
+        updates, state = optimizer.update({"w": jnp.asarray(0.5)}, state, params)
+        return state, -updates["w"]
+
+    _, rates = jax.lax.scan(step, optimizer.init(params), length=42)
+    expected = 1e-2 * np.concatenate([[0.0, 0.25, 0.5, 0.75], np.ones(26), np.arange(10, 0, -1) / 10, [0.0, 0.0]])
+    np.testing.assert_allclose(rates, expected, rtol=1e-3, atol=1e-7)
+
+
+def test_weight_decay_pulls_on_the_parameters_and_not_on_the_gradient():
+    optimizer = pretrain.optimizer(dataclasses.replace(OPTIONS, weight_decay=0.1, warmup_steps=1))
+    params = {"w": jnp.asarray([3.0, -2.0])}
+    state = optimizer.init(params)
+    for expected in (np.zeros(2), -1e-2 * 0.1 * np.asarray([3.0, -2.0])):
+        updates, state = optimizer.update({"w": jnp.zeros(2)}, state, params)
+        np.testing.assert_allclose(updates["w"], expected, rtol=1e-5)
+
+
+def test_a_gradient_is_clipped_by_the_norm_of_the_whole_tree():
+    """Adam by hand on gradients (30, 40) then (0.3, 0.4): the first counts as (0.6, 0.8), the second in full."""
+    optimizer = pretrain.optimizer(dataclasses.replace(OPTIONS, weight_decay=0.0, warmup_steps=1))
+    params = {"u": jnp.asarray(0.0), "w": jnp.asarray(0.0)}
+    state = optimizer.init(params)
+    for u, w in ((30.0, 40.0), (0.3, 0.4)):
+        updates, state = optimizer.update({"u": jnp.asarray(u), "w": jnp.asarray(w)}, state, params)
+    first, second = np.asarray([0.6, 0.8]), np.asarray([0.3, 0.4])
+    mean = (0.9 * 0.1 * first + 0.1 * second) / (1 - 0.9**2)
+    square = (0.999 * 0.001 * first**2 + 0.001 * second**2) / (1 - 0.999**2)
+    np.testing.assert_allclose([updates["u"], updates["w"]], -1e-2 * mean / np.sqrt(square), rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def train():
+    """The compiled step of the U-Net, and its first state."""
+    options = OPTIONS
+    step = jax.jit(
+        functools.partial(
+            pretrain.train_step,
+            backbone=backbones.unet(tiny.NETWORK, SCHEDULE),
+            options=options,
+            schedule=SCHEDULE,
+            batch_fn=_flat_pictures,
+        )
+    )
+    return step, pretrain.init(tiny.NETWORK, options, jax.random.key(1))
+
+
+def test_training_starts_with_an_average_of_its_own(train):
+    _, state = train
+    assert int(state.step) == 0
+    for average, leaf in zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(average, leaf)
+        # A jitted step may overwrite the whole state, so no buffer is in it twice.
+        assert average.unsafe_buffer_pointer() != leaf.unsafe_buffer_pointer()
+
+
+def test_resumed_training_equals_unbroken_training_bit_for_bit(train):
+    step, first = train
+    key = jax.random.key(2)
+    state = first
+    for _ in range(6):
+        state, _ = step(state, COLOURS, key)
+    resumed = first
+    for _ in range(3):
+        resumed, _ = step(resumed, COLOURS, key)
+    # As a checkpoint would keep it: arrays alone.
+    leaves, structure = jax.tree.flatten(resumed)
+    resumed = jax.tree.unflatten(structure, [jnp.asarray(np.array(leaf)) for leaf in leaves])
+    for _ in range(3):
+        resumed, _ = step(resumed, COLOURS, key)
+    assert int(state.step) == int(resumed.step) == 6
+    for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert any(
+        np.any(np.asarray(one) != np.asarray(two))
+        for one, two in zip(jax.tree.leaves(state.params), jax.tree.leaves(first.params), strict=True)
+    )
+
+
+def test_the_loss_of_the_unet_falls(train):
+    step, state = train
+    losses = []
+    for _ in range(OPTIONS.steps):
+        state, metrics = step(state, COLOURS, jax.random.key(3))
+        losses.append(float(metrics["loss"]))
+    # Nothing but noise is predicted at first; pictures in one colour are found quickly.
+    np.testing.assert_allclose(losses[0], 1.0, atol=0.2)
+    assert np.mean(losses[-10:]) < 0.6
