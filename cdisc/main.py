@@ -55,9 +55,11 @@ def _parse(argv: list[str]) -> list[str]:
             sys.exit(2)
     try:
         return flags.FLAGS(argv)
-    except KeyError as error:
-        console.fail(f"the configuration has no field {' '.join(str(error.args[0]).split())}")
-    except (flags.Error, AttributeError, OSError, SyntaxError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError) as error:
+        # ml_collections wraps its KeyError, whose text would be quoted, in an AttributeError.
+        inner = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
+        console.fail(f"the configuration has no field {' '.join(str(inner).split())}")
+    except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
         # Where the config file raised, the message is a traceback, whose last line is the sentence.
         lines = str(error).strip().splitlines() if "Traceback" in str(error) else [" ".join(str(error).split())]
         console.fail(lines[-1].removeprefix("ValueError: "))

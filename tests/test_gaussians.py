@@ -90,7 +90,7 @@ def test_the_lattice_is_unbiased_with_the_variance_of_its_colours():
     np.testing.assert_allclose(u.var(0).mean(), predicted.mean(), rtol=0.05)
 
 
-@pytest.mark.parametrize(("t", "probes"), [(50, 4), (100, 16), (200, 16), (400, 16), (400, 32)])
+@pytest.mark.parametrize(("t", "probes"), [(50, 4), (200, 16), (400, 32)])
 def test_the_lattice_beats_hutchinson_at_equal_probes_on_pictures(t, probes):
     errors = {}
     for estimator in gaussians.ESTIMATORS:

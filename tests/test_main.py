@@ -42,6 +42,8 @@ def cdisc(monkeypatch, capsys):
     def run(*arguments):
         argv = ["cdisc", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)  # of the configuration before
         flags.FLAGS.unparse_flags()
         with pytest.raises(SystemExit) as ended:
             app.run(main.main, argv=argv, flags_parser=main._parse)
@@ -93,7 +95,10 @@ def test_command_lines_that_cannot_be_used(refused, arguments, sentence):
         (("--stages=",), "--stages names no stage"),
         (("--config.discover.num_experts=9",), "num_experts is 9, more than the pool holds (capacity 8)"),
         (("--config.discover.timesteps=(100,1001)",), "config.discover.timesteps has 1001: each must be in 1..1000"),
-        (("--config.discover.timesteps=(0,)",), "config.discover.timesteps has 0: each must be in 1..1000"),
+        (
+            ("--config.discover.timesteps=(0,)",),
+            "discover.timesteps is (0,): name at least one timestep, each from 1 to T",
+        ),
         (("--config.discover.probes=0",), "discover"),
         (("--config.data.name=mnist",), "config.data.name is 'mnist': use one of colormnist, planar"),
         (("--config.data.held_out=('digit_color=cyan',)",), "digit_colour"),
@@ -210,12 +215,16 @@ def test_checkpoints_that_cannot_be_used(refused, trained, tmp_path):
     assert re.search(r"has shape .* expected: it comes from another network|lacks .*another network", error)
 
 
-def test_a_loss_that_is_not_a_number(refused, tmp_path):
+def test_a_loss_that_is_not_a_number(tmp_path):
     # The rate warms up from zero: the second step is the first that moves, and the third meets what it did.
     workdir = tmp_path / "run"
-    flags = ("--config.pretrain.learning_rate=1e30", "--config.pretrain.steps=30", "--config.pretrain.save_every=2")
-    error = refused(*MINI, *flags, f"--workdir={workdir}")
-    assert "the loss of step 3 is nan; the checkpoint of step 2 is kept: lower config.pretrain.learning_rate" in error
+    absurd = ("--config.pretrain.learning_rate=1e30", "--config.pretrain.steps=30", "--config.pretrain.save_every=2")
+    ended = run_command(*MINI, *absurd, f"--workdir={workdir}")
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "cdisc: pretrain: the loss of step 3 is nan; the checkpoint of step 2 is kept: lower "
+        "config.pretrain.learning_rate and choose another --workdir.\n"
+    )
     assert [path.name for path in (workdir / "pretrain" / "train").iterdir()] == ["step_00000002"]
 
 

@@ -128,5 +128,5 @@ def train_step(
     # The average forgets the random start quickly: its window grows with the steps done.
     decay = jnp.minimum(options.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema = optax.incremental_update(params, state.ema, 1.0 - decay)
-    metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
     return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics

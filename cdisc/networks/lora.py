@@ -51,7 +51,9 @@ def merge(params: Params, adapter: Adapter, scale: float) -> Params:
 
 def _low_rank(module: nn.Conv | nn.Dense, x: jax.Array, factors: dict[str, jax.Array]) -> jax.Array:
     """The adapter's part of a layer's output, before scaling."""
-    a, b = (f.astype(x.dtype) for f in (factors["a"], factors["b"]))
+    # In the layer's own type: a wider one would carry over to all that follows.
+    dtype = x.dtype if module.dtype is None else module.dtype
+    x, a, b = (array.astype(dtype) for array in (x, factors["a"], factors["b"]))
     if isinstance(module, nn.Dense):
         return (x @ a) @ b
     strides = module.strides if isinstance(module.strides, tuple) else (module.strides or 1,) * 2
