@@ -120,16 +120,9 @@ def prior_pictures(this: Run) -> adapt_lib.Prior:
     return adapt_lib.Prior(images, labels)
 
 
-def fit_level(
-    this: Run,
-    params: Any,
-    lessons: adapt_lib.Lesson,
-    prior: adapt_lib.Prior | None,
-    keys: jax.Array,
-    name: str,
-    options: adapt_lib.AdaptOptions,
-) -> adapt_lib.Adaptation:
-    """One level for a chunk of queries, all trained side by side; leaves lead with the queries."""
+@functools.lru_cache(maxsize=16)
+def compiled_level(this: Run, options: adapt_lib.AdaptOptions) -> tuple[Callable[..., Any], ...]:
+    """`init`, `step` and `result` of a level, mapped over queries; made once, so that chunks share what is compiled."""
 
     def begin(item: tuple[adapt_lib.Lesson, jax.Array], params: Any) -> adapt_lib.FitState:
         lesson, key = item
@@ -142,13 +135,30 @@ def fit_level(
     def finish(state: adapt_lib.FitState, params: Any) -> adapt_lib.Adaptation:
         return adapt_lib.result(state, this.backbone, params, options)
 
+    return (
+        parallel.side_by_side(begin, num_shared=1),
+        parallel.side_by_side(advance, num_shared=2),
+        parallel.side_by_side(finish, num_shared=1),
+    )
+
+
+def fit_level(
+    this: Run,
+    params: Any,
+    lessons: adapt_lib.Lesson,
+    prior: adapt_lib.Prior | None,
+    keys: jax.Array,
+    name: str,
+    options: adapt_lib.AdaptOptions,
+) -> adapt_lib.Adaptation:
+    """One level for a chunk of queries, all trained side by side; leaves lead with the queries."""
+    begin, advance, finish = compiled_level(this, options)
     count = parallel.size(lessons.query)
     lessons, keys = parallel.spread(lessons), parallel.spread(keys)
-    state = parallel.side_by_side(begin, num_shared=1)((lessons, keys), params)
-    step = parallel.side_by_side(advance, num_shared=2)
+    state = begin((lessons, keys), params)
     losses = []
     for _ in console.progress(range(options.steps), f"adapt {name}"):
-        state, loss = step((state, lessons, keys), params, prior)
+        state, loss = advance((state, lessons, keys), params, prior)
         losses.append(loss)
     bad = [i for i, loss in enumerate(losses) if not np.isfinite(np.asarray(loss)).all()]
     if bad:
@@ -156,4 +166,4 @@ def fit_level(
             f"adapt: the loss of level {name} is not finite at step {bad[0] + 1}: lower its learning rates; what was "
             "finished before is kept."
         )
-    return parallel.gather(parallel.side_by_side(finish, num_shared=1)(state, params), count)
+    return parallel.gather(finish(state, params), count)

@@ -38,15 +38,16 @@ def recipes_of(this: Run, params: Any, query: Query, model: QueryModel) -> dict[
             jnp.asarray([method.guidance], jnp.float32),
             adapter=adaptation.adapter,
             scale=levels[method.level].scale,
-            teacher=model.teacher if method.teacher_weight > 0 else None,
+            teacher=model.teacher,  # even at weight 0, so that methods share one compiled sampler
             teacher_weight=method.teacher_weight,
             teacher_sigma_min=method.teacher_sigma_min,
             w_max=guidance.w_max,
         )
     best = baselines.top1(model.losses)
     classes, shares = baselines.top3_weights(model.losses, settings.tau_k)
-    recipes["top1"] = methods.class_recipe(table[best][None], jnp.asarray([settings.class_guidance], jnp.float32))
-    recipes["top3"] = methods.class_recipe(table[classes], settings.class_guidance * shares)
+    weight = jnp.asarray([settings.class_guidance], jnp.float32)
+    recipes["top1"] = methods.class_recipe(table[best][None], weight, teacher=model.teacher, w_max=guidance.w_max)
+    recipes["top3"] = methods.class_recipe(table[classes], weight * shares)
     for sigma in sorted({settings.query_only_sigma, *settings.query_only_sigmas}):
         teacher = baselines.query_only_teacher(jnp.asarray(query.image), sigma)
         recipes[query_only_name(sigma)] = teacher_recipe(this, params, teacher)
