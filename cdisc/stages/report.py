@@ -55,7 +55,14 @@ def report(
     path = this.path("report", "index.html")
     html.write(
         path,
-        html.Page(title=title, subtitle=subtitle, results=results, queries=tuple(panels), plane=plane_of(this, params)),
+        html.Page(
+            title=title,
+            subtitle=subtitle,
+            results=results,
+            queries=tuple(panels),
+            plane=plane_of(this, params),
+            methods=descriptions(this, results),
+        ),
     )
     console.say(f"report: {path}")
 
