@@ -1,6 +1,6 @@
 """How well the backbone carries what it was trained on: the share of samples that show their class.
 
-    python benchmarks/backbone.py --config=configs/colormnist.py:small --workdir=runs/benchmark
+    python -m benchmarks.backbone --config=configs/colormnist.py:small --workdir=runs/benchmark
 
 Samples of every trained class at several guidance weights, judged by the classifier of the evaluation.
 """

