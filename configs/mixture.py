@@ -2,7 +2,7 @@
 
 Command:  python -m cdisc.main --config=configs/mixture.py --workdir=runs/mixture
 Time:     half a minute on two CPU cores, most of it drawing
-Figures:  joint accuracy / recall of draws of the product of experts 0.95 / 0.95, of real points 1.00 / 0.94 (8 queries);
+Figures:  joint accuracy / recall of draws of the product of experts 0.95 / 0.95, of real points 1.00 / 0.94;
           of anything that ends in the exact score 0.00: it gives the held-out cells no mass, so it takes every sample
           to a trained cell once the teacher's weight falls (Eq. 14). A network composes because it is not exact.
 
