@@ -205,7 +205,10 @@ def _small(c: ml_collections.ConfigDict) -> None:
         max_residual=0.05,
         lanes=16,
         capacity=32,
-        max_curvature=0.05,  # the estimate at a network's mode may lie a little above 0
+        max_curvature=0.0,  # no saddles
+        # The paper's 3 leave parts of a stroke to prototypes of another colour. Over 8 queries, joint accuracy of the
+        # product's samples was 0.59 with 3, 0.84 with 6 and 0.88 with 8, as much as Query-only reaches on them.
+        num_experts=8,
         probes=16,
         estimator="lattice",
     )

@@ -77,7 +77,7 @@ def refused(cdisc):
         ((TINY, "--wordir=x"), "Unknown command line flag 'wordir'"),
         (("--config=configs/none.py",), r"there is no config file 'configs/none\.py': give one such as"),
         (("--config", "configs/none.py:tiny"), r"there is no config file 'configs/none\.py'"),
-        ((f"{TINY[:-4]}huge",), "has no variant 'huge': use one of paper, small, tiny$"),
+        ((f"{TINY[:-4]}huge",), "has no variant 'huge': use one of paper, small, study, tiny$"),
         ((TINY, "--config.discover.probess=3"), """no field 'probess' Did you mean "probes" """),
         ((TINY, "--config.discover.probes=abc"), r"--config\.discover\.probes=abc: invalid literal"),
         ((TINY, "--config.discover=3"), r"--config\.discover=3: .* not a dict"),
