@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cdisc.evaluation import judge as judging
+from cdisc.networks.unet import space_to_depth
 
 FACTORS = ("place", "colour")
 NETWORK = judging.JudgeNetwork(num_values=(3, 2), width=8, num_features=12)
@@ -134,7 +135,7 @@ def test_the_default_judge_of_32_by_32_pictures_is_small():
 
 def test_the_first_convolution_sees_each_two_by_two_block():
     image = jnp.arange(4 * 4 * 2.0).reshape(1, 4, 4, 2)
-    blocks = judging._space_to_depth(image)
+    blocks = space_to_depth(image, 2)
     np.testing.assert_array_equal(blocks[0, 1, 0], image[0, 2:4, 0:2].reshape(-1))
 
 

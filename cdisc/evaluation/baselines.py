@@ -13,7 +13,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from cdisc.diffusion.schedule import Schedule, add_noise
+from cdisc.diffusion.loss import eps_error
+from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery.poe import Teacher
 
 ConditionalEps = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -54,8 +55,8 @@ def class_losses(
     def batch_losses(pairs: jax.Array) -> jax.Array:
         """The losses of the pairs numbered c * M + m: class c under draw m."""
         c, m = pairs // num_draws, pairs % num_draws
-        x = add_noise(schedule, jnp.broadcast_to(query[None], (pairs.shape[0], *query.shape)), noises[m], times[m])
-        return jnp.mean(jnp.square(conditional(x, times[m], table[c]) - noises[m]), axis=tuple(range(1, x.ndim)))
+        copies = jnp.broadcast_to(query[None], (pairs.shape[0], *query.shape))
+        return eps_error(lambda x, t: conditional(x, t, table[c]), schedule, copies, times[m], noises[m])
 
     num_pairs = table.shape[0] * num_draws
     num_batches = -(-num_pairs // batch_size)

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cdisc.networks.unet import space_to_depth
+
 Params = Any
 """A pytree of arrays: the parameters of `JudgeNetwork`."""
 
@@ -66,19 +68,13 @@ class JudgeNetwork(nn.Module):
         A feature vector has mean 0 and mean square 1 over its D entries: the scale of distances does not depend on how
         long the judge was trained, nor does that of the kernel in KID.
         """
-        x = nn.relu(nn.Conv(self.width, (3, 3))(_space_to_depth(x)))
+        # The first convolution then costs a quarter and loses nothing.
+        x = nn.relu(nn.Conv(self.width, (3, 3))(space_to_depth(x, 2)))
         while min(x.shape[1:3]) > 4:
             x = nn.relu(nn.Conv(2 * self.width, (3, 3), strides=(2, 2))(x))
         x = nn.Dense(self.num_features)(x.reshape(x.shape[0], -1))
         features = nn.LayerNorm(use_scale=False, use_bias=False)(nn.relu(x))
         return tuple(nn.Dense(n)(features) for n in self.num_values), features
-
-
-def _space_to_depth(x: jax.Array) -> jax.Array:
-    """(B, H, W, C) to (B, H/2, W/2, 4C): the first convolution costs a quarter and loses nothing."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h // 2, w // 2, 4 * c)
 
 
 def init(network: JudgeNetwork, key: jax.Array, shape: tuple[int, ...]) -> Params:
