@@ -4,6 +4,7 @@ Algorithms treat one query. Here queries are padded to a multiple of the devices
 of one device run side by side (`vmap`) or one after the other. Results come back in order, without the padding.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,17 +20,18 @@ def size(tree: Any) -> int:
 
 def spread(tree: Any) -> Any:
     """Reshapes leaves (Q, ...) to (devices, ceil(Q / devices), ...), repeating the last query as padding."""
-    devices = jax.local_device_count()
+    return _spread(tree, jax.local_device_count())
+
+
+# One small program for a whole tree, where leaf by leaf each shape would be compiled by itself.
+@functools.partial(jax.jit, static_argnums=1)
+def _spread(tree: Any, devices: int) -> Any:
     each = -(-size(tree) // devices)
-
-    def leaf(values: jax.Array) -> jax.Array:
-        values = jnp.asarray(values)
-        padding = jnp.repeat(values[-1:], devices * each - values.shape[0], axis=0)
-        return jnp.concatenate([values, padding]).reshape(devices, each, *values.shape[1:])
-
-    return jax.tree.map(leaf, tree)
+    rows = jnp.minimum(jnp.arange(devices * each), size(tree) - 1).reshape(devices, each)
+    return jax.tree.map(lambda values: jnp.asarray(values)[rows], tree)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def gather(tree: Any, queries: int) -> Any:
     """The inverse of `spread`: leaves (queries, ...)."""
     return jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:])[:queries], tree)
@@ -58,13 +60,13 @@ def one_by_one(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
       fn: treats one item.
       num_shared: how many arguments follow the item, the same for all items.
     """
-    mapped = jax.pmap(fn, in_axes=(0, *(None,) * num_shared))
 
-    def apply(items: Any, *shared: Any) -> Any:
-        out = mapped(jax.tree.map(lambda values: values[:, 0], spread(items)), *shared)
-        return jax.tree.map(lambda values: values[: size(items)], out)
+    def only(item: Any, *shared: Any) -> Any:
+        out = fn(jax.tree.map(lambda values: values[0], item), *shared)
+        return jax.tree.map(lambda values: values[None], out)
 
-    return apply
+    mapped = jax.pmap(only, in_axes=(0, *(None,) * num_shared))
+    return lambda items, *shared: gather(mapped(spread(items), *shared), size(items))
 
 
 def groups(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,19 @@ OTHER = unet.UNetConfig(
     flip_sin_to_cos=False,
     freq_shift=1,
 )
+
+
+def test_group_norm_is_the_library_s():
+    x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (2, 4, 6, 12))
+    variables = {"params": {"scale": jnp.arange(12.0), "bias": jnp.linspace(-1.0, 1.0, 12)}}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        ours = blocks.GroupNorm(3, 1e-2, dtype).apply(variables, x.astype(dtype))
+        theirs = nn.GroupNorm(3, epsilon=1e-2, dtype=dtype).apply(variables, x.astype(dtype))
+        assert ours.dtype == theirs.dtype == dtype
+        tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+        np.testing.assert_allclose(np.asarray(ours, float), np.asarray(theirs, float), rtol=tolerance, atol=tolerance)
+    with pytest.raises(ValueError, match="5 groups do not divide 12 channels"):
+        blocks.GroupNorm(5, 1e-2, jnp.float32).init(jax.random.key(0), x)
 
 
 class Reference:

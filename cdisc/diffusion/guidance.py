@@ -47,10 +47,11 @@ def guide(eps_null: EpsFn, terms: Sequence[tuple[EpsFn, Weight]]) -> EpsFn:
     """
 
     def guided(x: jax.Array, t: jax.Array) -> jax.Array:
-        null = eps_null(x, t)
-        out = null
-        for eps_fn, weight in terms:
-            out = out + expand(weight(t), x) * (eps_fn(x, t) - null)
-        return out
+        return move(eps_null(x, t), [(eps_fn(x, t), weight(t)) for eps_fn, weight in terms])
 
     return guided
+
+
+def move(null: jax.Array, terms: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
+    """`null + sum_i w_i (eps_i - null)`, for predictions (B, ...) and weights (B,) or (B, ...)."""
+    return null + sum(expand(weight, null) * (eps - null) for eps, weight in terms)

@@ -402,6 +402,7 @@ def in_lanes(
     def rows(i: jax.Array | int) -> list[jax.Array]:
         return [jax.lax.dynamic_slice_in_dim(a, i * lanes, lanes) for a in padded]
 
+    fn = jax.jit(fn)  # so that asking for the shape does not trace it a second time
     like = jax.eval_shape(fn, *rows(0))
     out = jnp.zeros((batches * lanes, *like.shape[1:]), like.dtype)
 

@@ -17,7 +17,7 @@ from cdisc.diffusion.sampling import ddim
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery import poe
 from cdisc.networks import lora
-from cdisc.networks.backbone import Backbone, class_eps, null_eps
+from cdisc.networks.backbone import Backbone, class_eps
 
 
 @flax.struct.dataclass
@@ -49,19 +49,27 @@ class Recipe:
 
 def recipe_eps(backbone: Backbone, params: Any, schedule: Schedule, recipe: Recipe) -> EpsFn:
     """The eps-function of a recipe."""
+    embeddings = jnp.concatenate([backbone.null(params)[None], recipe.embeddings])
 
-    def adapted(eps_fn: EpsFn) -> EpsFn:
-        return lora.adapt(eps_fn, recipe.adapter, recipe.scale) if recipe.adapter else eps_fn
+    def network(x: jax.Array, t: jax.Array) -> jax.Array:
+        """The null class and the others in one batch, which is faster than one after the other: (1 + k, B, ...)."""
+        return jax.vmap(lambda embedding: class_eps(backbone, params, embedding)(x, t))(embeddings)
 
-    terms: list[tuple[EpsFn, guidance.Weight]] = []
-    if recipe.teacher is not None:
-        weight = poe.adaptive_weight(recipe.teacher, schedule, recipe.teacher_weight, recipe.w_max, recipe.elementwise)
-        weight = guidance.interval(weight, schedule, recipe.teacher_sigma_min)
-        terms.append((poe.teacher_eps(recipe.teacher, schedule), weight))
-    for i in range(recipe.embeddings.shape[0]):
-        chosen = adapted(class_eps(backbone, params, recipe.embeddings[i]))
-        terms.append((chosen, guidance.constant(recipe.weights[i])))
-    return guidance.guide(adapted(null_eps(backbone, params)), terms)
+    if recipe.adapter:
+        network = lora.adapt(network, recipe.adapter, recipe.scale)
+
+    def guided(x: jax.Array, t: jax.Array) -> jax.Array:
+        null, *classes = network(x, t)
+        terms = [(eps, guidance.constant(weight)(t)) for eps, weight in zip(classes, recipe.weights, strict=True)]
+        if recipe.teacher is not None:
+            weight = poe.adaptive_weight(
+                recipe.teacher, schedule, recipe.teacher_weight, recipe.w_max, recipe.elementwise
+            )
+            weight = guidance.interval(weight, schedule, recipe.teacher_sigma_min)
+            terms.append((poe.teacher_eps(recipe.teacher, schedule)(x, t), weight(t)))
+        return guidance.move(null, terms)
+
+    return guided
 
 
 def sample(

@@ -6,6 +6,8 @@ the kernel's own size to `rank` channels followed by a 1x1 one. `b` starts at ze
 """
 
 import functools
+import itertools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -33,12 +35,18 @@ def init(params: Params, key: jax.Array, rank: int) -> Adapter:
       key: for `a`.
       rank: the inner dimension of every factor pair.
     """
-    adapter = {}
-    for i, (path, kernel) in enumerate(sorted(kernels(params).items())):
-        bound = (kernel.size / kernel.shape[-1]) ** -0.5
-        a = jax.random.uniform(jax.random.fold_in(key, i), (*kernel.shape[:-1], rank), minval=-bound, maxval=bound)
-        adapter[path] = {"a": a, "b": jnp.zeros((rank, kernel.shape[-1]))}
-    return adapter
+    shapes = {path: kernel.shape for path, kernel in sorted(kernels(params).items())}
+    sizes = [math.prod(shape[:-1]) * rank for shape in shapes.values()]
+    # One draw for all: XLA takes longer to compile a draw for each of a network's kernels than to compile the network.
+    numbers = jax.random.uniform(key, (sum(sizes),), minval=-1.0, maxval=1.0)
+    parts = jnp.split(numbers, list(itertools.accumulate(sizes))[:-1])
+    return {
+        path: {
+            "a": part.reshape(*shape[:-1], rank) * math.prod(shape[:-1]) ** -0.5,
+            "b": jnp.zeros((rank, shape[-1])),
+        }
+        for (path, shape), part in zip(shapes.items(), parts, strict=True)
+    }
 
 
 def merge(params: Params, adapter: Adapter, scale: float) -> Params:

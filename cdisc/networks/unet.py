@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from cdisc.networks.blocks import Conv3x3, DownBlock2D, MidBlock2D, UpBlock2D
+from cdisc.networks.blocks import Conv3x3, DownBlock2D, GroupNorm, MidBlock2D, UpBlock2D
 
 
 @flax.struct.dataclass
@@ -156,7 +156,7 @@ class UNet2D(nn.Module):
                 **common,
             )(x, skips[-num_layers:], temb)
             skips = skips[:-num_layers]
-        x = nn.silu(nn.GroupNorm(c.norm_num_groups, epsilon=c.norm_eps, dtype=dtype, name="conv_norm_out")(x))
+        x = nn.silu(GroupNorm(c.norm_num_groups, c.norm_eps, dtype, name="conv_norm_out")(x))
         x = Conv3x3(
             c.out_channels * c.patch_size**2, dtype=dtype, name="conv_out", kernel_init=nn.initializers.zeros_init()
         )(x)

@@ -37,5 +37,6 @@ def discover(this: Run, params: Any, active: bool) -> list[concepts.Discovery]:
         return found
 
     key = this.key("discover", this.queries[0])
-    like = jax.eval_shape(one, (this.queries[0].image, key), params)
+    first = (parallel.stack([this.queries[0].image]), parallel.stack_keys([key]))
+    like = jax.eval_shape(lambda *given: jax.tree.map(lambda leaf: leaf[0], mapped(*given)), first, params)
     return saved_by_query(this, "discover", active, like, jax.local_device_count(), work)
