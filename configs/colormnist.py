@@ -189,11 +189,11 @@ def _small(c: ml_collections.ConfigDict) -> None:
         loss="v",
         from_scratch=False,
         bundle="colormnist_small",
-        steps=6500,
+        steps=10_000,
         batch_size=32,
         learning_rate=1e-3,
         warmup_steps=500,
-        decay_steps=2500,
+        decay_steps=3000,
         ema_decay=0.999,
     )
     c.discover.update(

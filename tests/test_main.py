@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_a_number(tmp_path):
     ended = run_command(*MINI, *absurd, f"--workdir={workdir}")
     assert ended.returncode == 2
     assert ended.stderr == (
-        "cdisc: pretrain: the loss of step 3 is nan; the checkpoint of step 2 is kept: lower "
+        "cdisc: pretrain: the loss or its gradient is not finite at step 3; the checkpoint of step 2 is kept: lower "
         "config.pretrain.learning_rate and choose another --workdir.\n"
     )
     assert [path.name for path in (workdir / "pretrain" / "train").iterdir()] == ["step_00000002"]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from cdisc.diffusion.loss import eps_error
+from cdisc.diffusion.loss import eps_error, stratified_timesteps
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery.poe import Teacher
 
@@ -34,7 +34,7 @@ def class_losses(
     """The mean eps loss of the query under every trained class: (C,).
 
     All classes meet the same draws of (t, eps), so that their differences carry little of the draws' noise. The
-    timesteps are stratified: one uniform draw in each of `num_draws` equal parts of 1..T. Costs C * `num_draws` network
+    timesteps are stratified: one in each of `num_draws` equal parts of 1..T. Costs C * `num_draws` network
     evaluations, in batches of `batch_size` pairs of a class and a draw, which alone decides the memory.
 
     Args:
@@ -47,9 +47,7 @@ def class_losses(
       batch_size: network evaluations at once.
     """
     time_key, noise_key = jax.random.split(key)
-    strata = (jnp.arange(num_draws) + jax.random.uniform(time_key, (num_draws,))) / num_draws
-    # Rounding can push the last stratum's draw up to 1 exactly, hence the minimum.
-    times = 1 + jnp.minimum((strata * schedule.num_timesteps).astype(jnp.int32), schedule.num_timesteps - 1)
+    times = stratified_timesteps(time_key, num_draws, schedule.num_timesteps)
     noises = jax.random.normal(noise_key, (num_draws, *query.shape))
 
     def batch_losses(pairs: jax.Array) -> jax.Array:

@@ -5,12 +5,11 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 import cdisc
-from cdisc import checkpoints, console
+from cdisc import checkpoints, console, parallel
 from cdisc import config as config_lib
 from cdisc.errors import UserError
 from cdisc.learning import pretrain as pretrain_lib
@@ -77,22 +76,23 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     )
     every = this.config.pretrain.save_every
     first = int(state.step)
-    losses: list[jax.Array] = []
+    history: list[dict[str, jax.Array]] = []
     for step in console.progress(range(first, options.steps), "pretrain", options.steps, first):
         state, metrics = train_step(state, this.dataset.train, key_train)
-        losses.append(metrics["loss"])
+        history.append(metrics)
         if (step + 1) % every == 0 or step + 1 == options.steps:
-            block = np.asarray(jnp.stack(losses))
-            if not np.isfinite(block).all():
-                bad = step + 1 - len(block) + int(np.argmin(np.isfinite(block)))
+            block = parallel.stack(history)
+            finite = np.isfinite(block["loss"]) & np.isfinite(block["grad_norm"])
+            if not finite.all():
+                bad = step + 2 - len(finite) + int(np.argmin(finite))
                 kept = checkpoints.steps(folder)
                 where = f"the checkpoint of step {kept[-1]} is kept" if kept else "no checkpoint had been written"
                 raise UserError(
-                    f"pretrain: the loss of step {bad + 1} is {block[np.argmin(np.isfinite(block))]}; {where}: lower "
+                    f"pretrain: the loss or its gradient is not finite at step {bad}; {where}: lower "
                     "config.pretrain.learning_rate and choose another --workdir."
                 )
             checkpoints.save_step(folder, step + 1, state)
             with this.path("pretrain", "loss.csv").open("a", encoding="utf-8") as file:
-                file.write(f"{step + 1},{block.mean():.6f}\n")
-            losses = []
+                file.write(f"{step + 1},{np.mean(block['loss']):.6f}\n")
+            history = []
     return state.ema
