@@ -105,9 +105,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         config.diffusion.num_timesteps, config.diffusion.beta_start, config.diffusion.beta_end
     )
     discovery_options(config, schedule)
-    for name, options in level_options(config).items():
-        if options.steps < 1:
-            raise UserError(f"config.adapt.levels.{name}.steps is {options.steps}: use a whole number from 1 on.")
+    level_options(config)
     for name, method in method_options(config).items():
         if method.level not in config.adapt.levels:
             hint = config_lib.nearest(method.level, config.adapt.levels)
@@ -153,7 +151,28 @@ def discovery_options(config: ml_collections.ConfigDict, schedule: schedule_lib.
 def level_options(config: ml_collections.ConfigDict) -> dict[str, AdaptOptions]:
     """`config.adapt.levels` as options."""
     levels = config.adapt.levels.items()
-    return {name: config_lib.options(AdaptOptions, level, f"adapt.levels.{name}") for name, level in levels}
+    options = {name: config_lib.options(AdaptOptions, level, f"adapt.levels.{name}") for name, level in levels}
+    earlier: list[str] = []
+    for name, level in options.items():
+        for field in ("steps", "candidates"):
+            if getattr(level, field) < 1:
+                raise UserError(
+                    f"config.adapt.levels.{name}.{field} is {getattr(level, field)}: use a whole number from 1 on."
+                )
+        if level.after and level.after not in earlier:
+            raise UserError(
+                f"config.adapt.levels.{name}.after is {level.after!r}{config_lib.nearest(level.after, earlier)}: "
+                f"name a level that stands before it ({', '.join(earlier) or 'there is none'})."
+            )
+        if level.candidates > 1 and (level.after or level.start != "top1"):
+            raise UserError(
+                f"config.adapt.levels.{name}.candidates is {level.candidates}: only a level that starts at 'top1' has "
+                "several."
+            )
+        if level.after and level.space != "free":
+            raise UserError(f"config.adapt.levels.{name}.space is {level.space!r}: with after, use 'free'.")
+        earlier.append(name)
+    return options
 
 
 def method_options(config: ml_collections.ConfigDict) -> dict[str, MethodOptions]:

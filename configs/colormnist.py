@@ -149,12 +149,15 @@ def _level(**fields) -> ml_collections.ConfigDict:
     defaults = {
         "pool": "query",
         "start": "normal",
+        "after": "",
+        "candidates": 1,
         "space": "free",
         "l1": 0.0,
         "rank": 0,
         "alpha": 0.0,
         "learning_rate": 1e-3,
         "embedding_learning_rate": 5e-2,
+        "decay": False,
         "null_dropout": 0.1,
         "loss": "eps",
         "prior_weight": 0.0,
@@ -197,7 +200,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
         ema_decay=0.999,
     )
     c.discover.update(
-        timesteps=(50, 100, 150, 200, 300, 400),
+        timesteps=(50, 100, 150, 200, 250, 300, 350, 400),
         starts_per_t=6,
         ascent="mean_shift",
         max_steps=40,
@@ -216,15 +219,25 @@ def _small(c: ml_collections.ConfigDict) -> None:
     # One query at a time: on a CPU, convolutions with a kernel for each query are slower than one after the other.
     c.adapt.update(pool_size=8, prior_size=128, class_draws=4, chunk=1)
     c.adapt.levels = _section(
-        embedding=_level(pool="query", start="top1", steps=30, batch_size=16, null_dropout=0.0),
+        embedding=_level(
+            pool="query",
+            start="top1",
+            candidates=3,
+            steps=24,
+            batch_size=16,
+            embedding_learning_rate=3e-2,
+            decay=True,
+            null_dropout=0.0,
+        ),
         lora=_level(
             pool="both",
-            start="top1",
+            after="embedding",
             rank=4,
             alpha=8.0,
             steps=12,
             batch_size=16,
             learning_rate=2e-3,
+            embedding_learning_rate=1e-2,
         ),
     )
     c.evaluate.update(
@@ -242,11 +255,24 @@ def _small(c: ml_collections.ConfigDict) -> None:
 
 
 def _study(c: ml_collections.ConfigDict) -> None:
-    """The small network on every held-out class, with more steps and samples: for figures instead of a first look."""
-    c.adapt.update(pool_size=32, class_draws=8)
-    c.adapt.levels.embedding.update(steps=150, batch_size=32)
-    c.adapt.levels.lora.update(steps=40, prior_weight=1.0)
-    c.evaluate.update(num_queries=40, samples=24, query_only_sigmas=(0.05, 0.1, 0.2, 0.4))
+    """The small network on every held-out class, all levels, several guidances: for figures instead of a first look."""
+    c.adapt.update(pool_size=16, class_draws=8)
+    levels = c.adapt.levels
+    levels.embedding.steps = 40
+    # From N(0, 0.01^2): textual inversion.
+    levels.inversion = levels.embedding.copy_and_resolve_references()
+    levels.inversion.update(start="normal", candidates=1)
+    levels.span = levels.embedding.copy_and_resolve_references()
+    levels.span.update(space="span", l1=1e-3, candidates=1)
+    levels.lora.update(steps=24, prior_weight=1.0)
+    c.evaluate.update(num_queries=40, samples=16, query_only_sigmas=(0.05, 0.1, 0.2, 0.4))
+    c.evaluate.methods.update(
+        embedding_w1=_method(level="embedding", guidance=1.0),
+        embedding_w3=_method(level="embedding", guidance=3.0),
+        inversion=_method(level="inversion", guidance=2.0),
+        span=_method(level="span", guidance=2.0),
+        lora_w3=_method(level="lora", guidance=3.0),
+    )
 
 
 def _tiny(c: ml_collections.ConfigDict) -> None:
@@ -277,5 +303,6 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
     c.adapt.update(pool_size=8, prior_size=8, class_draws=1, chunk=2)
     for level in c.adapt.levels.values():
         level.update(steps=3, batch_size=4)
+    c.adapt.levels.embedding.candidates = 2
     c.evaluate.update(num_queries=2, samples=8, references=8)
     c.evaluate.judge.update(pictures=500, steps=30)

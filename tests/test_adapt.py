@@ -20,7 +20,10 @@ SHAPE = (2, 2, 1)
 OPTIONS = adapt.AdaptOptions(pool="query", start="normal", steps=300, batch_size=16, embedding_learning_rate=0.05)
 POOL = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (5, *SHAPE)), jnp.float32)
 LESSON = adapt.Lesson(
-    query=jnp.asarray([0.8, -0.3, 0.1, -0.9]).reshape(SHAPE), pool=POOL, top1=jnp.asarray(2, jnp.int32)
+    query=jnp.asarray([0.8, -0.3, 0.1, -0.9]).reshape(SHAPE),
+    pool=POOL,
+    classes=jnp.asarray([2, 0], jnp.int32),
+    given=jnp.asarray([0.1, 0.2, 0.3, 0.4]),
 )
 PRIOR = adapt.Prior(images=0.7 * POOL[::-1], labels=jnp.asarray([0, 1, 2, 1, 0]))
 KEY = jax.random.key(5)
@@ -110,6 +113,10 @@ def test_a_free_embedding_starts_small_or_at_the_likeliest_class():
     assert normal.adapter == {}
     top1 = adapt.init(POINTS, params, LESSON, KEY, _change(start="top1"))
     np.testing.assert_array_equal(top1.embedding, table[2])
+    second = adapt.init(POINTS, params, LESSON, KEY, _change(start="top1"), candidate=1)
+    np.testing.assert_array_equal(second.embedding, table[0])
+    after = adapt.init(POINTS, POINT_PARAMS, LESSON, KEY, _change(start="top1", after="another level"))
+    np.testing.assert_array_equal(after.embedding, LESSON.given)
 
 
 def test_an_embedding_in_the_span_starts_small_or_at_the_likeliest_class():
@@ -280,7 +287,7 @@ def test_the_embedding_and_the_adapter_have_rates_of_their_own(sketch_params, na
 
 def test_queries_side_by_side_equal_one_after_the_other(sketch_params):
     options = dataclasses.replace(LORA, pool="both", null_dropout=0.2, prior_weight=0.5)
-    lessons = [LESSON, adapt.Lesson(query=-LESSON.query, pool=0.5 * POOL, top1=jnp.asarray(0, jnp.int32))]
+    lessons = [LESSON, dataclasses.replace(LESSON, query=-LESSON.query, pool=0.5 * POOL, classes=jnp.asarray([0, 1]))]
     keys = jax.random.split(KEY, 2)
     alone = []
     for lesson, key in zip(lessons, keys, strict=True):
@@ -298,6 +305,39 @@ def test_queries_side_by_side_equal_one_after_the_other(sketch_params):
     for row, one in enumerate(alone):
         for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(one), strict=True):
             np.testing.assert_allclose(leaf[row], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_decaying_rates_follow_a_cosine_to_zero():
+    options = _change(decay=True, steps=10)
+    first = adapt.init(POINTS, POINT_PARAMS, LESSON, KEY, options)
+    state, _ = _fit(options, steps=10)
+    # At step n the cosine has fallen to (1 + cos(pi n / steps)) / 2; an eleventh step does not move.
+    moved = np.abs(_fit(options, steps=1)[0].embedding - first.embedding).max()
+    np.testing.assert_allclose(moved, options.embedding_learning_rate, rtol=1e-2)
+    after = _fit(options, steps=1, state=state)[0]
+    np.testing.assert_array_equal(after.embedding, state.embedding)
+
+
+def test_the_query_loss_is_the_loss_of_what_was_learnt():
+    def loss_of(embedding):
+        state = dataclasses.replace(adapt.init(POINTS, POINT_PARAMS, LESSON, KEY, OPTIONS), embedding=embedding)
+        return adapt.query_loss(state, POINTS, POINT_PARAMS, SCHEDULE, LESSON, KEY, OPTIONS, num_draws=1000)
+
+    # The error of eps is sqrt(abar / (1 - abar)) times that of the picture, whatever the noise.
+    a = SCHEDULE.alpha_bar[1:]
+    expected = jnp.mean(a / (1 - a)) * jnp.mean(jnp.square(TABLE[2] - LESSON.query.reshape(-1)))
+    np.testing.assert_allclose(loss_of(TABLE[2]), expected, rtol=2e-3)
+    np.testing.assert_allclose(loss_of(LESSON.query.reshape(-1)), 0.0, atol=1e-4)
+
+
+def test_the_query_loss_sees_the_adapter(sketch_params):
+    state = adapt.init(SKETCH, sketch_params, LESSON, KEY, LORA)
+    louder = jax.tree.map(lambda leaf: leaf + 0.1, state.adapter)
+    losses = [
+        adapt.query_loss(s, SKETCH, sketch_params, SCHEDULE, LESSON, KEY, LORA)
+        for s in (state, dataclasses.replace(state, adapter=louder))
+    ]
+    assert abs(losses[0] - losses[1]) > 1e-3
 
 
 def test_learning_goes_on_as_if_it_had_not_been_interrupted():

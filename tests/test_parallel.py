@@ -108,3 +108,11 @@ def test_stack_and_unstack():
     for one, other in zip(parallel.unstack(stacked), trees, strict=True):
         np.testing.assert_array_equal(one["x"], other["x"])
         assert isinstance(one["x"], np.ndarray)
+
+
+def test_smallest_picks_for_each_query():
+    trees = [{"a": jnp.full((1, 3, 2), float(i)), "b": jnp.full((1, 3), i)} for i in range(2)]
+    values = [jnp.asarray([[1.0, 5.0, 2.0]]), jnp.asarray([[3.0, 4.0, 2.0]])]
+    best = parallel.smallest(trees, values)
+    np.testing.assert_array_equal(best["b"], [[0, 1, 0]])  # the first one on a tie
+    np.testing.assert_array_equal(best["a"][..., 1], [[0.0, 1.0, 0.0]])

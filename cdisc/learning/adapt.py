@@ -22,7 +22,7 @@ from cdisc.diffusion.loss import LOSSES, denoising_loss
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
 from cdisc.networks import lora
-from cdisc.networks.backbone import Backbone
+from cdisc.networks.backbone import Backbone, class_eps
 
 POOLS = ("query", "teacher", "both")
 STARTS = ("normal", "top1")
@@ -36,6 +36,10 @@ class AdaptOptions:
     Attributes:
       pool: "query", "teacher" (samples of the product of experts) or "both" (each half of the time).
       start: the class embedding starts at "normal", N(0, 0.01^2), or at the "top1" class.
+      after: the level whose embedding this one goes on from, in the place of `start`; "" for none.
+      candidates: how many classes are tried as the start, for "top1": each of the best ones gets all the steps, and the
+        fit that explains the query best is kept (`query_loss`). The digit that a fit ends at is mostly the one it
+        started at, and the losses of whole classes tell colours better than digits.
       space: the embedding is "free", or a combination of the trained ones: in their "span".
       l1: weight of the L1 norm of the combination's coefficients, for "span".
       rank: inner dimension of the LoRA factors; 0 learns the embedding alone.
@@ -44,6 +48,7 @@ class AdaptOptions:
       batch_size: pictures a step.
       learning_rate: of the adapter (Adam).
       embedding_learning_rate: of the embedding (Adam).
+      decay: whether both rates fall to zero over the steps, along a cosine.
       null_dropout: share of the batch that sees the null class instead of the new embedding.
       loss: "eps" (Eq. 15) or "v" (`diffusion.loss.loss_weight`).
       prior_weight: weight of the loss on pictures of trained classes, with their own embeddings; 0 leaves it out.
@@ -51,6 +56,8 @@ class AdaptOptions:
 
     pool: str
     start: str
+    after: str = ""
+    candidates: int = 1
     space: str = "free"
     l1: float = 0.0
     rank: int = 0
@@ -59,6 +66,7 @@ class AdaptOptions:
     batch_size: int
     learning_rate: float = 0.0
     embedding_learning_rate: float
+    decay: bool = False
     null_dropout: float = 0.0
     loss: str = "eps"
     prior_weight: float = 0.0
@@ -89,12 +97,14 @@ class Lesson:
     Attributes:
       query: (H, W, C) the picture.
       pool: (P, H, W, C) samples of its teacher.
-      top1: () int32, the trained class that explains it best.
+      classes: (N,) int32, the trained classes that explain it best, best first.
+      given: (E,) the embedding that a level with `after` goes on from; not used by others.
     """
 
     query: jax.Array
     pool: jax.Array
-    top1: jax.Array
+    classes: jax.Array
+    given: jax.Array
 
 
 @flax.struct.dataclass
@@ -130,13 +140,19 @@ class FitState:
 def _optimizer(options: AdaptOptions) -> optax.GradientTransformation:
     """Adam, with one rate for the embedding and one for the adapter."""
     rates = {"embedding": options.embedding_learning_rate, "adapter": options.learning_rate}
+    shapes = {
+        name: optax.cosine_decay_schedule(rate, options.steps) if options.decay else rate
+        for name, rate in rates.items()
+    }
     return optax.multi_transform(
-        {name: optax.adam(rate) for name, rate in rates.items()}, {name: name for name in rates}
+        {name: optax.adam(shape) for name, shape in shapes.items()}, {name: name for name in rates}
     )
 
 
-def init(backbone: Backbone, params: Any, lesson: Lesson, key: jax.Array, options: AdaptOptions) -> FitState:
-    """The state before the first step.
+def init(
+    backbone: Backbone, params: Any, lesson: Lesson, key: jax.Array, options: AdaptOptions, candidate: int = 0
+) -> FitState:
+    """The state before the first step; for the start "top1", at the class `lesson.classes[candidate]`.
 
     Raises:
       ValueError: if the options name a pool, start, space or loss that does not exist.
@@ -148,12 +164,14 @@ def init(backbone: Backbone, params: Any, lesson: Lesson, key: jax.Array, option
     key_embedding, key_adapter = jax.random.split(key)
     table = backbone.table(params)
     size = table.shape[1] if options.space == "free" else table.shape[0]
-    if options.start == "normal":
+    if options.after:
+        embedding = lesson.given
+    elif options.start == "normal":
         embedding = 0.01 * jax.random.normal(key_embedding, (size,))
     elif options.space == "free":
-        embedding = table[lesson.top1]
+        embedding = table[lesson.classes[candidate]]
     else:
-        embedding = jax.nn.one_hot(lesson.top1, size)
+        embedding = jax.nn.one_hot(lesson.classes[candidate], size)
     adapter = lora.init(params, key_adapter, options.rank) if options.rank else {}
     opt_state = _optimizer(options).init({"embedding": embedding, "adapter": adapter})
     return FitState(step=jnp.zeros((), jnp.int32), embedding=embedding, adapter=adapter, opt_state=opt_state)
@@ -232,6 +250,25 @@ def step(
 def _decode(embedding: jax.Array, table: jax.Array, options: AdaptOptions) -> jax.Array:
     """The class embedding (E,) that the trained numbers stand for."""
     return embedding if options.space == "free" else embedding @ table
+
+
+def query_loss(
+    state: FitState,
+    backbone: Backbone,
+    params: Any,
+    schedule: Schedule,
+    lesson: Lesson,
+    key: jax.Array,
+    options: AdaptOptions,
+    num_draws: int = 64,
+) -> jax.Array:
+    """The query's denoising loss under what was learnt: (). Fits given the same key meet the same noise."""
+    learnt = result(state, backbone, params, options)
+    eps_fn = class_eps(backbone, params, learnt.embedding)
+    if options.rank:
+        eps_fn = lora.adapt(eps_fn, learnt.adapter, options.scale)
+    copies = jnp.broadcast_to(lesson.query[None], (num_draws, *lesson.query.shape))
+    return denoising_loss(eps_fn, schedule, key, copies, options.loss)
 
 
 def result(state: FitState, backbone: Backbone, params: Any, options: AdaptOptions) -> Adaptation:

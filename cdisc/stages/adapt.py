@@ -1,5 +1,6 @@
 """What every query's picture, and the samples of its teacher, teach the backbone."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -85,14 +86,17 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
         if needs_pool:
             recipes = parallel.stack([teacher_recipe(this, params, discoveries[i].teacher) for i in indices])
             pool = parallel.in_groups(sampler(this, settings.pool_size), (recipes, key_pool), params)
-        top1 = jax.vmap(baselines.top1)(losses).astype(jnp.int32)
-        lessons = adapt_lib.Lesson(query=images, pool=pool, top1=top1)
-        fitted = {
-            name: parallel.unstack(fit_level(this, params, lessons, prior, key_fit, name, options))
-            for name, options in levels.items()
-        }
+        best_first = jnp.argsort(losses, axis=1).astype(jnp.int32)
+        nothing = jnp.zeros((len(indices), this.backbone.table(params).shape[1]))
+        lessons = adapt_lib.Lesson(query=images, pool=pool, classes=best_first, given=nothing)
+        fitted: dict[str, adapt_lib.Adaptation] = {}
+        for name, options in levels.items():
+            given = fitted[options.after].embedding if options.after else nothing
+            lessons = dataclasses.replace(lessons, given=given)
+            fitted[name] = fit_level(this, params, lessons, prior, key_fit, name, options)
+        by_query = {name: parallel.unstack(adaptations) for name, adaptations in fitted.items()}
         return [
-            QueryModel(discoveries[i].teacher, losses[j], {name: fitted[name][j] for name in levels})
+            QueryModel(discoveries[i].teacher, losses[j], {name: by_query[name][j] for name in levels})
             for j, i in enumerate(indices)
         ]
 
@@ -105,11 +109,12 @@ def untrained(
 ) -> QueryModel:
     """A query model before any learning: the structure of every one."""
     image = jnp.zeros(this.dataset.shape)
-    lesson = adapt_lib.Lesson(query=image, pool=image[None], top1=jnp.int32(0))
+    table = this.backbone.table(params)
+    lesson = adapt_lib.Lesson(query=image, pool=image[None], classes=jnp.arange(table.shape[0]), given=table[0])
     states = {name: (adapt_lib.init(this.backbone, params, lesson, key, o), o) for name, o in levels.items()}
     return QueryModel(
         teacher=teacher,
-        losses=jnp.zeros(this.backbone.table(params).shape[0]),
+        losses=jnp.zeros(table.shape[0]),
         levels={name: adapt_lib.result(state, this.backbone, params, o) for name, (state, o) in states.items()},
     )
 
@@ -122,22 +127,27 @@ def prior_pictures(this: Run) -> adapt_lib.Prior:
 
 @functools.lru_cache(maxsize=16)
 def compiled_level(this: Run, options: adapt_lib.AdaptOptions) -> tuple[Callable[..., Any], ...]:
-    """`init`, `step` and `result` of a level, mapped over queries; made once, so that chunks share what is compiled."""
+    """`init`, `step`, `query_loss` and `result` of a level, mapped over queries; made once, for all chunks."""
 
-    def begin(item: tuple[adapt_lib.Lesson, jax.Array], params: Any) -> adapt_lib.FitState:
+    def begin(item: tuple[adapt_lib.Lesson, jax.Array], params: Any, candidate: jax.Array) -> adapt_lib.FitState:
         lesson, key = item
-        return adapt_lib.init(this.backbone, params, lesson, key, options)
+        return adapt_lib.init(this.backbone, params, lesson, key, options, candidate)
 
     def advance(item: tuple, params: Any, prior: adapt_lib.Prior | None) -> tuple[adapt_lib.FitState, jax.Array]:
         state, lesson, key = item
         return adapt_lib.step(state, this.backbone, params, this.schedule, lesson, prior, key, options)
 
+    def compare(item: tuple, params: Any) -> jax.Array:
+        state, lesson, key = item
+        return adapt_lib.query_loss(state, this.backbone, params, this.schedule, lesson, key, options)
+
     def finish(state: adapt_lib.FitState, params: Any) -> adapt_lib.Adaptation:
         return adapt_lib.result(state, this.backbone, params, options)
 
     return (
-        parallel.side_by_side(begin, num_shared=1),
+        parallel.side_by_side(begin, num_shared=2),
         parallel.side_by_side(advance, num_shared=2),
+        parallel.side_by_side(compare, num_shared=1),
         parallel.side_by_side(finish, num_shared=1),
     )
 
@@ -152,18 +162,23 @@ def fit_level(
     options: adapt_lib.AdaptOptions,
 ) -> adapt_lib.Adaptation:
     """One level for a chunk of queries, all trained side by side; leaves lead with the queries."""
-    begin, advance, finish = compiled_level(this, options)
+    begin, advance, compare, finish = compiled_level(this, options)
     count = parallel.size(lessons.query)
     lessons, keys = parallel.spread(lessons), parallel.spread(keys)
-    state = begin((lessons, keys), params)
+    fits = []
     losses = []
-    for _ in console.progress(range(options.steps), f"adapt {name}"):
-        state, loss = advance((state, lessons, keys), params, prior)
-        losses.append(loss)
+    for candidate in range(options.candidates):
+        state = begin((lessons, keys), params, jnp.int32(candidate))
+        for _ in console.progress(range(options.steps), f"adapt {name}"):
+            state, loss = advance((state, lessons, keys), params, prior)
+            losses.append(loss)
+        fits.append(state)
     bad = [i for i, loss in enumerate(losses) if not np.isfinite(np.asarray(loss)).all()]
     if bad:
         raise UserError(
-            f"adapt: the loss of level {name} is not finite at step {bad[0] + 1}: lower its learning rates; what was "
-            "finished before is kept."
+            f"adapt: the loss of level {name} is not finite at step {bad[0] % options.steps + 1}: lower its learning "
+            "rates; what was finished before is kept."
         )
+    if options.candidates > 1:
+        state = parallel.smallest(fits, [compare((fit, lessons, keys), params) for fit in fits])
     return parallel.gather(finish(state, params), count)
