@@ -119,6 +119,10 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
                 f"config.network.num_class_embeds is {network.num_class_embeds}, but the split trains {classes}: "
                 f"set it to {classes + 1}, one row for the null class."
             )
+        if network.class_embed_type is not None:
+            raise UserError(
+                f"config.network.class_embed_type is {network.class_embed_type!r}: a run needs a table, None."
+            )
         prediction = config.diffusion.prediction_type
         if prediction not in backbone_lib.PREDICTION_TYPES:
             known = ", ".join(backbone_lib.PREDICTION_TYPES)

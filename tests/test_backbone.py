@@ -1,5 +1,7 @@
 """The two backbones against what they are made of: an exact mixture, and the U-Net itself."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import tiny
 from cdisc.diffusion import exact
 from cdisc.diffusion.parameterization import eps_from_v
 from cdisc.diffusion.schedule import linear_beta
+from cdisc.errors import UserError
 from cdisc.networks import backbone, denoiser, unet
 
 SCHEDULE = linear_beta(1000)
@@ -77,9 +80,22 @@ def test_v_prediction_is_turned_into_eps(params, raw):
     np.testing.assert_allclose(applied, np.sqrt(a) * out + np.sqrt(1 - a) * x, atol=1e-4)
 
 
+def test_a_predicted_picture_is_turned_into_eps(params, raw):
+    x, embeddings, out = raw
+    applied = jax.jit(backbone.unet(tiny.NETWORK, SCHEDULE, "sample").apply)(params, x, T, embeddings)
+    a = np.asarray(SCHEDULE.alpha_bar, np.float64)[np.asarray(T)][:, None, None, None]
+    np.testing.assert_allclose(applied, (x - np.sqrt(a) * out) / np.sqrt(1 - a), rtol=1e-3, atol=1e-3)
+
+
 def test_an_unknown_prediction_type_is_named():
-    with pytest.raises(ValueError, match="'sample' is not one of epsilon, v_prediction"):
-        backbone.unet(tiny.NETWORK, SCHEDULE, "sample")
+    with pytest.raises(ValueError, match="'noise' is not one of epsilon, v_prediction, sample"):
+        backbone.unet(tiny.NETWORK, SCHEDULE, "noise")
+
+
+def test_a_network_without_a_first_timestep_is_refused():
+    fourier = dataclasses.replace(tiny.NETWORK, time_embedding_type="fourier")
+    with pytest.raises(UserError, match="time_embedding_type is 'fourier'"):
+        backbone.unet(fourier, SCHEDULE)
 
 
 def test_class_eps_gives_the_whole_batch_one_embedding():

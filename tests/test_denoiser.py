@@ -57,6 +57,39 @@ def test_the_last_row_of_the_table_is_the_null_class(params):
     np.testing.assert_array_equal(denoiser.null_embedding(params), table[3])
 
 
+def test_an_unconditional_network_is_its_own_null_class():
+    config = dataclasses.replace(tiny.NETWORK, num_class_embeds=None)
+    params = tiny.random_params(config)
+    assert denoiser.class_table(params).shape == (0, 32)
+    np.testing.assert_array_equal(denoiser.null_embedding(params), np.zeros(32))
+
+
+def test_a_number_is_embedded_as_a_timestep_with_weights_of_its_own():
+    config = dataclasses.replace(tiny.NETWORK, class_embed_type="timestep", num_class_embeds=None)
+    params = tiny.random_params(config)
+    numbers = jnp.asarray([3, 40])
+    layers = jax.tree.map(np.asarray, params["class_embedding"])
+    x = np.asarray(unet.time_embedding(numbers, 8, True, 0))
+    x = x @ layers["linear_1"]["kernel"] + layers["linear_1"]["bias"]
+    expected = x / (1 + np.exp(-x)) @ layers["linear_2"]["kernel"] + layers["linear_2"]["bias"]
+    np.testing.assert_allclose(denoiser.embed_number(config, params, numbers), expected, atol=1e-5)
+    identity = dataclasses.replace(config, class_embed_type="identity")
+    assert "class_embedding" not in tiny.random_params(identity)
+
+
+def test_an_added_class_comes_before_the_null_class(params):
+    new = jnp.arange(32.0)
+    config, added = denoiser.add_class(tiny.NETWORK, params, new)
+    table = np.asarray(params["class_embedding"]["embedding"])
+    assert config.num_class_embeds == 5
+    np.testing.assert_array_equal(added["class_embedding"]["embedding"], [*table[:3], new, table[3]])
+    np.testing.assert_array_equal(params["class_embedding"]["embedding"], table)
+    unconditional = {name: part for name, part in params.items() if name != "class_embedding"}
+    config, added = denoiser.add_class(dataclasses.replace(tiny.NETWORK, num_class_embeds=None), unconditional, new)
+    assert config.num_class_embeds == 2
+    np.testing.assert_array_equal(added["class_embedding"]["embedding"], [new, np.zeros(32)])
+
+
 def test_embed_looks_up_labels_and_the_null_class(params):
     table = np.asarray(params["class_embedding"]["embedding"])
     embedded = denoiser.embed(params, jnp.asarray([2, 0, 3, 2]))

@@ -104,6 +104,10 @@ def test_command_lines_that_cannot_be_used(refused, arguments, sentence):
         (("--config.data.held_out=('digit_color=cyan',)",), "digit_colour"),
         (("--config.network.kind=mlp",), "config.network.kind is 'mlp': use 'unet' or 'exact'"),
         (("--config.network.num_class_embeds=120",), "set it to 121, one row for the null class"),
+        (
+            ("--config.network.up_block_types=('AttenUpBlock2D',)",),
+            "up_block_types has 'AttenUpBlock2D', which cdisc does not know; did you mean 'AttnUpBlock2D'?",
+        ),
         (("--config.diffusion.prediction_type=noise",), "prediction_type is 'noise': use one of"),
         (("--config.evaluate.num_queries=0",), "num_queries is 0: use a whole number from 1 on"),
         (("--config.evaluate.methods.lora.level=lara",), "names no level: 'lara'; did you mean 'lora'?"),

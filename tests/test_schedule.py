@@ -24,6 +24,26 @@ def test_linear_beta_is_the_product_of_its_betas():
     np.testing.assert_allclose(short.alpha_bar, [1.0, 0.5, 0.125], rtol=1e-6)
 
 
+def test_scaled_linear_beta_is_the_product_of_squared_steps():
+    schedule = schedules.scaled_linear_beta(3, beta_start=0.01, beta_end=0.25)
+    np.testing.assert_allclose(schedule.alpha_bar, np.cumprod([1.0, 0.99, 0.91, 0.75]), rtol=1e-6)
+
+
+def test_squared_cosine_is_the_formula_until_a_beta_would_be_too_large():
+    def f(share):
+        return np.cos((share + 0.008) / 1.008 * np.pi / 2) ** 2
+
+    schedule = schedules.squared_cosine(4)
+    expected = [f(t / 4) / f(0) for t in range(4)]
+    np.testing.assert_allclose(schedule.alpha_bar[:4], expected, rtol=1e-5)
+    # f(1) = 0 would lose everything in the last step.
+    np.testing.assert_allclose(schedule.alpha_bar[4], 0.001 * expected[3], rtol=1e-5)
+
+
+def test_from_betas_is_the_running_product():
+    np.testing.assert_allclose(schedules.from_betas([0.5, 0.75]).alpha_bar, [1.0, 0.5, 0.125], rtol=1e-6)
+
+
 def test_expand_appends_axes_and_leaves_scalars_of_a_batch():
     values = jnp.arange(3.0)
     assert schedules.expand(values, jnp.zeros((3, 4, 5, 2))).shape == (3, 1, 1, 1)

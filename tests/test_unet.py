@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
+from cdisc.errors import UserError
 from cdisc.networks import blocks, denoiser, unet
 
 # The network of the tests with every other choice made the other way.
@@ -28,6 +29,22 @@ OTHER = unet.UNetConfig(
     downsample_padding=0,
     flip_sin_to_cos=False,
     freq_shift=1,
+)
+
+# What the network of the tests leaves at its default: residual resampling, a time embedding that scales and shifts, ...
+MODULATED = unet.UNetConfig(
+    sample_size=8,
+    center_input_sample=True,
+    time_embedding_type="fourier",
+    time_embedding_dim=12,
+    down_block_types=("AttnDownBlock2D", "ResnetDownsampleBlock2D", "DownBlock2D"),
+    up_block_types=("ResnetUpsampleBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    block_out_channels=(6, 10, 6),
+    mid_block_scale_factor=1.7,
+    attention_head_dim=4,  # leaves two channels over
+    norm_num_groups=2,
+    resnet_time_scale_shift="scale_shift",
+    downsample_type="resnet",
 )
 
 
@@ -78,19 +95,32 @@ class Reference:
         return x / (1.0 + np.exp(-x))
 
     def resnet(self, path, x, temb):
-        h = self.conv(f"{path}/conv1", self.silu(self.norm(f"{path}/norm1", x)))
-        h = h + self.dense(f"{path}/time_emb_proj", self.silu(temb))[:, None, None]
-        h = self.conv(f"{path}/conv2", self.silu(self.norm(f"{path}/norm2", h)))
+        h = self.silu(self.norm(f"{path}/norm1", x))
+        if "downsamplers" in path:
+            x, h = ((y[:, ::2] + y[:, 1::2]) / 2 for y in (x, h))
+            x, h = ((y[:, :, ::2] + y[:, :, 1::2]) / 2 for y in (x, h))
+        if "upsamplers" in path:
+            x, h = (y.repeat(2, axis=1).repeat(2, axis=2) for y in (x, h))
+        h = self.conv(f"{path}/conv1", h)
+        projected = self.dense(f"{path}/time_emb_proj", self.silu(temb))[:, None, None]
+        if self.config.resnet_time_scale_shift == "default":
+            h = self.norm(f"{path}/norm2", h + projected)
+        else:
+            scale, shift = projected[..., : h.shape[-1]], projected[..., h.shape[-1] :]
+            h = self.norm(f"{path}/norm2", h) * (1 + scale) + shift
+        h = self.conv(f"{path}/conv2", self.silu(h))
         shortcut = f"{path}/conv_shortcut"
         return h + (self.conv(shortcut, x, pad=(0, 0)) if f"{shortcut}/kernel" in self.params else x)
 
     def attention(self, path, x):
         b, h, w, c = x.shape
         head = c if self.config.attention_head_dim is None else self.config.attention_head_dim
-        y = self.norm(f"{path}/group_norm", x).reshape(b, h * w, c)
+        # Without a norm where the time embedding scales and shifts, but in the middle block alone.
+        norm = f"{path}/group_norm"
+        y = (self.norm(norm, x) if f"{norm}/scale" in self.params else x).reshape(b, h * w, c)
         q, k, v = (self.dense(f"{path}/{name}", y) for name in ("to_q", "to_k", "to_v"))
-        out = np.zeros_like(y)
-        for first in range(0, c, head):
+        out = np.zeros_like(q)
+        for first in range(0, q.shape[-1], head):
             part = slice(first, first + head)
             logits = q[:, :, part] @ k[:, :, part].transpose(0, 2, 1) / np.sqrt(head)
             weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -99,6 +129,10 @@ class Reference:
 
     def time(self, t):
         c = self.config
+        if c.time_embedding_type == "fourier":
+            angles = 2 * np.pi * np.log(t)[:, None] * self.params["time_proj/weight"]
+            x = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+            return self.dense("time_embedding/linear_2", self.silu(self.dense("time_embedding/linear_1", x)))
         half = c.block_out_channels[0] // 2
         angles = t[:, None] * 10000.0 ** (-np.arange(half) / (half - c.freq_shift))
         first, second = (np.cos, np.sin) if c.flip_sin_to_cos else (np.sin, np.cos)
@@ -111,6 +145,8 @@ class Reference:
         if class_embedding is not None:
             temb = temb + class_embedding
         b, height, width = x.shape[:3]
+        if c.center_input_sample:
+            x = 2 * x - 1
         # Channel (i p + j) C + k of a patch is its pixel (i, j), colour k.
         x = np.concatenate([x[:, i::p, j::p] for i in range(p) for j in range(p)], axis=-1)
         x = self.conv("conv_in", x)
@@ -122,20 +158,25 @@ class Reference:
                 if kind == "AttnDownBlock2D":
                     x = self.attention(f"down_blocks_{i}/attentions_{j}", x)
                 skips.append(x)
-            if i < last:
+            if i < last and f"down_blocks_{i}/downsamplers_0/conv1/kernel" in self.params:
+                x = self.resnet(f"down_blocks_{i}/downsamplers_0", x, temb)
+                skips.append(x)
+            elif i < last:
                 pad = (0, 1) if c.downsample_padding == 0 else (1, 1)
                 x = self.conv(f"down_blocks_{i}/downsamplers_0/conv", x, pad, stride=2)
                 skips.append(x)
-        x = self.resnet("mid_block/resnets_0", x, temb)
+        x = self.resnet("mid_block/resnets_0", x, temb) / c.mid_block_scale_factor
         if c.add_attention:
-            x = self.attention("mid_block/attentions_0", x)
-        x = self.resnet("mid_block/resnets_1", x, temb)
+            x = self.attention("mid_block/attentions_0", x) / c.mid_block_scale_factor
+        x = self.resnet("mid_block/resnets_1", x, temb) / c.mid_block_scale_factor
         for i, kind in enumerate(c.up_block_types):
             for j in range(c.layers_per_block + 1):
                 x = self.resnet(f"up_blocks_{i}/resnets_{j}", np.concatenate([x, skips.pop()], axis=-1), temb)
                 if kind == "AttnUpBlock2D":
                     x = self.attention(f"up_blocks_{i}/attentions_{j}", x)
-            if i < last:
+            if i < last and f"up_blocks_{i}/upsamplers_0/conv1/kernel" in self.params:
+                x = self.resnet(f"up_blocks_{i}/upsamplers_0", x, temb)
+            elif i < last:
                 x = self.conv(f"up_blocks_{i}/upsamplers_0/conv", x.repeat(2, axis=1).repeat(2, axis=2))
         assert not skips
         x = self.conv("conv_out", self.silu(self.norm("conv_norm_out", x)))
@@ -144,7 +185,7 @@ class Reference:
             for j in range(p):
                 k = (i * p + j) * c.out_channels
                 out[:, i::p, j::p] = x[..., k : k + c.out_channels]
-        return out
+        return out / t[:, None, None, None] if c.time_embedding_type == "fourier" else out
 
 
 def _inputs(config, batch):
@@ -175,6 +216,19 @@ def test_the_network_is_the_transcription_with_every_other_option(apply):
     out = apply(OTHER, params, x, t, None)
     assert out.shape == (3, 8, 8, 1)
     np.testing.assert_allclose(out, Reference(OTHER, params)(x, t), atol=2e-4)
+
+
+def test_the_network_is_the_transcription_with_residual_resampling_and_modulation(apply):
+    params = tiny.random_params(MODULATED)
+    # Attention in the middle has no norm here, and as many channels as whole heads fit.
+    assert set(params["mid_block"]["attentions_0"]) == {"to_q", "to_k", "to_v", "to_out_0"}
+    assert params["mid_block"]["attentions_0"]["to_q"]["kernel"].shape == (6, 4)
+    x, _, c = _inputs(MODULATED, 3)
+    t = np.asarray([1, 20, 300])
+    expected = Reference(MODULATED, params)(x, t, c) * t[:, None, None, None]
+    out = apply(MODULATED, params, x, t, c) * t[:, None, None, None]
+    assert (expected.std(axis=(1, 2, 3)) > 0.1).all()
+    np.testing.assert_allclose(out, expected, atol=2e-4)
 
 
 def test_a_picture_does_not_see_the_rest_of_its_batch(apply):
@@ -291,6 +345,50 @@ def test_time_embedding_is_the_formula(flip, shift):
             sin, cos = (k + 4, k) if flip else (k, k + 4)
             expected[row, sin], expected[row, cos] = np.sin(angle), np.cos(angle)
     np.testing.assert_allclose(embedding, expected, atol=1e-4)
+
+
+def test_a_time_embedding_of_odd_width_ends_in_a_zero():
+    t = jnp.asarray([5, 700])
+    even, odd = unet.time_embedding(t, 6, True, 0), unet.time_embedding(t, 7, True, 0)
+    np.testing.assert_array_equal(odd, np.pad(even, ((0, 0), (0, 1))))
+
+
+def test_fourier_embedding_is_the_formula():
+    embedding = unet.fourier_embedding(jnp.asarray([1.0, 20.0]), jnp.asarray([0.5, -2.0, 3.0]))
+    angles = 2 * np.pi * np.log([[1.0], [20.0]]) * [0.5, -2.0, 3.0]
+    np.testing.assert_allclose(embedding, np.concatenate([np.sin(angles), np.cos(angles)], axis=1), atol=1e-5)
+
+
+def test_the_frequencies_of_a_fourier_embedding_are_not_learnt():
+    module = unet.TimeProjection(MODULATED)
+    t = jnp.asarray([3.0])
+    params = {"weight": jnp.linspace(-1.0, 1.0, 6)}
+    gradient = jax.grad(lambda p: jnp.sum(module.apply({"params": p}, t)))(params)
+    np.testing.assert_array_equal(gradient["weight"], np.zeros(6))
+
+
+def test_halve_averages_and_double_repeats():
+    x = jnp.arange(8.0).reshape(1, 2, 4, 1)
+    np.testing.assert_array_equal(blocks.halve(x)[0, :, :, 0], [[2.5, 4.5]])
+    doubled = np.asarray(blocks.double(x))[0, :, :, 0]
+    assert doubled.shape == (4, 8)
+    np.testing.assert_array_equal(doubled[1], [0, 0, 1, 1, 2, 2, 3, 3])
+    np.testing.assert_array_equal(doubled[2], [4, 4, 5, 5, 6, 6, 7, 7])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"down_block_types": ("DownBlock2D", "AttnDwonBlock2D")}, "did you mean 'AttnDownBlock2D'"),
+        ({"up_block_types": ("SkipUpBlock2D", "UpBlock2D")}, "up_block_types has 'SkipUpBlock2D'"),
+        ({"norm_num_groups": 3}, "norm_num_groups is 3, which does not divide the 64 channels of level 0"),
+        ({"attention_head_dim": -8}, "attention_head_dim is -8: use whole numbers from 1 on"),
+        ({"sample_size": 6, "patch_size": 2}, "sample_size is 6: these levels and patches need a multiple of 4"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_before_anything_is_computed(options, message):
+    with pytest.raises(UserError, match=message):
+        unet.UNetConfig(**options)
 
 
 def test_the_width_of_an_embedding_is_four_times_the_first_level():

@@ -25,11 +25,27 @@ class Schedule:
         return self.alpha_bar.shape[0] - 1
 
 
+def from_betas(betas: np.ndarray) -> Schedule:
+    """The schedule of the chain that loses the share `betas[t - 1]` of its variance in step `t`; betas are (T,)."""
+    alpha_bar = np.concatenate([[1.0], np.cumprod(1.0 - np.asarray(betas, np.float64))])
+    return Schedule(alpha_bar=jnp.asarray(alpha_bar, jnp.float32))
+
+
 def linear_beta(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Schedule:
     """The schedule whose betas grow linearly (Ho et al. 2020; arXiv 2605.07078, section 3)."""
-    betas = np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
-    alpha_bar = np.concatenate([[1.0], np.cumprod(1.0 - betas)])
-    return Schedule(alpha_bar=jnp.asarray(alpha_bar, jnp.float32))
+    return from_betas(np.linspace(beta_start, beta_end, num_timesteps))
+
+
+def scaled_linear_beta(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Schedule:
+    """The schedule the square roots of whose betas grow linearly (Rombach et al. 2022)."""
+    return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps) ** 2)
+
+
+def squared_cosine(num_timesteps: int = 1000, max_beta: float = 0.999) -> Schedule:
+    """The schedule whose `abar` falls as a squared cosine, no beta above `max_beta` (Nichol & Dhariwal 2021)."""
+    share = np.arange(num_timesteps + 1) / num_timesteps
+    alpha_bar = np.cos((share + 0.008) / 1.008 * np.pi / 2) ** 2
+    return from_betas(np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], max_beta))
 
 
 def expand(values: jax.Array, like: jax.Array) -> jax.Array:

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from cdisc.diffusion import exact
-from cdisc.diffusion.parameterization import EpsFn, eps_from_v
+from cdisc.diffusion.parameterization import EpsFn, eps_from_v, eps_from_x0
 from cdisc.diffusion.schedule import Schedule
+from cdisc.errors import UserError
 from cdisc.networks import denoiser
 from cdisc.networks.unet import UNetConfig
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +41,27 @@ def unet(config: UNetConfig, schedule: Schedule, prediction_type: str = "epsilon
     Args:
       config: the network's options.
       schedule: the forward process.
-      prediction_type: what the network puts out, "epsilon" or "v_prediction" (diffusers' names).
+      prediction_type: what the network puts out: "epsilon", "v_prediction" or "sample", the clean picture (diffusers'
+        names).
 
     Raises:
       ValueError: for another prediction type.
+      UserError: for a network that has no answer at the first timestep of a schedule.
     """
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"{prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
+    if config.time_embedding_type == "fourier":
+        raise UserError(
+            "time_embedding_type is 'fourier', which takes the logarithm of the timestep, and schedules begin at 0: "
+            "such a network was trained with another kind of noise and can be evaluated, but not sampled."
+        )
 
     def apply(params: denoiser.Params, x: jax.Array, t: jax.Array, embeddings: jax.Array) -> jax.Array:
         out = denoiser.apply(config, params, x, t, embeddings)
-        return out if prediction_type == "epsilon" else eps_from_v(schedule, x, out, t)
+        if prediction_type == "epsilon":
+            return out
+        to_eps = eps_from_v if prediction_type == "v_prediction" else eps_from_x0
+        return to_eps(schedule, x, out, t)
 
     return Backbone(apply=apply, table=denoiser.class_table, null=denoiser.null_embedding)
 

@@ -5,6 +5,7 @@ blocks compute is what `diffusers.models.unets.unet_2d_blocks` computes, so that
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -51,48 +52,94 @@ class GroupNorm(nn.Module):
         return ((x - mean[:, None, None, :]) * factor[:, None, None, :] + bias[None, None, None, :]).astype(self.dtype)
 
 
+def double(x: jax.Array) -> jax.Array:
+    """Nearest-neighbour doubling: (B, H, W, C) to (B, 2 H, 2 W, C)."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def halve(x: jax.Array) -> jax.Array:
+    """Averages of 2 x 2 pixels: (B, H, W, C) to (B, H / 2, W / 2, C)."""
+    b, h, w, c = x.shape
+    return jnp.mean(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
+
+
 class ResnetBlock2D(nn.Module):
-    """Norm, SiLU, convolution, twice, with the time embedding added in between and a residual connection."""
+    """Norm, SiLU, convolution, twice, with the time embedding in between and a residual connection.
+
+    Attributes:
+      out_channels: channels of the output.
+      norm_num_groups: groups of both norms.
+      norm_eps: epsilon of both norms.
+      dtype: type of the activations.
+      time_scale_shift: the time embedding is added before the second norm ("default") or scales and shifts what
+        comes out of it ("scale_shift"; Dhariwal & Nichol 2021).
+      output_scale_factor: what the sum with the input is divided by.
+      resample: `halve` or `double`, applied to both branches after the first norm; None keeps the resolution.
+    """
 
     out_channels: int
     norm_num_groups: int
     norm_eps: float
     dtype: jnp.dtype
+    time_scale_shift: str = "default"
+    output_scale_factor: float = 1.0
+    resample: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array) -> jax.Array:
-        """Maps `x` (B, H, W, C) and `temb` (B, E) to (B, H, W, out_channels)."""
+        """Maps `x` (B, H, W, C) and `temb` (B, E) to (B, H, W, out_channels), H and W resampled if asked."""
         norm = functools.partial(GroupNorm, self.norm_num_groups, self.norm_eps, self.dtype)
-        h = Conv3x3(self.out_channels, dtype=self.dtype, name="conv1")(nn.silu(norm(name="norm1")(x)))
-        shift = nn.Dense(self.out_channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
-        h = norm(name="norm2")(h + shift[:, None, None, :])
+        h = nn.silu(norm(name="norm1")(x))
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        h = Conv3x3(self.out_channels, dtype=self.dtype, name="conv1")(h)
+        scales = self.time_scale_shift == "scale_shift"
+        width = 2 * self.out_channels if scales else self.out_channels
+        projected = nn.Dense(width, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))[:, None, None, :]
+        if scales:
+            scale, shift = jnp.split(projected, 2, axis=-1)
+            h = norm(name="norm2")(h) * (1.0 + scale) + shift
+        else:
+            h = norm(name="norm2")(h + projected)
         h = Conv3x3(self.out_channels, dtype=self.dtype, name="conv2", kernel_init=_ZEROS)(nn.silu(h))
         if x.shape[-1] != self.out_channels:
             x = nn.Conv(self.out_channels, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
-        return x + h
+        return (x + h) / self.output_scale_factor
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels of a feature map, with a residual connection."""
+    """Self-attention over the pixels of a feature map, with a residual connection.
+
+    Attributes:
+      head_dim: channels of a head; there are as many heads as fit into the channels.
+      norm_num_groups: groups of the norm; None leaves the norm out.
+      norm_eps: epsilon of the norm.
+      dtype: type of the activations.
+      output_scale_factor: what the sum with the input is divided by.
+    """
 
     head_dim: int
-    norm_num_groups: int
+    norm_num_groups: int | None
     norm_eps: float
     dtype: jnp.dtype
+    output_scale_factor: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, C) to the same shape; `C` is a multiple of `head_dim`."""
+        """Maps (B, H, W, C) to the same shape."""
         b, h, w, c = x.shape
-        y = GroupNorm(self.norm_num_groups, self.norm_eps, self.dtype, name="group_norm")(x)
+        heads = c // self.head_dim
+        y = x
+        if self.norm_num_groups is not None:
+            y = GroupNorm(self.norm_num_groups, self.norm_eps, self.dtype, name="group_norm")(x)
         y = y.reshape(b, h * w, c)
         q, k, v = (
-            nn.Dense(c, dtype=self.dtype, name=name)(y).reshape(b, h * w, c // self.head_dim, self.head_dim)
+            nn.Dense(heads * self.head_dim, dtype=self.dtype, name=name)(y).reshape(b, h * w, heads, self.head_dim)
             for name in ("to_q", "to_k", "to_v")
         )
-        y = jax.nn.dot_product_attention(q, k, v).reshape(b, h * w, c)
+        y = jax.nn.dot_product_attention(q, k, v).reshape(b, h * w, heads * self.head_dim)
         y = nn.Dense(c, dtype=self.dtype, name="to_out_0", kernel_init=_ZEROS)(y)
-        return x + y.reshape(b, h, w, c)
+        return (x + y.reshape(b, h, w, c)) / self.output_scale_factor
 
 
 class Downsample2D(nn.Module):
@@ -117,12 +164,14 @@ class Upsample2D(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, H, W, C) to (B, 2 H, 2 W, C)."""
-        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        return Conv3x3(x.shape[-1], dtype=self.dtype, name="conv")(x)
+        return Conv3x3(x.shape[-1], dtype=self.dtype, name="conv")(double(x))
 
 
 class DownBlock2D(nn.Module):
-    """Residual blocks, each followed by attention if `attention`, then a downsampler unless it is the last block."""
+    """Residual blocks, each followed by attention if `attention`, then a downsampler unless it is the last block.
+
+    The downsampler is a strided convolution ("conv") or a residual block that halves ("resnet").
+    """
 
     out_channels: int
     num_layers: int
@@ -133,19 +182,25 @@ class DownBlock2D(nn.Module):
     norm_num_groups: int
     norm_eps: float
     dtype: jnp.dtype
+    time_scale_shift: str = "default"
+    downsample_type: str = "conv"
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Returns the output and the skip connections, first to last."""
         common = (self.norm_num_groups, self.norm_eps, self.dtype)
+        resnet = functools.partial(ResnetBlock2D, self.out_channels, *common, self.time_scale_shift)
         skips: tuple[jax.Array, ...] = ()
         for i in range(self.num_layers):
-            x = ResnetBlock2D(self.out_channels, *common, name=f"resnets_{i}")(x, temb)
+            x = resnet(name=f"resnets_{i}")(x, temb)
             if self.attention:
                 x = Attention(self.head_dim, *common, name=f"attentions_{i}")(x)
             skips += (x,)
         if self.add_downsample:
-            x = Downsample2D(self.downsample_padding, self.dtype, name="downsamplers_0")(x)
+            if self.downsample_type == "resnet":
+                x = resnet(resample=halve, name="downsamplers_0")(x, temb)
+            else:
+                x = Downsample2D(self.downsample_padding, self.dtype, name="downsamplers_0")(x)
             skips += (x,)
         return x, skips
 
@@ -158,19 +213,40 @@ class MidBlock2D(nn.Module):
     norm_num_groups: int
     norm_eps: float
     dtype: jnp.dtype
+    attn_norm_num_groups: int | None
+    time_scale_shift: str = "default"
+    output_scale_factor: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array) -> jax.Array:
         """Maps (B, H, W, C) to the same shape."""
-        common = (self.norm_num_groups, self.norm_eps, self.dtype)
-        x = ResnetBlock2D(x.shape[-1], *common, name="resnets_0")(x, temb)
+        resnet = functools.partial(
+            ResnetBlock2D,
+            x.shape[-1],
+            self.norm_num_groups,
+            self.norm_eps,
+            self.dtype,
+            self.time_scale_shift,
+            self.output_scale_factor,
+        )
+        x = resnet(name="resnets_0")(x, temb)
         if self.attention:
-            x = Attention(self.head_dim, *common, name="attentions_0")(x)
-        return ResnetBlock2D(x.shape[-1], *common, name="resnets_1")(x, temb)
+            x = Attention(
+                self.head_dim,
+                self.attn_norm_num_groups,
+                self.norm_eps,
+                self.dtype,
+                self.output_scale_factor,
+                name="attentions_0",
+            )(x)
+        return resnet(name="resnets_1")(x, temb)
 
 
 class UpBlock2D(nn.Module):
-    """Residual blocks on the concatenation with the skips, each with attention if asked, then an upsampler."""
+    """Residual blocks on the concatenation with the skips, each with attention if asked, then an upsampler.
+
+    The upsampler doubles before a convolution ("conv") or within a residual block ("resnet").
+    """
 
     out_channels: int
     num_layers: int
@@ -180,16 +256,21 @@ class UpBlock2D(nn.Module):
     norm_num_groups: int
     norm_eps: float
     dtype: jnp.dtype
+    time_scale_shift: str = "default"
+    upsample_type: str = "conv"
 
     @nn.compact
     def __call__(self, x: jax.Array, skips: tuple[jax.Array, ...], temb: jax.Array) -> jax.Array:
         """Consumes `skips`, of which there are `num_layers`, last to first."""
         common = (self.norm_num_groups, self.norm_eps, self.dtype)
+        resnet = functools.partial(ResnetBlock2D, self.out_channels, *common, self.time_scale_shift)
         for i in range(self.num_layers):
-            x = jnp.concatenate([x, skips[-1 - i]], axis=-1)
-            x = ResnetBlock2D(self.out_channels, *common, name=f"resnets_{i}")(x, temb)
+            x = resnet(name=f"resnets_{i}")(jnp.concatenate([x, skips[-1 - i]], axis=-1), temb)
             if self.attention:
                 x = Attention(self.head_dim, *common, name=f"attentions_{i}")(x)
         if self.add_upsample:
-            x = Upsample2D(self.dtype, name="upsamplers_0")(x)
+            if self.upsample_type == "resnet":
+                x = resnet(resample=double, name="upsamplers_0")(x, temb)
+            else:
+                x = Upsample2D(self.dtype, name="upsamplers_0")(x)
         return x

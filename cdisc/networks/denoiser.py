@@ -1,17 +1,19 @@
 """The U-Net as pure functions of its parameters.
 
 Parameters are one dict: those of `UNet2D`, and `class_embedding`, the table (classes + 1, E) whose last row is the
-null class. An embedding enters as a vector, so that one that the table does not have can take its place.
+null class. An embedding enters as a vector, so that one that the table does not have can take its place. An
+unconditional network has no table: it is its own null class, whose embedding is zero.
 
 Timesteps are the paper's, 1..T. The network counts 0..T-1, as diffusers does: the shift happens here and only here.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cdisc.networks.unet import UNet2D, UNetConfig
+from cdisc.networks.unet import TimeProjection, TimestepEmbedding, UNet2D, UNetConfig
 
 Params = dict[str, Any]
 
@@ -22,7 +24,11 @@ def init(config: UNetConfig, key: jax.Array) -> Params:
     x = jnp.zeros((1, config.sample_size, config.sample_size, config.in_channels))
     # Tracing the initialiser as one program is much quicker than running it operation by operation.
     params = jax.jit(UNet2D(config).init)(key_unet, x, jnp.zeros((1,), jnp.int32))["params"]
-    if config.num_class_embeds is not None:
+    if config.class_embed_type == "timestep":
+        projected = jnp.zeros((1, params["time_embedding"]["linear_1"]["kernel"].shape[0]))
+        perceptron = TimestepEmbedding(config.embedding_dim, jnp.dtype(config.dtype))
+        params["class_embedding"] = perceptron.init(key_table, projected)["params"]
+    elif config.class_embed_type is None and config.num_class_embeds is not None:
         shape = (config.num_class_embeds, config.embedding_dim)
         params["class_embedding"] = {"embedding": 0.02 * jax.random.normal(key_table, shape)}
     return params
@@ -37,16 +43,42 @@ def apply(
     return out
 
 
+def _table(params: Params) -> jax.Array:
+    """All embeddings, the null class last: (classes + 1, E)."""
+    width = params["time_embedding"]["linear_2"]["bias"].shape[0]
+    table: jax.Array = params.get("class_embedding", {}).get("embedding", jnp.zeros((1, width)))
+    return table
+
+
 def class_table(params: Params) -> jax.Array:
     """The embeddings of the trained classes, without the null class: (classes, E)."""
-    return params["class_embedding"]["embedding"][:-1]
+    return _table(params)[:-1]
 
 
 def null_embedding(params: Params) -> jax.Array:
     """The embedding of the null class: (E,)."""
-    return params["class_embedding"]["embedding"][-1]
+    return _table(params)[-1]
 
 
 def embed(params: Params, labels: jax.Array) -> jax.Array:
     """The embeddings of `labels` (B,), where `classes` stands for the null class: (B, E)."""
-    return params["class_embedding"]["embedding"][labels]
+    return _table(params)[labels]
+
+
+def embed_number(config: UNetConfig, params: Params, numbers: jax.Array) -> jax.Array:
+    """The class embeddings (B, E) of `numbers` (B,), for a network whose `class_embed_type` is "timestep"."""
+    projected = TimeProjection(config).apply({"params": params.get("time_proj", {})}, numbers)
+    perceptron = TimestepEmbedding(config.embedding_dim, jnp.dtype(config.dtype))
+    embeddings = perceptron.apply({"params": params["class_embedding"]}, projected)
+    assert isinstance(embeddings, jax.Array)
+    return embeddings
+
+
+def add_class(config: UNetConfig, params: Params, embedding: jax.Array) -> tuple[UNetConfig, Params]:
+    """The network with one more class, `embedding` (E,), as the last before the null class.
+
+    An unconditional network becomes a conditional one of that class and the null class.
+    """
+    table = jnp.concatenate([class_table(params), embedding[None], null_embedding(params)[None]])
+    config = dataclasses.replace(config, num_class_embeds=table.shape[0], class_embed_type=None)
+    return config, {**params, "class_embedding": {"embedding": table}}

@@ -1,20 +1,46 @@
 """The class-conditional U-Net: diffusers' `UNet2DModel`, plus an optional patch stem.
 
 The stem (space to depth before `conv_in`, depth to space after `conv_out`) is the one thing that diffusers does not
-have. With `patch_size = 1` the network is exactly a `UNet2DModel`.
+have. With `patch_size = 1` the network is exactly a `UNet2DModel`, and `cdisc.networks.interop` reads and writes it.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
+from cdisc.config import nearest
+from cdisc.errors import UserError
 from cdisc.networks.blocks import Conv3x3, DownBlock2D, GroupNorm, MidBlock2D, UpBlock2D
 
+DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 
-@flax.struct.dataclass
+# Spread of the random frequencies of a new Fourier time embedding: diffusers' constant.
+_FOURIER_SCALE = 16.0
+
+
+def require_known(name: str, value: Any, known: Sequence[Any]) -> None:
+    """Refuses a value that is not one of `known`.
+
+    Args:
+      name: the option that has the value, for the message.
+      value: what was given.
+      known: what there is.
+
+    Raises:
+      UserError: naming the option, the value, and the nearest known value or all of them.
+    """
+    if value not in known:
+        names = [str(choice) for choice in known]
+        hint = nearest(str(value), names) or f": use one of {', '.join(names)}."
+        raise UserError(f"{name} has {value!r}, which cdisc does not know{hint}")
+
+
+@dataclasses.dataclass(frozen=True)
 class UNetConfig:
     """The options of `UNet2DModel` that cdisc has, under their published names, and `patch_size`, `dtype`.
 
@@ -22,44 +48,151 @@ class UNetConfig:
       sample_size: height and width of the pictures, in pixels.
       in_channels: channels of the pictures.
       out_channels: channels of the prediction.
+      center_input_sample: whether pictures come in [0, 1] and are stretched to [-1, 1] first.
+      time_embedding_type: "positional", or "fourier": random frequencies of the logarithm of the timestep, and the
+        output divided by the timestep, which therefore must not be 0 (Song et al. 2021).
+      time_embedding_dim: width of the time embedding; None for four times the first level.
       num_class_embeds: rows of the class-embedding table, the null class last; None for an unconditional network.
-      down_block_types: "DownBlock2D" or "AttnDownBlock2D" for each level, from fine to coarse.
-      up_block_types: "UpBlock2D" or "AttnUpBlock2D" for each level, from coarse to fine.
+      class_embed_type: None for the table; "timestep" embeds a number as if it were a timestep, with weights of its
+        own; "identity" takes vectors as they are.
+      down_block_types: one of `DOWN_BLOCKS` for each level, from fine to coarse.
+      up_block_types: one of `UP_BLOCKS` for each level, from coarse to fine.
       block_out_channels: channels of each level, from fine to coarse.
       layers_per_block: residual blocks in each down block; each up block has one more.
+      mid_block_scale_factor: what the sums of the middle block are divided by.
       add_attention: whether the middle block attends.
       attention_head_dim: channels of an attention head; None for a single head.
       norm_num_groups: groups of every group norm.
+      attn_norm_num_groups: groups of the norm before the middle block's attention; None for `norm_num_groups`, or for
+        no norm at all where `resnet_time_scale_shift` is "scale_shift".
       norm_eps: epsilon of every group norm.
+      resnet_time_scale_shift: whether the time embedding is added ("default") or scales and shifts ("scale_shift").
       downsample_padding: 1, or 0 for the asymmetric padding of the published DDPM checkpoints.
+      downsample_type: how "AttnDownBlock2D" halves: "conv", or "resnet" as in "ResnetDownsampleBlock2D".
+      upsample_type: how "AttnUpBlock2D" doubles: "conv", or "resnet" as in "ResnetUpsampleBlock2D".
       flip_sin_to_cos: whether the cosines come first in the positional time embedding.
       freq_shift: shift of the frequencies of the positional time embedding.
       patch_size: side of the pixel patches that the stem folds into channels.
       dtype: type in which the activations are computed; parameters are float32.
+
+    Raises:
+      UserError: for a value that no network can have, naming the option.
     """
 
     sample_size: int = 32
     in_channels: int = 3
     out_channels: int = 3
+    center_input_sample: bool = False
+    time_embedding_type: str = "positional"
+    time_embedding_dim: int | None = None
     num_class_embeds: int | None = None
+    class_embed_type: str | None = None
     down_block_types: tuple[str, ...] = ("DownBlock2D", "DownBlock2D")
     up_block_types: tuple[str, ...] = ("UpBlock2D", "UpBlock2D")
     block_out_channels: tuple[int, ...] = (64, 128)
     layers_per_block: int = 1
+    mid_block_scale_factor: float = 1.0
     add_attention: bool = True
     attention_head_dim: int | None = 8
     norm_num_groups: int = 32
+    attn_norm_num_groups: int | None = None
     norm_eps: float = 1e-5
+    resnet_time_scale_shift: str = "default"
     downsample_padding: int = 1
+    downsample_type: str = "conv"
+    upsample_type: str = "conv"
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
     patch_size: int = 1
     dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        """Refuses what would fail, or mean something else, when the network is traced."""
+        require_positive(
+            sample_size=self.sample_size,
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+            time_embedding_dim=self.time_embedding_dim,
+            num_class_embeds=self.num_class_embeds,
+            block_out_channels=self.block_out_channels,
+            layers_per_block=self.layers_per_block,
+            attention_head_dim=self.attention_head_dim,
+            norm_num_groups=self.norm_num_groups,
+            attn_norm_num_groups=self.attn_norm_num_groups,
+            patch_size=self.patch_size,
+        )
+        if not self.block_out_channels:
+            raise UserError("block_out_channels is empty: give the channels of at least one level.")
+        for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+            for kind in getattr(self, name):
+                require_known(name, kind, known)
+            given, levels = len(getattr(self, name)), len(self.block_out_channels)
+            if given != levels:
+                raise UserError(f"{name} has {given} blocks, but block_out_channels has {levels}: give one for each.")
+        if self.mid_block_scale_factor == 0:
+            raise UserError("mid_block_scale_factor is 0: the middle block's sums are divided by it.")
+        if self.block_out_channels[0] // 2 <= self.freq_shift:
+            raise UserError(
+                f"freq_shift is {self.freq_shift}: it must be below half of the {self.block_out_channels[0]} channels "
+                "of the first level."
+            )
+        require_known("time_embedding_type", self.time_embedding_type, ("positional", "fourier"))
+        require_known("class_embed_type", self.class_embed_type, (None, "timestep", "identity"))
+        require_known("resnet_time_scale_shift", self.resnet_time_scale_shift, ("default", "scale_shift"))
+        require_known("downsample_type", self.downsample_type, ("conv", "resnet"))
+        require_known("upsample_type", self.upsample_type, ("conv", "resnet"))
+        require_known("downsample_padding", self.downsample_padding, (0, 1))
+        head = 1 if self.attention_head_dim is None else self.attention_head_dim
+        for i, channels in enumerate(self.block_out_channels):
+            if channels % self.norm_num_groups:
+                raise UserError(
+                    f"norm_num_groups is {self.norm_num_groups}, which does not divide the {channels} channels of "
+                    f"level {i} in block_out_channels."
+                )
+            if i in self.attending_levels and channels < head:
+                raise UserError(
+                    f"attention_head_dim is {head}, more than the {channels} channels of level {i}, which attends."
+                )
+        if self.attn_norm_num_groups is not None and self.block_out_channels[-1] % self.attn_norm_num_groups:
+            raise UserError(
+                f"attn_norm_num_groups is {self.attn_norm_num_groups}, which does not divide the "
+                f"{self.block_out_channels[-1]} channels of the middle block."
+            )
+        shrink = self.patch_size * 2 ** (len(self.block_out_channels) - 1)
+        if self.sample_size % shrink:
+            raise UserError(f"sample_size is {self.sample_size}: these levels and patches need a multiple of {shrink}.")
+
     @property
     def embedding_dim(self) -> int:
         """Width of the time embedding, and so of a class embedding."""
-        return 4 * self.block_out_channels[0]
+        return 4 * self.block_out_channels[0] if self.time_embedding_dim is None else self.time_embedding_dim
+
+    @property
+    def attending_levels(self) -> frozenset[int]:
+        """The levels, 0 the finest, at which any block attends."""
+        last = len(self.block_out_channels) - 1
+        down = {i for i, kind in enumerate(self.down_block_types) if kind == "AttnDownBlock2D"}
+        up = {last - i for i, kind in enumerate(self.up_block_types) if kind == "AttnUpBlock2D"}
+        return frozenset(down | up | ({last} if self.add_attention else set()))
+
+    @property
+    def mid_attention_groups(self) -> int | None:
+        """Groups of the norm before the middle block's attention; None where there is no such norm."""
+        if self.attn_norm_num_groups is None and self.resnet_time_scale_shift == "default":
+            return self.norm_num_groups
+        return self.attn_norm_num_groups
+
+
+def require_positive(**values: int | Sequence[int] | None) -> None:
+    """Refuses counts below 1; None is no count.
+
+    Raises:
+      UserError: naming the option and its value.
+    """
+    for name, value in values.items():
+        counts = (value,) if isinstance(value, int) else value or ()
+        if any(count < 1 for count in counts):
+            raise UserError(f"{name} is {value}: use whole numbers from 1 on.")
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
@@ -77,16 +210,43 @@ def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
 
 
 def time_embedding(timesteps: jax.Array, dim: int, flip_sin_to_cos: bool, freq_shift: int) -> jax.Array:
-    """Sines and cosines of `timesteps` (B,) at `dim / 2` frequencies: (B, dim) (Vaswani et al. 2017)."""
+    """Sines and cosines of `timesteps` (B,) at `dim / 2` frequencies: (B, dim) (Vaswani et al. 2017).
+
+    An odd `dim` ends in a zero.
+    """
     half = dim // 2
     frequencies = jnp.exp(-jnp.log(1e4) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
     angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None, :]
     parts = [jnp.sin(angles), jnp.cos(angles)]
-    return jnp.concatenate(parts[::-1] if flip_sin_to_cos else parts, axis=-1)
+    embedding = jnp.concatenate(parts[::-1] if flip_sin_to_cos else parts, axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
+
+
+def fourier_embedding(timesteps: jax.Array, frequencies: jax.Array) -> jax.Array:
+    """Sines, then cosines, of `log(timesteps)` (B,) at `frequencies` (F,): (B, 2 F) (Song et al. 2021)."""
+    angles = jnp.log(timesteps.astype(jnp.float32))[:, None] * frequencies[None, :] * 2.0 * jnp.pi
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class TimeProjection(nn.Module):
+    """The first, fixed part of the time embedding; the frequencies of the Fourier kind are kept as parameters."""
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(self, timesteps: jax.Array) -> jax.Array:
+        """Maps (B,) to (B, channels of the first level), or twice as many for the Fourier kind."""
+        c = self.config
+        width = c.block_out_channels[0]
+        if c.time_embedding_type == "positional":
+            return time_embedding(timesteps, width, c.flip_sin_to_cos, c.freq_shift)
+        weight = self.param("weight", nn.initializers.normal(_FOURIER_SCALE), (width,))
+        # Drawn once and never learnt.
+        return fourier_embedding(timesteps, jax.lax.stop_gradient(weight))
 
 
 class TimestepEmbedding(nn.Module):
-    """The two-layer perceptron on the positional time embedding."""
+    """The two-layer perceptron on the time projection."""
 
     dim: int
     dtype: jnp.dtype
@@ -110,46 +270,65 @@ class UNet2D(nn.Module):
         Args:
           x: noisy pictures.
           timesteps: (B,) in diffusers' count, 0..T-1.
-          class_embedding: (B, embedding_dim), added to the time embedding; None adds nothing.
+          class_embedding: (B, embedding_dim), added to the time embedding; None adds nothing. `cdisc.networks.denoiser`
+            makes it from labels.
 
         Returns:
           (B, H, W, out_channels), float32.
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        common: dict[str, Any] = {"norm_num_groups": c.norm_num_groups, "norm_eps": c.norm_eps, "dtype": dtype}
+        common: dict[str, Any] = {
+            "norm_num_groups": c.norm_num_groups,
+            "norm_eps": c.norm_eps,
+            "dtype": dtype,
+            "time_scale_shift": c.resnet_time_scale_shift,
+        }
 
         def head_dim(channels: int) -> int:
             return channels if c.attention_head_dim is None else c.attention_head_dim
 
-        positional = time_embedding(timesteps, c.block_out_channels[0], c.flip_sin_to_cos, c.freq_shift)
-        temb = TimestepEmbedding(c.embedding_dim, dtype, name="time_embedding")(positional)
+        projected = TimeProjection(c, name="time_proj")(timesteps)
+        temb = TimestepEmbedding(c.embedding_dim, dtype, name="time_embedding")(projected)
         if class_embedding is not None:
             temb = temb + class_embedding
 
+        if c.center_input_sample:
+            x = 2.0 * x - 1.0
         x = space_to_depth(x, c.patch_size)
         x = Conv3x3(c.block_out_channels[0], dtype=dtype, name="conv_in")(x)
         skips: tuple[jax.Array, ...] = (x,)
         last = len(c.block_out_channels) - 1
+        types = {"DownBlock2D": "conv", "AttnDownBlock2D": c.downsample_type, "ResnetDownsampleBlock2D": "resnet"}
         for i, (kind, channels) in enumerate(zip(c.down_block_types, c.block_out_channels, strict=True)):
             x, more = DownBlock2D(
                 out_channels=channels,
                 num_layers=c.layers_per_block,
                 add_downsample=i < last,
                 downsample_padding=c.downsample_padding,
+                downsample_type=types[kind],
                 attention=kind == "AttnDownBlock2D",
                 head_dim=head_dim(channels),
                 name=f"down_blocks_{i}",
                 **common,
             )(x, temb)
             skips += more
-        x = MidBlock2D(attention=c.add_attention, head_dim=head_dim(x.shape[-1]), name="mid_block", **common)(x, temb)
+        x = MidBlock2D(
+            attention=c.add_attention,
+            head_dim=head_dim(x.shape[-1]),
+            attn_norm_num_groups=c.mid_attention_groups,
+            output_scale_factor=c.mid_block_scale_factor,
+            name="mid_block",
+            **common,
+        )(x, temb)
+        types = {"UpBlock2D": "conv", "AttnUpBlock2D": c.upsample_type, "ResnetUpsampleBlock2D": "resnet"}
         for i, (kind, channels) in enumerate(zip(c.up_block_types, c.block_out_channels[::-1], strict=True)):
             num_layers = c.layers_per_block + 1
             x = UpBlock2D(
                 out_channels=channels,
                 num_layers=num_layers,
                 add_upsample=i < last,
+                upsample_type=types[kind],
                 attention=kind == "AttnUpBlock2D",
                 head_dim=head_dim(channels),
                 name=f"up_blocks_{i}",
@@ -160,4 +339,7 @@ class UNet2D(nn.Module):
         x = Conv3x3(
             c.out_channels * c.patch_size**2, dtype=dtype, name="conv_out", kernel_init=nn.initializers.zeros_init()
         )(x)
-        return depth_to_space(x, c.patch_size).astype(jnp.float32)
+        x = depth_to_space(x, c.patch_size).astype(jnp.float32)
+        if c.time_embedding_type == "fourier":
+            x = x / timesteps.astype(jnp.float32)[:, None, None, None]
+        return x
