@@ -51,12 +51,11 @@ def recipe_eps(backbone: Backbone, params: Any, schedule: Schedule, recipe: Reci
     """The eps-function of a recipe."""
     embeddings = jnp.concatenate([backbone.null(params)[None], recipe.embeddings])
 
-    def network(x: jax.Array, t: jax.Array) -> jax.Array:
+    def all_classes(x: jax.Array, t: jax.Array) -> jax.Array:
         """The null class and the others in one batch, which is faster than one after the other: (1 + k, B, ...)."""
         return jax.vmap(lambda embedding: class_eps(backbone, params, embedding)(x, t))(embeddings)
 
-    if recipe.adapter:
-        network = lora.adapt(network, recipe.adapter, recipe.scale)
+    network = lora.adapt(all_classes, recipe.adapter, recipe.scale) if recipe.adapter else all_classes
 
     def guided(x: jax.Array, t: jax.Array) -> jax.Array:
         null, *classes = network(x, t)

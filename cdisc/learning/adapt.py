@@ -150,7 +150,12 @@ def _optimizer(options: AdaptOptions) -> optax.GradientTransformation:
 
 
 def init(
-    backbone: Backbone, params: Any, lesson: Lesson, key: jax.Array, options: AdaptOptions, candidate: int = 0
+    backbone: Backbone,
+    params: Any,
+    lesson: Lesson,
+    key: jax.Array,
+    options: AdaptOptions,
+    candidate: int | jax.Array = 0,
 ) -> FitState:
     """The state before the first step; for the start "top1", at the class `lesson.classes[candidate]`.
 
