@@ -34,6 +34,8 @@ def main(_: list[str]) -> int:
 
     try:
         run = prepare(_CONFIG.value, pathlib.Path(_WORKDIR.value), [])
+        if not run.config.pretrain.bundle:
+            raise UserError("config.pretrain.bundle is empty: give the bundle's name.")
         backbone = pretrain.BUNDLED / f"{run.config.pretrain.bundle}.npz"
         backbone.parent.mkdir(exist_ok=True)
         checkpoints.save_npz(backbone, pretrain.pretrain(run, active=False), pretrain.bundle_about(run))

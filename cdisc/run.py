@@ -153,30 +153,32 @@ def discovery_options(config: ml_collections.ConfigDict, schedule: schedule_lib.
 
 
 def level_options(config: ml_collections.ConfigDict) -> dict[str, AdaptOptions]:
-    """`config.adapt.levels` as options."""
+    """`config.adapt.levels` as options, each level behind the one that it goes on from.
+
+    Raises:
+      UserError: for a level that cannot be fitted.
+    """
     levels = config.adapt.levels.items()
-    options = {name: config_lib.options(AdaptOptions, level, f"adapt.levels.{name}") for name, level in levels}
-    earlier: list[str] = []
-    for name, level in options.items():
-        for field in ("steps", "candidates"):
-            if getattr(level, field) < 1:
-                raise UserError(
-                    f"config.adapt.levels.{name}.{field} is {getattr(level, field)}: use a whole number from 1 on."
-                )
-        if level.after and level.after not in earlier:
-            raise UserError(
-                f"config.adapt.levels.{name}.after is {level.after!r}{config_lib.nearest(level.after, earlier)}: "
-                f"name a level that stands before it ({', '.join(earlier) or 'there is none'})."
-            )
-        if level.candidates > 1 and (level.after or level.start != "top1"):
-            raise UserError(
-                f"config.adapt.levels.{name}.candidates is {level.candidates}: only a level that starts at 'top1' has "
-                "several."
-            )
-        if level.after and level.space != "free":
-            raise UserError(f"config.adapt.levels.{name}.space is {level.space!r}: with after, use 'free'.")
-        earlier.append(name)
-    return options
+    waiting = {name: config_lib.options(AdaptOptions, level, f"adapt.levels.{name}") for name, level in levels}
+    for name, options in waiting.items():
+        field = f"config.adapt.levels.{name}"
+        for count in ("steps", "candidates"):
+            if getattr(options, count) < 1:
+                raise UserError(f"{field}.{count} is {getattr(options, count)}: use a whole number from 1 on.")
+        if options.candidates > 1 and (options.after or options.start != "top1"):
+            raise UserError(f"{field}.candidates is {options.candidates}: only a level that starts at 'top1' has some.")
+        if options.after and options.after not in waiting:
+            hint = config_lib.nearest(options.after, waiting)
+            raise UserError(f"{field}.after names no level: {options.after!r}{hint}")
+        if options.after and options.space != "free":
+            raise UserError(f"{field}.space is {options.space!r}: a level after another one learns a 'free' embedding.")
+    ordered: dict[str, AdaptOptions] = {}
+    while waiting:
+        ready = [name for name, options in waiting.items() if options.after in ("", *ordered)]
+        if not ready:
+            raise UserError(f"config.adapt.levels: {' and '.join(waiting)} wait for one another; mend their after.")
+        ordered |= {name: waiting.pop(name) for name in ready}
+    return ordered
 
 
 def method_options(config: ml_collections.ConfigDict) -> dict[str, MethodOptions]:

@@ -112,6 +112,14 @@ def test_command_lines_that_cannot_be_used(refused, arguments, sentence):
         (("--config.evaluate.num_queries=0",), "num_queries is 0: use a whole number from 1 on"),
         (("--config.evaluate.methods.lora.level=lara",), "names no level: 'lara'; did you mean 'lora'?"),
         (("--config.adapt.levels.lora.steps=0",), "config.adapt.levels.lora.steps is 0"),
+        (("--config.adapt.levels.lora.candidates=0",), "config.adapt.levels.lora.candidates is 0"),
+        (("--config.adapt.levels.lora.candidates=2",), "only a level that starts at 'top1' has some"),
+        (("--config.adapt.levels.lora.after=embeding",), "names no level: 'embeding'; did you mean 'embedding'?"),
+        (("--config.adapt.levels.lora.space=span",), "config.adapt.levels.lora.space is 'span'"),
+        (
+            ("--config.adapt.levels.embedding.after=lora", "--config.adapt.levels.embedding.candidates=1"),
+            "config.adapt.levels: embedding and lora wait for one another",
+        ),
     ],
 )
 def test_configurations_that_cannot_be_used(refused, tmp_path, arguments, sentence):
