@@ -88,14 +88,18 @@ def descriptions(this: Run, results: dict[str, Any]) -> dict[str, str]:
     levels = level_options(this.config)
     for name, method in method_options(this.config).items():
         level = levels[method.level]
-        learnt = "a new class embedding" + (f" and LoRA of rank {level.rank}" if level.rank else "")
+        learnt = "a new class embedding" + (" in the span of the trained ones" if level.space == "span" else "")
+        learnt += f" and LoRA of rank {level.rank}" if level.rank else ""
+        nearest = f"one of the {level.candidates} nearest classes" if level.candidates > 1 else "the nearest class"
+        start = f"the level {level.after}" if level.after else {"normal": "noise", "top1": nearest}[level.start]
         source = {
             "query": "the query",
             "teacher": "the teacher's samples",
             "both": "the query and the teacher's samples",
         }
         beside = f", the teacher beside it at weight {method.teacher_weight:g}" if method.teacher_weight > 0 else ""
-        sentences[name] = f"Learns {learnt} from {source[level.pool]}; guidance {method.guidance:g}{beside}."
+        lesson = f"Learns {learnt} from {source[level.pool]}, starting at {start}"
+        sentences[name] = f"{lesson}; guidance {method.guidance:g}{beside}."
     return {name: sentences[name] for name in results["methods"]}
 
 
