@@ -46,8 +46,14 @@ def side_by_side(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
       fn: treats one item.
       num_shared: how many arguments follow the item, the same for all items.
     """
-    axes = (0, *(None,) * num_shared)
-    return jax.pmap(jax.vmap(fn, in_axes=axes), in_axes=axes)
+    together = jax.vmap(fn, in_axes=(0, *(None,) * num_shared))
+    alone = _alone(fn)
+
+    def of_device(items: Any, *shared: Any) -> Any:
+        # A convolution whose kernel has a batch axis, be it of one, compiles and runs more slowly than one without.
+        return alone(items, *shared) if size(items) == 1 else together(items, *shared)
+
+    return jax.pmap(of_device, in_axes=(0, *(None,) * num_shared))
 
 
 def one_by_one(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
@@ -60,13 +66,18 @@ def one_by_one(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
       fn: treats one item.
       num_shared: how many arguments follow the item, the same for all items.
     """
+    mapped = jax.pmap(_alone(fn), in_axes=(0, *(None,) * num_shared))
+    return lambda items, *shared: gather(mapped(spread(items), *shared), size(items))
 
-    def only(item: Any, *shared: Any) -> Any:
-        out = fn(jax.tree.map(lambda values: values[0], item), *shared)
+
+def _alone(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` for a stack of one item, without a batch axis inside."""
+
+    def apply(items: Any, *shared: Any) -> Any:
+        out = fn(jax.tree.map(lambda values: values[0], items), *shared)
         return jax.tree.map(lambda values: values[None], out)
 
-    mapped = jax.pmap(only, in_axes=(0, *(None,) * num_shared))
-    return lambda items, *shared: gather(mapped(spread(items), *shared), size(items))
+    return apply
 
 
 @jax.jit

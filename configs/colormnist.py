@@ -222,7 +222,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
         embedding=_level(
             pool="query",
             start="top1",
-            candidates=3,
+            candidates=2,
             steps=24,
             batch_size=16,
             embedding_learning_rate=3e-2,
@@ -234,7 +234,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
             after="embedding",
             rank=4,
             alpha=8.0,
-            steps=12,
+            steps=10,
             batch_size=16,
             learning_rate=2e-3,
             embedding_learning_rate=1e-2,
@@ -258,7 +258,7 @@ def _study(c: ml_collections.ConfigDict) -> None:
     """The small network on every held-out class, all levels, several guidances: for figures instead of a first look."""
     c.adapt.update(pool_size=16, class_draws=8)
     levels = c.adapt.levels
-    levels.embedding.steps = 40
+    levels.embedding.update(candidates=3, steps=40)
     # From N(0, 0.01^2): textual inversion.
     levels.inversion = levels.embedding.copy_and_resolve_references()
     levels.inversion.update(start="normal", candidates=1)
