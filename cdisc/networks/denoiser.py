@@ -45,9 +45,8 @@ def apply(
 
 def _table(params: Params) -> jax.Array:
     """All embeddings, the null class last: (classes + 1, E)."""
-    width = params["time_embedding"]["linear_2"]["bias"].shape[0]
-    table: jax.Array = params.get("class_embedding", {}).get("embedding", jnp.zeros((1, width)))
-    return table
+    table: jax.Array | None = params.get("class_embedding", {}).get("embedding")
+    return jnp.zeros((1, params["time_embedding"]["linear_2"]["bias"].shape[0])) if table is None else table
 
 
 def class_table(params: Params) -> jax.Array:
