@@ -24,8 +24,9 @@ def main(_: list[str]) -> None:
     import jax
     import jax.numpy as jnp
 
-    from cdisc.diffusion import sampling
+    from cdisc.diffusion import guidance, sampling
     from cdisc.evaluation import protocol
+    from cdisc.networks.backbone import null_eps
     from cdisc.run import prepare
     from cdisc.stages.evaluate import load_judge
     from cdisc.stages.pretrain import pretrain
@@ -33,15 +34,14 @@ def main(_: list[str]) -> None:
     run = prepare(_CONFIG.value, pathlib.Path(_WORKDIR.value), [])
     params = pretrain(run, active=True)
     judge = load_judge(run)
-    table, null = run.backbone.table(params), run.backbone.null(params)
+    table = run.backbone.table(params)
     wanted = jnp.asarray(run.dataset.split.trained)
 
     @jax.jit
     def draw(params, key, weight):
-        def guided(x, t):
-            free = run.backbone.apply(params, x, t, jnp.broadcast_to(null[None], table.shape))
-            return free + weight * (run.backbone.apply(params, x, t, table) - free)
-
+        # Every picture of a batch has a class of its own.
+        classes = (lambda x, t: run.backbone.apply(params, x, t, table), guidance.constant(weight))
+        guided = guidance.guide(null_eps(run.backbone, params), [classes])
         noise = jax.random.normal(key, (table.shape[0], *run.dataset.shape))
         settings = run.config.sampling
         return sampling.ddim(guided, run.schedule, noise, num_steps=settings.num_steps, clip=settings.clip)

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ml_collections
@@ -85,3 +85,32 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The dotted names whose values differ between two JSON-like mappings."""
     before, after = (flatten(json.loads(json.dumps(content))) for content in (old, new))
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+def require_known(name: str, value: Any, known: Sequence[Any]) -> None:
+    """Refuses a value that is not one of `known`.
+
+    Args:
+      name: the option that has the value, for the message.
+      value: what was given.
+      known: what there is.
+
+    Raises:
+      UserError: naming the option, the value, and the nearest known value or all of them.
+    """
+    if value not in known:
+        names = [str(choice) for choice in known]
+        hint = nearest(str(value), names) or f": use one of {', '.join(names)}."
+        raise UserError(f"{name} has {value!r}, which cdisc does not know{hint}")
+
+
+def require_positive(**values: int | Sequence[int] | None) -> None:
+    """Refuses counts below 1; None is no count.
+
+    Raises:
+      UserError: naming the option and its value.
+    """
+    for name, value in values.items():
+        counts = (value,) if isinstance(value, int) else value or ()
+        if any(count < 1 for count in counts):
+            raise UserError(f"{name} is {value}: use whole numbers from 1 on.")

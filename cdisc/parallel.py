@@ -28,7 +28,7 @@ def spread(tree: Any) -> Any:
 def _spread(tree: Any, devices: int) -> Any:
     each = -(-size(tree) // devices)
     rows = jnp.minimum(jnp.arange(devices * each), size(tree) - 1).reshape(devices, each)
-    return jax.tree.map(lambda values: jnp.asarray(values)[rows], tree)
+    return jax.tree.map(lambda values: values[rows], tree)
 
 
 @functools.partial(jax.jit, static_argnums=1)

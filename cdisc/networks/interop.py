@@ -31,14 +31,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from cdisc.config import nearest
+from cdisc.config import nearest, require_known, require_positive
 from cdisc.diffusion import schedule as schedule_lib
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError
 from cdisc.networks import denoiser
 from cdisc.networks.backbone import PREDICTION_TYPES
 from cdisc.networks.lora import Adapter
-from cdisc.networks.unet import UNetConfig, require_known, require_positive
+from cdisc.networks.unet import UNetConfig
 
 _Options = TypeVar("_Options")
 

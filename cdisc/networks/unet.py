@@ -5,14 +5,13 @@ have. With `patch_size = 1` the network is exactly a `UNet2DModel`, and `cdisc.n
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cdisc.config import nearest
+from cdisc.config import require_known, require_positive
 from cdisc.errors import UserError
 from cdisc.networks.blocks import Conv3x3, DownBlock2D, GroupNorm, MidBlock2D, UpBlock2D
 
@@ -21,23 +20,6 @@ UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 
 # Spread of the random frequencies of a new Fourier time embedding: diffusers' constant.
 _FOURIER_SCALE = 16.0
-
-
-def require_known(name: str, value: Any, known: Sequence[Any]) -> None:
-    """Refuses a value that is not one of `known`.
-
-    Args:
-      name: the option that has the value, for the message.
-      value: what was given.
-      known: what there is.
-
-    Raises:
-      UserError: naming the option, the value, and the nearest known value or all of them.
-    """
-    if value not in known:
-        names = [str(choice) for choice in known]
-        hint = nearest(str(value), names) or f": use one of {', '.join(names)}."
-        raise UserError(f"{name} has {value!r}, which cdisc does not know{hint}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,18 +163,6 @@ class UNetConfig:
         if self.attn_norm_num_groups is None and self.resnet_time_scale_shift == "default":
             return self.norm_num_groups
         return self.attn_norm_num_groups
-
-
-def require_positive(**values: int | Sequence[int] | None) -> None:
-    """Refuses counts below 1; None is no count.
-
-    Raises:
-      UserError: naming the option and its value.
-    """
-    for name, value in values.items():
-        counts = (value,) if isinstance(value, int) else value or ()
-        if any(count < 1 for count in counts):
-            raise UserError(f"{name} is {value}: use whole numbers from 1 on.")
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
