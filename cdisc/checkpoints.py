@@ -220,7 +220,7 @@ def restore_npz(path: pathlib.Path, like: Any, about: dict[str, str]) -> Any:
             raise UserError(
                 f"{path.name} has no array {name[6:]} of shape {tuple(leaf.shape)}: it is another network's."
             )
-        leaves.append(jnp.asarray(content[name], jnp.float32))
+        leaves.append(jnp.asarray(content[name].astype(np.float32)))  # cast by NumPy: nothing to compile
     return jax.tree.unflatten(treedef, leaves)
 
 

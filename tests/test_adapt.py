@@ -318,28 +318,6 @@ def test_decaying_rates_follow_a_cosine_to_zero():
     np.testing.assert_array_equal(after.embedding, state.embedding)
 
 
-def test_the_query_loss_is_the_loss_of_what_was_learnt():
-    def loss_of(embedding):
-        state = dataclasses.replace(adapt.init(POINTS, POINT_PARAMS, LESSON, KEY, OPTIONS), embedding=embedding)
-        return adapt.query_loss(state, POINTS, POINT_PARAMS, SCHEDULE, LESSON, KEY, OPTIONS, num_draws=1000)
-
-    # The error of eps is sqrt(abar / (1 - abar)) times that of the picture, whatever the noise.
-    a = SCHEDULE.alpha_bar[1:]
-    expected = jnp.mean(a / (1 - a)) * jnp.mean(jnp.square(TABLE[2] - LESSON.query.reshape(-1)))
-    np.testing.assert_allclose(loss_of(TABLE[2]), expected, rtol=2e-3)
-    np.testing.assert_allclose(loss_of(LESSON.query.reshape(-1)), 0.0, atol=1e-4)
-
-
-def test_the_query_loss_sees_the_adapter(sketch_params):
-    state = adapt.init(SKETCH, sketch_params, LESSON, KEY, LORA)
-    louder = jax.tree.map(lambda leaf: leaf + 0.1, state.adapter)
-    losses = [
-        adapt.query_loss(s, SKETCH, sketch_params, SCHEDULE, LESSON, KEY, LORA)
-        for s in (state, dataclasses.replace(state, adapter=louder))
-    ]
-    assert abs(losses[0] - losses[1]) > 1e-3
-
-
 def test_learning_goes_on_as_if_it_had_not_been_interrupted():
     options = _change(pool="both", null_dropout=0.1)
     whole, losses = _fit(options, steps=8)

@@ -60,6 +60,7 @@ def render(digit: jax.Array, foreground: jax.Array, background: jax.Array) -> ja
     return 2.0 * (background + (foreground - background) * ink) - 1.0
 
 
+@jax.jit
 def _render_rows(data: ColorMNIST, rows: jax.Array, attributes: jax.Array) -> jax.Array:
     """Renders the digits at `rows` (B,) with the colours of `attributes` (B, 3)."""
     return render(data.digits[rows], data.foregrounds[attributes[:, 1]], data.backgrounds[attributes[:, 2]])

@@ -69,6 +69,7 @@ def top1(losses: jax.Array) -> jax.Array:
     return jnp.argmin(losses)
 
 
+@jax.jit
 def top3_weights(losses: jax.Array, tau_k: float) -> tuple[jax.Array, jax.Array]:
     """The three classes of the smallest losses, best first, and their weights softmax(-loss / tau_k): both (3,).
 

@@ -50,15 +50,15 @@ class Recipe:
 def recipe_eps(backbone: Backbone, params: Any, schedule: Schedule, recipe: Recipe) -> EpsFn:
     """The eps-function of a recipe."""
     embeddings = jnp.concatenate([backbone.null(params)[None], recipe.embeddings])
+    if recipe.adapter:  # merged once, not at every step of a sampler
+        params = lora.merge(params, recipe.adapter, recipe.scale)
 
     def all_classes(x: jax.Array, t: jax.Array) -> jax.Array:
         """The null class and the others in one batch, which is faster than one after the other: (1 + k, B, ...)."""
         return jax.vmap(lambda embedding: class_eps(backbone, params, embedding)(x, t))(embeddings)
 
-    network = lora.adapt(all_classes, recipe.adapter, recipe.scale) if recipe.adapter else all_classes
-
     def guided(x: jax.Array, t: jax.Array) -> jax.Array:
-        null, *classes = network(x, t)
+        null, *classes = all_classes(x, t)
         terms = [(eps, guidance.constant(weight)(t)) for eps, weight in zip(classes, recipe.weights, strict=True)]
         if recipe.teacher is not None:
             weight = poe.adaptive_weight(

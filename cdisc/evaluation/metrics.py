@@ -107,6 +107,7 @@ def _mean_off_diagonal(matrix: jax.Array) -> jax.Array:
     return (jnp.sum(matrix) - jnp.trace(matrix)) / (n * (n - 1))
 
 
+@jax.jit
 def attribute_accuracy(seen: jax.Array, wanted: jax.Array) -> jax.Array:
     """For each factor the share of pictures that show the value wanted: (F,).
 
@@ -117,6 +118,7 @@ def attribute_accuracy(seen: jax.Array, wanted: jax.Array) -> jax.Array:
     return jnp.mean(_matches(seen, wanted).astype(jnp.float32), axis=0)
 
 
+@jax.jit
 def joint_accuracy(seen: jax.Array, wanted: jax.Array) -> jax.Array:
     """The share of pictures that show the value wanted of EVERY factor: (). Arguments as in `attribute_accuracy`."""
     return jnp.mean(jnp.all(_matches(seen, wanted), axis=-1).astype(jnp.float32))
@@ -126,6 +128,7 @@ def _matches(seen: jax.Array, wanted: jax.Array) -> jax.Array:
     return seen == jnp.broadcast_to(wanted, seen.shape)
 
 
+@jax.jit
 def distance_to_query(samples: jax.Array, query: jax.Array) -> jax.Array:
     """The mean over samples (n, *shape) of the RMS difference of their entries from `query` (*shape): ().
 

@@ -106,7 +106,7 @@ def _set_figures(real: jax.Array, fake: jax.Array, k: int) -> Figures:
 
 
 def _by_factor(judge: Judge, values: jax.Array) -> dict[str, float]:
-    return {name: float(value) for name, value in zip(judge.factors, values, strict=True)}
+    return {name: float(value) for name, value in zip(judge.factors, np.asarray(values), strict=True)}
 
 
 def aggregate(queries: Sequence[Mapping[str, Figures]], groups: Sequence[Hashable] | None = None) -> dict[str, Figures]:

@@ -22,7 +22,7 @@ from cdisc.diffusion.loss import LOSSES, denoising_loss
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
 from cdisc.networks import lora
-from cdisc.networks.backbone import Backbone, class_eps
+from cdisc.networks.backbone import Backbone
 
 POOLS = ("query", "teacher", "both")
 STARTS = ("normal", "top1")
@@ -38,8 +38,8 @@ class AdaptOptions:
       start: the class embedding starts at "normal", N(0, 0.01^2), or at the "top1" class.
       after: the level whose embedding this one goes on from, in the place of `start`; "" for none.
       candidates: how many classes are tried as the start, for "top1": each of the best ones gets all the steps, and the
-        fit that explains the query best is kept (`query_loss`). The digit that a fit ends at is mostly the one it
-        started at, and the losses of whole classes tell colours better than digits.
+        fit with the smallest mean loss over its second half is kept: all fits meet the same noise. The digit that a fit
+        ends at is mostly the one it started at, and the losses of whole classes tell colours better than digits.
       space: the embedding is "free", or a combination of the trained ones: in their "span".
       l1: weight of the L1 norm of the combination's coefficients, for "span".
       rank: inner dimension of the LoRA factors; 0 learns the embedding alone.
@@ -255,25 +255,6 @@ def step(
 def _decode(embedding: jax.Array, table: jax.Array, options: AdaptOptions) -> jax.Array:
     """The class embedding (E,) that the trained numbers stand for."""
     return embedding if options.space == "free" else embedding @ table
-
-
-def query_loss(
-    state: FitState,
-    backbone: Backbone,
-    params: Any,
-    schedule: Schedule,
-    lesson: Lesson,
-    key: jax.Array,
-    options: AdaptOptions,
-    num_draws: int = 64,
-) -> jax.Array:
-    """The query's denoising loss under what was learnt: (). Fits given the same key meet the same noise."""
-    learnt = result(state, backbone, params, options)
-    eps_fn = class_eps(backbone, params, learnt.embedding)
-    if options.rank:
-        eps_fn = lora.adapt(eps_fn, learnt.adapter, options.scale)
-    copies = jnp.broadcast_to(lesson.query[None], (num_draws, *lesson.query.shape))
-    return denoising_loss(eps_fn, schedule, key, copies, options.loss)
 
 
 def result(state: FitState, backbone: Backbone, params: Any, options: AdaptOptions) -> Adaptation:

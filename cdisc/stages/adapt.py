@@ -127,7 +127,7 @@ def prior_pictures(this: Run) -> adapt_lib.Prior:
 
 @functools.lru_cache(maxsize=16)
 def compiled_level(this: Run, options: adapt_lib.AdaptOptions) -> tuple[Callable[..., Any], ...]:
-    """`init`, `step`, `query_loss` and `result` of a level, mapped over queries; made once, for all chunks."""
+    """`init`, `step` and `result` of a level, mapped over queries; made once, for all chunks."""
 
     def begin(item: tuple[adapt_lib.Lesson, jax.Array], params: Any, candidate: jax.Array) -> adapt_lib.FitState:
         lesson, key = item
@@ -137,17 +137,12 @@ def compiled_level(this: Run, options: adapt_lib.AdaptOptions) -> tuple[Callable
         state, lesson, key = item
         return adapt_lib.step(state, this.backbone, params, this.schedule, lesson, prior, key, options)
 
-    def compare(item: tuple, params: Any) -> jax.Array:
-        state, lesson, key = item
-        return adapt_lib.query_loss(state, this.backbone, params, this.schedule, lesson, key, options)
-
     def finish(state: adapt_lib.FitState, params: Any) -> adapt_lib.Adaptation:
         return adapt_lib.result(state, this.backbone, params, options)
 
     return (
         parallel.side_by_side(begin, num_shared=2),
         parallel.side_by_side(advance, num_shared=2),
-        parallel.side_by_side(compare, num_shared=1),
         parallel.side_by_side(finish, num_shared=1),
     )
 
@@ -162,23 +157,25 @@ def fit_level(
     options: adapt_lib.AdaptOptions,
 ) -> adapt_lib.Adaptation:
     """One level for a chunk of queries, all trained side by side; leaves lead with the queries."""
-    begin, advance, compare, finish = compiled_level(this, options)
+    begin, advance, finish = compiled_level(this, options)
     count = parallel.size(lessons.query)
     lessons, keys = parallel.spread(lessons), parallel.spread(keys)
-    fits = []
-    losses = []
+    fits: list[adapt_lib.FitState] = []
+    losses: list[np.ndarray] = []  # (steps, devices, each), for each fit
     for candidate in range(options.candidates):
         state = begin((lessons, keys), params, jnp.int32(candidate))
+        course = []
         for _ in console.progress(range(options.steps), f"adapt {name}"):
             state, loss = advance((state, lessons, keys), params, prior)
-            losses.append(loss)
+            course.append(loss)
         fits.append(state)
-    bad = [i for i, loss in enumerate(losses) if not np.isfinite(np.asarray(loss)).all()]
-    if bad:
-        raise UserError(
-            f"adapt: the loss of level {name} is not finite at step {bad[0] % options.steps + 1}: lower its learning "
-            "rates; what was finished before is kept."
-        )
+        losses.append(parallel.stack(course))  # waits for the last step
+        finite = np.isfinite(losses[-1]).all(axis=(1, 2))
+        if not finite.all():
+            raise UserError(
+                f"adapt: the loss of level {name} is not finite at step {int(np.argmin(finite)) + 1}: lower its "
+                "learning rates; what was finished before is kept."
+            )
     if options.candidates > 1:
-        state = parallel.smallest(fits, [compare((fit, lessons, keys), params) for fit in fits])
+        state = parallel.smallest(fits, [course[options.steps // 2 :].mean(axis=0) for course in losses])
     return parallel.gather(finish(state, params), count)

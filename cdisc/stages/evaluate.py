@@ -28,7 +28,7 @@ REAL = "real pictures"
 def recipes_of(this: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.Recipe]:
     """Every method's recipe for one query."""
     settings, guidance = this.config.evaluate, this.config.guidance
-    table = this.backbone.table(params)
+    table = np.asarray(this.backbone.table(params))
     recipes = {"poe": teacher_recipe(this, params, model.teacher)}
     levels = level_options(this.config)
     for name, method in method_options(this.config).items():
