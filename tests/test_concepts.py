@@ -135,7 +135,7 @@ def test_both_ascents_find_the_same_prototypes():
 def test_the_default_options_keep_to_the_budget():
     options = concepts.DiscoveryOptions()
     # 48 chains of 40, then 32 modes with 1 + 8 and 1 + 16 evaluations.
-    assert options.max_evaluations == 1920 + 32 * 9 + 32 * 17 == 2752 <= 3000
+    assert options.max_evaluations == 1920 + 32 * 25 == 2720 <= 3000
     assert hash(options) == hash(concepts.DiscoveryOptions())
 
 

@@ -184,7 +184,7 @@ def test_noisy_diagonals_give_positive_variances(kind):
         gaussians.variance(SCHEDULE, u, t, kind="full", delta=0.01, floor=1e-3)
 
 
-def test_gaussians_of_a_pool_are_the_exact_posteriors_and_padding_is_harmless():
+def test_one_linearisation_gives_a_pool_its_curvatures_and_posteriors_and_padding_is_harmless():
     mixture = small_mixture()
     eps_fn = exact.mixture_eps(mixture, SCHEDULE)
     t = jnp.array([50, 100, 300, 50, 50])
@@ -193,20 +193,22 @@ def test_gaussians_of_a_pool_are_the_exact_posteriors_and_padding_is_harmless():
     m = jnp.where(mask[:, None, None, None], mixture.means[jnp.array([0, 1, 2, 0, 0])] + 0.05, 0.0)
     x = m * jnp.sqrt(schedule.alpha_bar_at(SCHEDULE, t, m))
     pool = modes.ModePool(x, m, t, jnp.ones(5, jnp.int32), jnp.zeros(5), jnp.zeros(5), mask)
-    found, nfe = gaussians.gaussians_of(
+    measured, u, nfe = gaussians.linearise(
         eps_fn,
         SCHEDULE,
         pool,
         jax.random.key(0),
+        curvature_iterations=100,
         probes=12,
         estimator="lattice",
-        kind="posterior",
-        delta=1e-4,
-        floor=1e-6,
         lanes=2,
     )
-    np.testing.assert_array_equal(found.mean, m)
+    jacobians = jax.vmap(jax.jacfwd(lambda x, t: exact.posterior_mean(mixture, SCHEDULE, x[None], t[None])[0]))(x, t)
+    hessians = jnp.sqrt(SCHEDULE.alpha_bar[t])[:, None, None] * jacobians.reshape(5, 12, 12) - jnp.eye(12)[None]
+    np.testing.assert_allclose(measured.curvature[:3], jnp.linalg.eigvalsh(hessians)[:3, -1], atol=2e-4)
+    assert np.isinf(measured.curvature[3:]).all()
+    variance = gaussians.variance(SCHEDULE, u, t, kind="posterior", delta=1e-4, floor=1e-6)
     expected = exact.posterior_variance(mixture, SCHEDULE, x[:3], t[:3])
-    np.testing.assert_allclose(found.variance[:3], expected, rtol=2e-3, atol=1e-5)
-    assert bool(jnp.all(jnp.isfinite(found.variance) & (found.variance > 0)))
-    assert int(nfe) == 4 * (1 + 12)
+    np.testing.assert_allclose(variance[:3], expected, rtol=2e-3, atol=1e-5)
+    assert bool(jnp.all(jnp.isfinite(variance) & (variance > 0)))
+    assert int(nfe) == 4 * (1 + 12 + 12)  # never more products than entries

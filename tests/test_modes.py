@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cdisc.diffusion import exact, schedule
-from cdisc.discovery import modes
+from cdisc.discovery import gaussians, modes
 
 SCHEDULE = schedule.linear_beta()
 
@@ -277,7 +277,16 @@ def test_a_chain_that_starts_on_a_saddle_is_told_from_a_mode():
     chains = modes.ascend(eps_fn, x, t, kernel=modes.mean_shift(SCHEDULE), max_steps=200, tolerance=1e-5, lanes=2)
     assert int(chains.steps[0]) == 1  # the midpoint has no score at all
     pool = modes.merge(chains, SCHEDULE, t, 0.01, 4)
-    pool, _ = modes.certify(eps_fn, SCHEDULE, pool, jax.random.key(0), 4, lanes=2)
+    pool, _, _ = gaussians.linearise(
+        eps_fn,
+        SCHEDULE,
+        pool,
+        jax.random.key(0),
+        curvature_iterations=4,
+        probes=1,
+        estimator="hutchinson",
+        lanes=2,
+    )
     saddle = np.abs(np.asarray(pool.m)[:, 0]) < 0.1
     assert float(pool.residual[:3].max()) < 1e-5
     assert (np.asarray(pool.curvature)[:3] > 0).tolist() == saddle[:3].tolist()
@@ -286,29 +295,23 @@ def test_a_chain_that_starts_on_a_saddle_is_told_from_a_mode():
     np.testing.assert_allclose(pool.curvature[:3], curvatures(mixture, pool.x[:3], pool.t[:3]), atol=1e-3)
 
 
-def test_certify_is_exact_with_enough_products_and_a_lower_bound_with_fewer():
+def test_the_largest_eigenvalue_is_exact_with_enough_products_and_a_lower_bound_with_fewer():
     mixture = random_mixture((2, 3, 2), components=6)
-    eps_fn = exact.mixture_eps(mixture, SCHEDULE)
     t = jnp.array([30, 100, 200, 300, 500, 900])
     x = jax.random.normal(jax.random.key(2), (6, 2, 3, 2)) * 0.5
-    expected = curvatures(mixture, x, t)
-    full, nfe = modes.certify(eps_fn, SCHEDULE, pool_at(x, t), jax.random.key(0), 100, lanes=4)
-    np.testing.assert_allclose(full.curvature, expected, atol=2e-4)
-    assert int(nfe) == 8 * (1 + 12)  # two batches of four rows; never more products than entries
-    few, nfe = modes.certify(eps_fn, SCHEDULE, pool_at(x, t), jax.random.key(0), 4, lanes=6)
-    assert int(nfe) == 6 * (1 + 4)
-    assert np.all(np.asarray(few.curvature) <= expected + 1e-4)
-    np.testing.assert_allclose(few.curvature, expected, atol=0.1)
+    expected = 1.0 + curvatures(mixture, x, t)
+    apply = modes.normalised_jacobian(exact.mixture_eps(mixture, SCHEDULE), SCHEDULE, x, t)
+    first = jax.random.normal(jax.random.key(0), x.shape)
+    np.testing.assert_allclose(modes.largest_eigenvalue(apply, first, 12), expected, atol=2e-4)
+    few = np.asarray(modes.largest_eigenvalue(apply, first, 4))
+    assert np.all(few <= expected + 1e-4)
+    np.testing.assert_allclose(few, expected, atol=0.1)
 
 
-def test_certify_survives_an_exhausted_krylov_space():
-    isotropic = exact.GaussianMixture(jnp.ones(1), jnp.zeros((1, 4)), jnp.full((1, 4), 0.05))
-    t = jnp.array([50, 400])
-    pool, _ = modes.certify(
-        exact.mixture_eps(isotropic, SCHEDULE), SCHEDULE, pool_at(jnp.ones((2, 4)), t), jax.random.key(0), 4, lanes=2
-    )
-    a = SCHEDULE.alpha_bar[t]
-    np.testing.assert_allclose(pool.curvature, -(1 - a) / (a * 0.05 + 1 - a), rtol=1e-3)
+def test_the_largest_eigenvalue_survives_an_exhausted_krylov_space():
+    factors = jnp.array([0.3, 0.9])
+    largest = modes.largest_eigenvalue(lambda v: factors[:, None] * v, jnp.ones((2, 4)), 4)
+    np.testing.assert_allclose(largest, factors, rtol=1e-5)
 
 
 def test_normalised_jacobian_is_the_jacobian_and_linearises_once():

@@ -20,7 +20,7 @@ ASCENTS: tuple[str, ...] = ("mean_shift", "adam")
 class DiscoveryOptions:
     """Everything about discovery that is fixed before the query is seen. Hashable: a static argument of `jax.jit`.
 
-    The defaults make at most 2,752 evaluations of the network a query (`max_evaluations`).
+    The defaults make at most 2,720 evaluations of the network a query (`max_evaluations`).
     """
 
     timesteps: tuple[int, ...] = (50, 100, 150, 200, 250, 300, 350, 400)
@@ -103,7 +103,7 @@ class DiscoveryOptions:
         ascent = math.ceil(chains / lanes) * lanes * self.max_steps
         lanes = min(self.lanes, self.capacity)
         places = math.ceil(self.capacity / lanes) * lanes
-        return ascent + places * (1 + self.curvature_iterations) + places * (1 + self.probes)
+        return ascent + places * (1 + self.curvature_iterations + self.probes)
 
 
 @flax.struct.dataclass
@@ -144,7 +144,7 @@ def discover(
             f"discover.timesteps has {max(options.timesteps)}, but the schedule ends at {schedule.num_timesteps}: "
             "use timesteps up to that."
         )
-    starts_key, certify_key, probes_key = jax.random.split(key, 3)
+    starts_key, jacobian_key = jax.random.split(key)
     x, t = modes.starts(
         schedule,
         starts_key,
@@ -166,20 +166,21 @@ def discover(
         lanes=options.lanes,
     )
     pool = modes.merge(chains, schedule, t, options.merge_radius, options.capacity, max_residual=options.max_residual)
-    pool, certify_nfe = modes.certify(
-        eps_fn, schedule, pool, certify_key, options.curvature_iterations, lanes=options.lanes
-    )
-    experts, probes_nfe = gaussians_lib.gaussians_of(
+    pool, u, linearise_nfe = gaussians_lib.linearise(
         eps_fn,
         schedule,
         pool,
-        probes_key,
+        jacobian_key,
+        curvature_iterations=options.curvature_iterations,
         probes=options.probes,
         estimator=options.estimator,
-        kind=options.covariance,
-        delta=options.delta,
-        floor=options.floor,
         lanes=options.lanes,
+    )
+    experts = gaussians_lib.Gaussian(
+        mean=pool.m,
+        variance=gaussians_lib.variance(
+            schedule, u, pool.t, kind=options.covariance, delta=options.delta, floor=options.floor
+        ),
     )
     picks, teacher = assemble(query, pool, experts, options)
     return Discovery(
@@ -187,7 +188,7 @@ def discover(
         gaussians=experts,
         selection=picks,
         teacher=teacher,
-        nfe=chains.nfe + certify_nfe + probes_nfe,
+        nfe=chains.nfe + linearise_nfe,
     )
 
 

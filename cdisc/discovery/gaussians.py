@@ -5,7 +5,9 @@ With `a = abar_t`, `r = (1 - a) / a` and `u = sqrt(a) diag(d x0hat / dx)`, secon
 readings are in `variance`.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import flax.struct
@@ -15,7 +17,7 @@ import numpy as np
 
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule, alpha_bar_at
-from cdisc.discovery.modes import ModePool, in_lanes, normalised_jacobian
+from cdisc.discovery.modes import ModePool, in_lanes, largest_eigenvalue, normal_each, normalised_jacobian
 
 Estimator = Literal["hutchinson", "lattice"]
 ESTIMATORS: tuple[str, ...] = ("hutchinson", "lattice")
@@ -77,7 +79,7 @@ def jacobian_diagonal(
       (B, *shape), not clipped: noise may carry it outside of [0, 1].
     """
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(x.shape[0]))
-    return _diagonal(eps_fn, schedule, x, t, keys, probes=probes, estimator=estimator)
+    return _diagonal(normalised_jacobian(eps_fn, schedule, x, t), keys, x, probes=probes, estimator=estimator)
 
 
 def exact_diagonal(eps_fn: EpsFn, schedule: Schedule, x: jax.Array, t: jax.Array) -> jax.Array:
@@ -86,7 +88,8 @@ def exact_diagonal(eps_fn: EpsFn, schedule: Schedule, x: jax.Array, t: jax.Array
     For few entries, or as a reference.
     """
     keys = jax.random.split(jax.random.key(0), x.shape[0])  # any signs do: they multiply twice
-    return _diagonal(eps_fn, schedule, x, t, keys, probes=int(np.prod(x.shape[1:])), estimator="lattice")
+    apply = normalised_jacobian(eps_fn, schedule, x, t)
+    return _diagonal(apply, keys, x, probes=int(np.prod(x.shape[1:])), estimator="lattice")
 
 
 def variance(
@@ -115,33 +118,51 @@ def variance(
     return jnp.maximum(s2, floor)
 
 
-def gaussians_of(
+def linearise(
     eps_fn: EpsFn,
     schedule: Schedule,
     pool: ModePool,
     key: jax.Array,
     *,
+    curvature_iterations: int,
     probes: int,
     estimator: Estimator,
-    kind: Covariance,
-    delta: float,
-    floor: float,
     lanes: int,
-) -> tuple[Gaussian, jax.Array]:
-    """The expert `N(m_j, diag(s2_j))` of each place of the pool, and the evaluations made, () int32.
+) -> tuple[ModePool, jax.Array, jax.Array]:
+    """What the Jacobian tells of each point of a pool: whether it is a mode, and how wide.
 
-    Absent places get mean zero and some positive variance. The arguments are those of `jacobian_diagonal` and
-    `variance`; `lanes` points are evaluated together.
+    The Hessian of `log p_t` is `(U - I) / (1 - abar_t)` with `U = sqrt(abar_t) d x0hat / dx`, positive semi-definite
+    for an exact score: its largest eigenvalue tells saddles from modes (`modes.largest_eigenvalue`), its diagonal gives
+    the variances. Both come from one linearisation.
+
+    Args:
+      eps_fn: The noise prediction.
+      schedule: The noise schedule.
+      pool: N points.
+      key: Random key.
+      curvature_iterations: Jacobian products a point for the eigenvalue.
+      probes: Jacobian products a point for the diagonal.
+      estimator: "hutchinson" or "lattice" (`jacobian_diagonal`).
+      lanes: Points evaluated together.
+
+    Returns:
+      The pool with its curvature; `u` (N, *shape), the diagonal of `U`, zero where absent; and the evaluations made,
+      () int32.
     """
     size = int(np.prod(pool.x.shape[1:]))
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(pool.x.shape[0]))
+    iterations = min(curvature_iterations, size)
+    curvature_key, probes_key = jax.random.split(key)
+    first = normal_each(curvature_key, pool.x)
+    keys = jax.vmap(lambda i: jax.random.fold_in(probes_key, i))(jnp.arange(pool.x.shape[0]))
 
-    def diagonal(x: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
-        return _diagonal(eps_fn, schedule, x, t, keys, probes=probes, estimator=estimator)
+    def measure(x: jax.Array, t: jax.Array, first: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        apply = normalised_jacobian(eps_fn, schedule, x, t)
+        largest = largest_eigenvalue(apply, first, iterations)
+        return largest, _diagonal(apply, keys, x, probes=probes, estimator=estimator)
 
-    cost = 1 + products_of(estimator, probes, size)
-    u, nfe = in_lanes(diagonal, (pool.x, pool.t, keys), pool.mask, lanes=lanes, cost=cost)
-    return Gaussian(mean=pool.m, variance=variance(schedule, u, pool.t, kind=kind, delta=delta, floor=floor)), nfe
+    cost = 1 + iterations + products_of(estimator, probes, size)
+    (largest, u), nfe = in_lanes(measure, (pool.x, pool.t, first, keys), pool.mask, lanes=lanes, cost=cost)
+    return dataclasses.replace(pool, curvature=jnp.where(pool.mask, largest - 1.0, jnp.inf)), u, nfe
 
 
 def products_of(estimator: Estimator, probes: int, size: int) -> int:
@@ -185,35 +206,27 @@ def lattice_colours(shape: tuple[int, ...], colours: int) -> np.ndarray:
 
 
 def _diagonal(
-    eps_fn: EpsFn,
-    schedule: Schedule,
-    x: jax.Array,
-    t: jax.Array,
-    keys: jax.Array,
-    *,
-    probes: int,
-    estimator: Estimator,
+    apply: Callable[[jax.Array], jax.Array], keys: jax.Array, like: jax.Array, *, probes: int, estimator: Estimator
 ) -> jax.Array:
-    """`jacobian_diagonal` with a key for each row."""
+    """`jacobian_diagonal` of the map `apply` on rows shaped as `like` (B, *shape), with a key for each row."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"unknown estimator {estimator!r}: use one of {ESTIMATORS}")
-    shape = x.shape[1:]
+    shape = like.shape[1:]
     products = products_of(estimator, probes, int(np.prod(shape)))
-    apply = normalised_jacobian(eps_fn, schedule, x, t)
     if estimator == "lattice":
         colours = jnp.asarray(lattice_colours(shape, products))
-        signs = jax.vmap(lambda k: jax.random.rademacher(k, shape, x.dtype))(keys)
+        signs = jax.vmap(lambda k: jax.random.rademacher(k, shape, like.dtype))(keys)
 
         def probe(k: jax.Array) -> jax.Array:
-            return signs * (colours == k)[None].astype(x.dtype)
+            return signs * (colours == k)[None].astype(like.dtype)
     else:
 
         def probe(k: jax.Array) -> jax.Array:
-            return jax.vmap(lambda key: jax.random.rademacher(jax.random.fold_in(key, k), shape, x.dtype))(keys)
+            return jax.vmap(lambda key: jax.random.rademacher(jax.random.fold_in(key, k), shape, like.dtype))(keys)
 
     def add(k: jax.Array, total: jax.Array) -> jax.Array:
         v = probe(k)
         return total + v * apply(v)
 
-    total = jax.lax.fori_loop(0, products, add, jnp.zeros_like(x))
+    total = jax.lax.fori_loop(0, products, add, jnp.zeros_like(like))
     return total if estimator == "lattice" else total / products

@@ -7,7 +7,6 @@ All algorithms see the density through `eps_fn(x, t)` alone and call it on batch
 the memory they need does not depend on the number of chains.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -64,7 +63,8 @@ class ModePool:
       basin: (N,) int32, chains that ended here.
       residual: (N,), as in `Chains`; infinite where absent.
       curvature: (N,), the largest eigenvalue of the Hessian of `log p_t`, in units of `1 / (1 - abar_t)`; it is at
-        least -1. Negative at a mode, positive at a saddle. Infinite until `certify` has been there.
+        least -1. Negative at a mode, positive at a saddle. Infinite where it was not measured
+        (`gaussians.linearise` does).
       mask: (N,) bool, which places hold a point. The arrays of absent places hold harmless numbers.
     """
 
@@ -306,60 +306,42 @@ def merge(
     )
 
 
-def certify(
-    eps_fn: EpsFn, schedule: Schedule, pool: ModePool, key: jax.Array, iterations: int, *, lanes: int
-) -> tuple[ModePool, jax.Array]:
-    """Measures the largest curvature at each point of the pool, which tells saddles from modes.
+def largest_eigenvalue(apply: Callable[[jax.Array], jax.Array], first: jax.Array, products: int) -> jax.Array:
+    """The largest eigenvalue of a linear map at each point of a batch: (L,).
 
-    The Hessian of `log p_t` is `(U - I) / (1 - abar_t)` with `U = sqrt(abar_t) d x0hat / dx`, positive semi-definite
-    for an exact score. The largest eigenvalue of `U` is taken over the Krylov space of `iterations` products with it
-    (Lanczos, with full orthogonalisation). Power iteration would need as many products and look at the last one only.
-    The result is a lower bound, so a point that it calls a saddle is one.
+    It is taken over the Krylov space of `products` products with the map (Lanczos, with full orthogonalisation). Power
+    iteration would need as many products and look at the last one only. The result is a lower bound. With the map of
+    `normalised_jacobian` it is 1 + `ModePool.curvature`: a point that it calls a saddle is one.
 
     Args:
-      eps_fn: The noise prediction.
-      schedule: The noise schedule.
-      pool: N points.
-      key: Random key of the first vectors.
-      iterations: Jacobian products a point. The number of entries suffices for the exact value.
-      lanes: Points evaluated together.
-
-    Returns:
-      The pool with its `curvature`, and the evaluations made (see `evaluations`).
+      apply: the map, symmetric or nearly so; rows (L, *shape) do not depend on each other.
+      first: (L, *shape) the vectors that span the space, such as noise.
+      products: how many. More than the entries of a row change nothing.
     """
-    shape = pool.x.shape[1:]
+    count, shape = first.shape[0], first.shape[1:]
     size = int(np.prod(shape))
-    products = min(iterations, size)
-    noise = normal_each(key, pool.x)
 
-    def largest(x: jax.Array, t: jax.Array, v: jax.Array) -> jax.Array:
-        apply = normalised_jacobian(eps_fn, schedule, x, t)
-        count = x.shape[0]
+    def grow(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        basis, v = carry  # (products, L, size), (L, size)
+        basis = basis.at[i].set(v)
+        image = apply(v.reshape(count, *shape)).reshape(count, size)
+        rest = image
+        for _ in range(2):  # twice is enough to be orthogonal to rounding
+            rest = rest - _combine(basis, _coordinates(basis, rest))
+        scale = jnp.linalg.norm(image, axis=-1, keepdims=True)
+        norm = jnp.linalg.norm(rest, axis=-1, keepdims=True)
+        # An exhausted space leaves only rounding: zero vectors then add the eigenvalue 0, which changes nothing.
+        grows = norm > 1e-4 * scale
+        following = jnp.where(grows, rest / jnp.where(grows, norm, 1.0), 0.0)
+        return (basis, following), image
 
-        def grow(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-            basis, v = carry  # (products, L, size), (L, size)
-            basis = basis.at[i].set(v)
-            image = apply(v.reshape(count, *shape)).reshape(count, size)
-            rest = image
-            for _ in range(2):  # twice is enough to be orthogonal to rounding
-                rest = rest - _combine(basis, _coordinates(basis, rest))
-            scale = jnp.linalg.norm(image, axis=-1, keepdims=True)
-            norm = jnp.linalg.norm(rest, axis=-1, keepdims=True)
-            # An exhausted space leaves only rounding: zero vectors then add the eigenvalue 0, which changes nothing.
-            grows = norm > 1e-4 * scale
-            following = jnp.where(grows, rest / jnp.where(grows, norm, 1.0), 0.0)
-            return (basis, following), image
-
-        first = v.reshape(count, size)
-        first = first / jnp.linalg.norm(first, axis=-1, keepdims=True)
-        empty = jnp.zeros((products, count, size), x.dtype)
-        (basis, _), images = jax.lax.scan(grow, (empty, first), jnp.arange(products))
-        projected = jnp.einsum("iln,jln->lij", basis, images, precision=jax.lax.Precision.HIGHEST)
-        # A network's Jacobian is not quite symmetric; only its symmetric part bends the density.
-        return jnp.linalg.eigvalsh(0.5 * (projected + projected.mT))[:, -1]
-
-    eigenvalue, nfe = in_lanes(largest, (pool.x, pool.t, noise), pool.mask, lanes=lanes, cost=1 + products)
-    return dataclasses.replace(pool, curvature=jnp.where(pool.mask, eigenvalue - 1.0, jnp.inf)), nfe
+    v = first.reshape(count, size)
+    v = v / jnp.linalg.norm(v, axis=-1, keepdims=True)
+    empty = jnp.zeros((products, count, size), first.dtype)
+    (basis, _), images = jax.lax.scan(grow, (empty, v), jnp.arange(products))
+    projected = jnp.einsum("iln,jln->lij", basis, images, precision=jax.lax.Precision.HIGHEST)
+    # A network's Jacobian is not quite symmetric; only its symmetric part bends the density.
+    return jnp.linalg.eigvalsh(0.5 * (projected + projected.mT))[:, -1]
 
 
 def normalised_jacobian(
@@ -377,20 +359,21 @@ def normalised_jacobian(
 
 
 def in_lanes(
-    fn: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], mask: jax.Array, *, lanes: int, cost: int
-) -> tuple[jax.Array, jax.Array]:
+    fn: Callable[..., Any], arrays: tuple[jax.Array, ...], mask: jax.Array, *, lanes: int, cost: int
+) -> tuple[Any, jax.Array]:
     """Applies `fn` to batches of `lanes` rows, up to the last row that is present.
 
     Args:
-      fn: A function of arrays that lead with a batch, to one array that leads with the same batch. Rows must not
-        depend on each other.
+      fn: A function of arrays that lead with a batch, to a tree of arrays that lead with the same batch. Rows must
+        not depend on each other.
       arrays: Each (N, ...).
       mask: (N,) bool, which rows matter. Batches after the last one are not computed.
       lanes: Rows at a time.
       cost: Evaluations of the network that `fn` makes for each row.
 
     Returns:
-      (N, ...), zero for the rows not computed; and the evaluations made, () int32, idle rows of a batch included.
+      The tree of (N, ...), zero for the rows not computed; and the evaluations made, () int32, idle rows of a batch
+      included.
     """
     n = mask.shape[0]
     lanes = min(lanes, n)
@@ -404,13 +387,15 @@ def in_lanes(
 
     fn = jax.jit(fn)  # so that asking for the shape does not trace it a second time
     like = jax.eval_shape(fn, *rows(0))
-    out = jnp.zeros((batches * lanes, *like.shape[1:]), like.dtype)
+    empty = jax.tree.map(lambda leaf: jnp.zeros((batches * lanes, *leaf.shape[1:]), leaf.dtype), like)
 
-    def apply(i: jax.Array, out: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(out, fn(*rows(i)), i * lanes, axis=0)
+    def apply(i: jax.Array, out: Any) -> Any:
+        return jax.tree.map(
+            lambda leaf, new: jax.lax.dynamic_update_slice_in_dim(leaf, new, i * lanes, axis=0), out, fn(*rows(i))
+        )
 
-    out = jax.lax.fori_loop(0, needed_batches, apply, out)
-    return out[:n], jnp.asarray(needed_batches * lanes * cost, jnp.int32)
+    out = jax.lax.fori_loop(0, needed_batches, apply, empty)
+    return jax.tree.map(lambda leaf: leaf[:n], out), jnp.asarray(needed_batches * lanes * cost, jnp.int32)
 
 
 def normal_each(key: jax.Array, like: jax.Array) -> jax.Array:
