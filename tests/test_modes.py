@@ -308,6 +308,13 @@ def test_the_largest_eigenvalue_is_exact_with_enough_products_and_a_lower_bound_
     np.testing.assert_allclose(few, expected, atol=0.1)
 
 
+def test_the_largest_eigenvalue_is_that_of_the_symmetric_part():
+    matrix = jax.random.normal(jax.random.key(1), (5, 5))
+    first = jax.random.normal(jax.random.key(0), (1, 5))
+    largest = modes.largest_eigenvalue(lambda v: jnp.einsum("ij,lj->li", matrix, v, precision="highest"), first, 5)
+    np.testing.assert_allclose(largest[0], jnp.linalg.eigvalsh(0.5 * (matrix + matrix.T))[-1], rtol=1e-4)
+
+
 def test_the_largest_eigenvalue_survives_an_exhausted_krylov_space():
     factors = jnp.array([0.3, 0.9])
     largest = modes.largest_eigenvalue(lambda v: factors[:, None] * v, jnp.ones((2, 4)), 4)

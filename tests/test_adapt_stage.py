@@ -1,0 +1,62 @@
+"""The stage that fits the levels, on a backbone whose best embedding is known."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from cdisc import parallel
+from cdisc.diffusion.schedule import linear_beta
+from cdisc.errors import UserError
+from cdisc.learning import adapt
+from cdisc.networks import backbone as backbones
+from cdisc.run import Run
+from cdisc.stages import adapt as stage
+
+SCHEDULE = linear_beta(1000)
+TABLE = jnp.asarray([[1.0, 0.0, 0.0, 0.5], [0.0, -1.0, 0.5, 0.0], [0.5, 0.5, -1.0, 0.0]])
+
+
+def _apply(params, x, t, embeddings):
+    """`eps` of a class that is one picture, whose pixels are its embedding."""
+    a = SCHEDULE.alpha_bar[t][:, None, None, None]
+    return (x - jnp.sqrt(a) * embeddings.reshape(x.shape)) / jnp.sqrt(1.0 - a)
+
+
+RUN = Run(
+    config=ml_collections.ConfigDict(),
+    workdir=pathlib.Path(),
+    dataset=None,
+    schedule=SCHEDULE,
+    network=None,
+    backbone=backbones.Backbone(apply=_apply, table=lambda p: p, null=lambda p: p[0]),
+    queries=(),
+)
+CLASSES = ([0, 1, 2], [1, 0, 2])
+LESSONS = [
+    adapt.Lesson(
+        query=TABLE[1].reshape(2, 2, 1), pool=jnp.zeros((1, 2, 2, 1)), classes=jnp.asarray(classes), given=TABLE[0]
+    )
+    for classes in CLASSES
+]
+KEYS = parallel.stack_keys([jax.random.key(0), jax.random.key(1)])
+
+
+def _fit(**changes):
+    settings = {"pool": "query", "start": "top1", "candidates": 2, "steps": 4, "batch_size": 4}
+    options = adapt.AdaptOptions(**(settings | {"embedding_learning_rate": 0.0} | changes))
+    return stage.fit_level(RUN, TABLE, parallel.stack(LESSONS), None, KEYS, "embedding", options)
+
+
+def test_each_query_keeps_the_fit_with_the_smaller_loss():
+    # Nothing is learnt at rate zero: the fit that starts at the query's own class, here second or first, is exact.
+    np.testing.assert_array_equal(_fit().embedding, [TABLE[1], TABLE[1]])
+    np.testing.assert_array_equal(_fit(candidates=1).embedding, [TABLE[0], TABLE[1]])
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step():
+    with pytest.raises(UserError, match="the loss of level embedding is not finite at step 2"):
+        _fit(embedding_learning_rate=float("inf"))
