@@ -341,7 +341,7 @@ def largest_eigenvalue(apply: Callable[[jax.Array], jax.Array], first: jax.Array
     (basis, _), images = jax.lax.scan(grow, (empty, v), jnp.arange(products))
     projected = jnp.einsum("iln,jln->lij", basis, images, precision=jax.lax.Precision.HIGHEST)
     # A network's Jacobian is not quite symmetric; only its symmetric part bends the density.
-    return jnp.linalg.eigvalsh(0.5 * (projected + projected.mT))[:, -1]
+    return jnp.linalg.eigvalsh(projected, symmetrize_input=True)[:, -1]
 
 
 def normalised_jacobian(
