@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import console, parallel
+from cdisc import console, parallel, signals
 from cdisc.discovery import concepts, poe
 from cdisc.errors import UserError
 from cdisc.evaluation import baselines, methods
@@ -170,6 +170,7 @@ def fit_level(
     for candidate in range(options.candidates):
         state = begin((lessons, keys), params, jnp.int32(candidate))
         for _ in console.progress(range(options.steps), f"adapt {name}"):
+            signals.obey()
             state, loss = advance((state, lessons, keys), params, prior)
             losses.append(loss)
         fits.append(state)
