@@ -271,6 +271,16 @@ def test_ctrl_c_and_the_same_command_again(trained, tmp_path):
     assert_same_training(workdir, trained)
 
 
+def test_a_signal_in_the_last_moment(cdisc, tmp_path, monkeypatch):
+    # Catches: taking it for nothing, so that a script goes on to its next command.
+    monkeypatch.setattr(signals, "_asked", None)
+    monkeypatch.setattr(pipeline, "run", lambda *_: signals._note(signal.SIGINT, None))
+    assert cdisc(TINY, f"--workdir={tmp_path}")[::2] == (
+        2,
+        "cdisc: stopped by SIGINT; the same command goes on from what was finished.\n",
+    )
+
+
 def assert_same_training(workdir, unbroken):
     metrics, expected = ((folder / "pretrain" / "metrics.jsonl").read_text() for folder in (workdir, unbroken))
     assert metrics == expected

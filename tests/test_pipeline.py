@@ -3,6 +3,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import types
 
@@ -12,7 +13,7 @@ from commands import ROOT, arrays_of, config_of, run_command
 from PIL import Image
 
 import cdisc
-from cdisc import checkpoints, pipeline
+from cdisc import checkpoints, pipeline, signals
 from cdisc.errors import UserError
 from cdisc.report import results as results_lib
 from cdisc.run import saved_by_query
@@ -132,6 +133,20 @@ def test_a_query_is_made_again_in_the_same_company(tmp_path):
     batches[:] = [[]] * 3
     assert values() == [1, 1, 2, 4, 5]
     assert batches[3:] == [[2, 3], [4]]
+
+
+def test_a_stop_between_queries(tmp_path, monkeypatch):
+    # Catches: losing what is finished, going on to the next query.
+    monkeypatch.setattr(signals, "_asked", None)
+
+    def work(batch):
+        signals._note(signal.SIGTERM, None)
+        return [{"x": np.zeros(2)}]
+
+    this = types.SimpleNamespace(queries=range(2), path=tmp_path.joinpath)
+    with pytest.raises(signals.Stopped):
+        saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 1, work)
+    assert [checkpoints.exists(tmp_path / "adapt" / f"query_{i:04d}") for i in range(2)] == [True, False]
 
 
 @pytest.mark.parametrize(
