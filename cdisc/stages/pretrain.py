@@ -87,7 +87,7 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     first = int(state.step)
     metrics_path = this.path("pretrain", "metrics.jsonl")
     # Steps that are done again write their metrics again.
-    known = metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)[:first] if first else []
+    known = metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)[:first] if metrics_path.exists() else []
     checkpoints.write_text(metrics_path, "".join(known))
     history: list[dict[str, jax.Array]] = []
     for done in console.progress(range(first + 1, options.steps + 1), "pretrain", options.steps, first):
