@@ -6,14 +6,18 @@ leaf's shape and type and each file's checksum, and both are compared before Orb
 manifest does not exist.
 """
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import shutil
+import socket
 import zipfile
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,9 +25,22 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cdisc import console
 from cdisc.errors import UserError
 
 _MANIFEST = "manifest.json"
+
+
+class DamagedError(UserError):
+    """A checkpoint is not what was written.
+
+    Attributes:
+      what: which one, and how that is known.
+    """
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}: delete that folder and run again; everything else is kept.")
+        self.what = what
 
 
 def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
@@ -108,7 +125,8 @@ def restore(path: pathlib.Path, like: Any) -> Any:
       like: a pytree of arrays or of `jax.ShapeDtypeStruct`, the structure, shapes and types expected.
 
     Raises:
-      UserError: if it is missing, cut short or damaged, or holds other arrays than `like`.
+      DamagedError: if it is missing, cut short or damaged.
+      UserError: if it holds other arrays than `like`.
     """
     path = path.absolute()
     try:
@@ -116,7 +134,7 @@ def restore(path: pathlib.Path, like: Any) -> Any:
         leaves = {name: (tuple(shape), dtype) for name, (shape, dtype) in manifest["leaves"].items()}
         files = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} holds no finished checkpoint: delete the folder and run its stage again.") from error
+        raise DamagedError(f"{path} holds no finished checkpoint") from error
     expected, treedef = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(leaf_path, simple=True, separator="/") for leaf_path, _ in expected]
     for name, (_, leaf) in zip(names, expected, strict=True):
@@ -135,20 +153,16 @@ def restore(path: pathlib.Path, like: Any) -> Any:
     found_files = _checksums(path)
     for name, checksum in files.items():
         if name not in found_files:
-            raise _damaged(path, f"{name} is missing")
+            raise DamagedError(f"{path} is damaged ({name} is missing)")
         if found_files[name] != checksum:
-            raise _damaged(path, f"{name} is not what was written")
+            raise DamagedError(f"{path} is damaged ({name} is not what was written)")
     target = {name: np.empty(leaf.shape, leaf.dtype) for name, (_, leaf) in zip(names, expected, strict=True)}
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             values = checkpointer.restore(path / "arrays", target)
     except (OSError, ValueError, KeyError) as error:
-        raise _damaged(path, "it cannot be read to its end") from error
+        raise DamagedError(f"{path} is damaged (it cannot be read to its end)") from error
     return jax.tree.unflatten(treedef, [jnp.asarray(values[name]) for name in names])
-
-
-def _damaged(path: pathlib.Path, what: str) -> UserError:
-    return UserError(f"{path} is damaged ({what}): delete that folder and run again; everything else is kept.")
 
 
 def steps(folder: pathlib.Path) -> list[int]:
@@ -159,16 +173,44 @@ def steps(folder: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
+def step_path(folder: pathlib.Path, step: int) -> pathlib.Path:
+    """Where `save_step` saves a step."""
+    return folder / f"step_{step:08d}"
+
+
 def save_step(folder: pathlib.Path, step: int, tree: Any, keep: int = 2) -> None:
-    """Saves `tree` as step `step` of `folder` and removes all but the last `keep` steps."""
-    save(folder / f"step_{step:08d}", tree)
-    for old in steps(folder)[:-keep]:
-        shutil.rmtree(folder / f"step_{old:08d}")
+    """Saves `tree` as step `step` of `folder`; removes all but the last `keep` steps, and what a kill left half done.
+
+    None is kept for being the best: the loss of a step is that of one batch, and says little about the parameters.
+    """
+    save(step_path(folder, step), tree)
+    kept = [step_path(folder, last) for last in steps(folder)[-keep:]]
+    for path in folder.glob("step_*"):
+        if path not in kept:
+            shutil.rmtree(path)
 
 
-def restore_step(folder: pathlib.Path, step: int, like: Any) -> Any:
-    """Reads what `save_step` wrote; raises as `restore` does."""
-    return restore(folder / f"step_{step:08d}", like)
+def restore_newest(folder: pathlib.Path, like: Any) -> Any | None:
+    """Reads the newest step that `save_step` wrote; a damaged one is removed, with a warning, and the one before read.
+
+    Returns:
+      The tree; None if no step is there.
+
+    Raises:
+      DamagedError: if all are damaged; the oldest is left there.
+      UserError: if the step holds other arrays than `like`.
+    """
+    paths = [step_path(folder, step) for step in steps(folder)]
+    while paths:
+        newest = paths.pop()
+        try:
+            return restore(newest, like)
+        except DamagedError as error:
+            if not paths:
+                raise
+            console.warn(f"{error.what}: it is removed, and {paths[-1].name} is tried in its place.")
+            shutil.rmtree(newest)
+    return None
 
 
 def save_npz(path: pathlib.Path, tree: Any, about: dict[str, str]) -> None:
@@ -236,3 +278,28 @@ def writable(folder: pathlib.Path) -> None:
         raise _unwritable(folder, error) from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written: choose another --workdir.")
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps `folder` for this process alone; the kernel gives it free when the process ends, however it ends.
+
+    Raises:
+      UserError: if another process has it, naming that process and its host.
+    """
+    # Appending keeps the holder's name, which is read by those who are refused.
+    with (folder / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{folder} is in use by {file.read() or 'another process'}: wait for its end or choose another "
+                "--workdir."
+            ) from error
+        except OSError as error:
+            console.warn(f"{folder} cannot be locked ({error.strerror}): see to it that no other run uses it.")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

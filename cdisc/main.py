@@ -1,4 +1,8 @@
-"""The command: `python -m cdisc.main --config=configs/colormnist.py:small --workdir=DIR`."""
+"""The command: `python -m cdisc.main --config=configs/colormnist.py:small --workdir=DIR`.
+
+It exits with 0 when all is done, with 2 and one sentence when the person can mend what is wrong or has stopped it with
+Ctrl-C, and with 143 when SIGTERM has (`cdisc.signals`).
+"""
 
 import errno
 import itertools
@@ -8,7 +12,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from cdisc import console, runtime
+from cdisc import console, runtime, signals
 from cdisc.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, such as configs/colormnist.py:small.")
@@ -31,6 +35,7 @@ def main(argv: list[str]) -> int:
             raise UserError("--stages names no stage: leave it out for all of them.")
         stages = pipeline.STAGES if _STAGES.value is None else _STAGES.value
         pipeline.run(_CONFIG.value, pathlib.Path(_WORKDIR.value), stages, _QUERY.value)
+        signals.obey()  # the last moments count too: a script must not go on after a Ctrl-C
     except UserError as error:
         console.fail(str(error))
         return 2
@@ -39,9 +44,9 @@ def main(argv: list[str]) -> int:
             raise
         console.fail(f"{error}: make room or choose another --workdir, then run again; what was finished is kept.")
         return 2
-    except KeyboardInterrupt:
-        console.fail("stopped; the same command goes on from what was finished.")
-        return 2
+    except signals.Stopped as stopped:
+        console.fail(str(stopped))
+        return stopped.code
     return 0
 
 
@@ -67,4 +72,5 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    signals.install()
     app.run(main, flags_parser=_parse)

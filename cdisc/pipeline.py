@@ -6,21 +6,22 @@ and takes it from there the next time, so a run that was stopped, however, goes 
 
 import contextlib
 import json
+import os
 import pathlib
+import platform
 import time
 from collections.abc import Iterator, Sequence
 
 import jax
 import ml_collections
 
-import cdisc
-from cdisc import checkpoints, console
+from cdisc import checkpoints, console, signals
 from cdisc import config as config_lib
 from cdisc.errors import UserError
 from cdisc.run import STAGES, Run, prepare, read_seconds
 from cdisc.stages.adapt import adapt
 from cdisc.stages.discover import discover
-from cdisc.stages.evaluate import evaluate
+from cdisc.stages.evaluate import evaluate, versions
 from cdisc.stages.pretrain import pretrain
 from cdisc.stages.report import report
 
@@ -43,11 +44,30 @@ def run(
         if stage not in STAGES:
             raise UserError(f"there is no stage {stage!r}{config_lib.nearest(stage, STAGES)}: use {', '.join(STAGES)}.")
     this = prepare(config, workdir, query_paths)
-    device = jax.devices()[0]
-    console.say(
-        f"cdisc {cdisc.__version__} on {jax.local_device_count()} {device.platform} device(s), jax {jax.__version__}, "
-        f"config {config_lib.digest(config.to_dict())[:12]}, seed {config.seed}, {len(this.queries)} queries"
+    with checkpoints.locked(workdir):
+        console.say(
+            f"{machine()}, config {config_lib.digest(config.to_dict())[:12]}, seed {config.seed}, "
+            f"{len(this.queries)} queries"
+        )
+        run_stages(this, stages)
+
+
+def machine() -> str:
+    """What a run runs on: cdisc's version, devices, hosts, memory, and the versions of what it rests on."""
+    found = versions()
+    devices = jax.local_devices()
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
+    on_devices = f"{sum(limits) / 2**30:.1f} GiB on devices, " if any(limits) else ""
+    on_host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    rest = ", ".join(f"{name} {found[name]}" for name in found if name not in ("cdisc", "device"))
+    return (
+        f"cdisc {found['cdisc']} on {len(devices)} {found['device']} device(s) of {jax.process_count()} host(s), "
+        f"memory {on_devices}{on_host:.1f} GiB on the host, Python {platform.python_version()}, {rest}"
     )
+
+
+def run_stages(this: Run, stages: Sequence[str]) -> None:
+    """Runs `stages` in their order."""
     # A stage that nobody asked for is needed only by a later one that was.
     last = max(STAGES.index(stage) for stage in stages)
     with clock(this, "pretrain", stages) as active:
@@ -72,7 +92,8 @@ def run(
 
 @contextlib.contextmanager
 def clock(this: Run, stage: str, stages: Sequence[str]) -> Iterator[bool]:
-    """Keeps the seconds that a stage took in `seconds.json`; gives whether it was asked for."""
+    """Keeps the seconds that a stage took in `seconds.json`; gives whether it was asked for; a place to stop."""
+    signals.obey()
     start = time.monotonic()
     yield stage in stages
     if stage not in stages:

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from cdisc import checkpoints, console, parallel
+from cdisc import checkpoints, console, parallel, signals
 from cdisc import config as config_lib
 from cdisc.data import Dataset, colormnist, pictures, planar
 from cdisc.diffusion import schedule as schedule_lib
@@ -267,12 +267,16 @@ def saved_by_query(
       UserError: if a result is missing and the stage was not asked for, or one cannot be read or written.
     """
     paths = [this.path(stage, f"query_{i:04d}") for i in range(len(this.queries))]
-    todo = [i for i, path in enumerate(paths) if not checkpoints.exists(path)]
-    if todo and not active:
-        raise unfinished(stage, paths[todo[0]])
-    for batch in console.progress(list(parallel.groups(todo, at_once)), stage):
+    missing = [i for i, path in enumerate(paths) if not checkpoints.exists(path)]
+    if missing and not active:
+        raise unfinished(stage, paths[missing[0]])
+    # Always the same queries side by side: in other company, a query's last bits may be others.
+    batches = [batch for batch in parallel.groups(range(len(paths)), at_once) if not set(batch).isdisjoint(missing)]
+    for batch in console.progress(batches, stage):
+        signals.obey()
         for i, result in zip(batch, work(batch), strict=True):
-            checkpoints.save(paths[i], result)
+            if i in missing:
+                checkpoints.save(paths[i], result)
     return [jax.tree.map(np.asarray, checkpoints.restore(path, like)) for path in paths]
 
 

@@ -1,5 +1,8 @@
 import errno
+import itertools
+import os
 import pathlib
+import socket
 
 import flax.struct
 import jax
@@ -187,7 +190,103 @@ def test_steps_are_kept_to_the_last_few(tmp_path):
     (folder / "step_00000400.partial").mkdir()
     (folder / "step_00000400.partial" / "manifest.json").write_text("{}")
     assert checkpoints.steps(folder) == [10, 200]
-    np.testing.assert_array_equal(checkpoints.restore_step(folder, 10, {"x": jnp.zeros(2)})["x"], [10.0, 10.0])
+    like = {"x": jnp.zeros(2)}
+    np.testing.assert_array_equal(checkpoints.restore(checkpoints.step_path(folder, 10), like)["x"], [10.0, 10.0])
+    # What kills have left goes with the next step.
+    checkpoints.save_step(folder, 201, like, keep=2)
+    assert sorted(path.name for path in folder.iterdir()) == ["step_00000200", "step_00000201"]
+
+
+def test_the_newest_step_that_is_whole(tmp_path, capsys):
+    # Catches: the newest alone, taking another network's for a damaged one, leaving nothing where all are damaged.
+    folder, like = tmp_path / "train", {"x": jnp.zeros(2000)}
+    assert checkpoints.restore_newest(folder, like) is None
+    for step in (5, 10, 15):
+        checkpoints.save_step(folder, step, {"x": jnp.full(2000, float(step))}, keep=3)
+    with pytest.raises(UserError, match="another network"):
+        checkpoints.restore_newest(folder, {"y": jnp.zeros(2000)})
+    assert checkpoints.restore_newest(folder, like)["x"][0] == 15.0
+    assert capsys.readouterr().err == ""
+    flip_a_bit(largest_file(folder / "step_00000015"))
+    (folder / "step_00000010" / "manifest.json").write_text("{")
+    assert checkpoints.restore_newest(folder, like)["x"][0] == 5.0
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 2
+    assert "step_00000015 is damaged (arrays/d/" in warnings[0]
+    assert warnings[0].endswith("is not what was written): it is removed, and step_00000010 is tried in its place.")
+    assert checkpoints.steps(folder) == [5]
+    flip_a_bit(largest_file(folder / "step_00000005"))
+    with pytest.raises(
+        checkpoints.DamagedError, match=r"step_00000005 is damaged .*: delete that folder and run again"
+    ):
+        checkpoints.restore_newest(folder, like)
+    assert checkpoints.steps(folder) == [5]
+
+
+def test_killed_at_any_moment_of_saving(tmp_path, monkeypatch):
+    # The process ends before, or after, each thing that it does to the folders. Catches: a manifest written before
+    # the arrays, saving in place, a leftover that hinders the next time.
+    class KilledError(BaseException):
+        pass
+
+    for moment in itertools.count():
+        folder = tmp_path / str(moment)
+        checkpoints.save_step(folder, 1, {"x": jnp.ones(2)}, keep=1)
+        done = itertools.count()
+        with monkeypatch.context() as patch:
+            for where, name in (
+                (pathlib.Path, "mkdir"),
+                (pathlib.Path, "rename"),
+                (pathlib.Path, "write_text"),
+                (ocp.StandardCheckpointer, "save"),
+                (checkpoints.shutil, "rmtree"),
+            ):
+                patch.setattr(where, name, dying(getattr(where, name), done, moment, KilledError))
+            try:
+                checkpoints.save_step(folder, 2, {"x": jnp.full(2, 2.0)}, keep=1)
+            except KilledError:
+                pass
+            else:
+                break
+        assert checkpoints.restore_newest(folder, {"x": jnp.zeros(2)})["x"][0] in (1.0, 2.0)
+        checkpoints.save_step(folder, 2, {"x": jnp.full(2, 3.0)}, keep=1)
+        assert checkpoints.restore_newest(folder, {"x": jnp.zeros(2)})["x"][0] == 3.0
+        assert [path.name for path in folder.iterdir()] == ["step_00000002"]
+    assert moment > 8
+
+
+def dying(fn, done, moment, error):
+    """`fn`, until `moment` calls have begun or ended."""
+
+    def call(*args, **kwargs):
+        if next(done) == moment:
+            raise error
+        result = fn(*args, **kwargs)
+        if next(done) == moment:
+            raise error
+        return result
+
+    return call
+
+
+def test_a_folder_is_one_processs_alone(tmp_path, monkeypatch, capsys):
+    # Catches: no lock, one that outlives its holder, the holder's name wiped by those who are refused.
+    with checkpoints.locked(tmp_path):
+        for _ in range(2):
+            with (
+                pytest.raises(UserError, match=rf"in use by process {os.getpid()} on {socket.gethostname()}: wait"),
+                checkpoints.locked(tmp_path),
+            ):
+                pass
+    with checkpoints.locked(tmp_path):
+        assert (tmp_path / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+
+    def unsupported(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(checkpoints.fcntl, "flock", unsupported)
+    with checkpoints.locked(tmp_path):
+        assert "cannot be locked (No locks available): see to it" in capsys.readouterr().err
 
 
 def test_write_text_replaces_the_file_whole(tmp_path):

@@ -1,5 +1,6 @@
 import errno
 import itertools
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from absl import app, flags
 from commands import ROOT, arrays_of, command, run_command
 from PIL import Image
 
-from cdisc import main, pipeline
+from cdisc import checkpoints, main, pipeline, signals
 
 # ml_collections reads config files in a way that Python is about to drop.
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\):DeprecationWarning")
@@ -189,6 +190,14 @@ def test_an_unwritable_workdir(refused, tmp_path):
     assert "choose another --workdir" in refused(TINY, f"--workdir={tmp_path / 'file' / 'run'}")
 
 
+def test_a_workdir_in_use(refused, tmp_path):
+    # Catches: a run that does not take the lock.
+    with checkpoints.locked(tmp_path):
+        error = refused(TINY, f"--workdir={tmp_path}", "--stages=report")
+        assert f"{tmp_path} is in use by process {os.getpid()} on " in error
+    assert "add pretrain to --stages" in refused(TINY, f"--workdir={tmp_path}", "--stages=report")
+
+
 def test_a_disk_that_fills_up_anywhere(refused, cdisc, tmp_path, monkeypatch):
     # Catches: letting OSError through, and hiding mistakes in the code behind the same sentence.
     def fail(number):
@@ -251,7 +260,7 @@ def test_ctrl_c_and_the_same_command_again(trained, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert err == "cdisc: stopped; the same command goes on from what was finished.\n"
+    assert err == "cdisc: stopped by SIGINT; the same command goes on from what was finished.\n"
     assert not (workdir / "pretrain" / "params").exists()
 
     again = run_command(*arguments)
@@ -259,7 +268,66 @@ def test_ctrl_c_and_the_same_command_again(trained, tmp_path):
     goes_on = re.search(r"^pretrain: goes on at step (\d+) of 200$", again.stdout, re.MULTILINE)
     assert goes_on is not None
     assert 10 <= int(goes_on[1]) < 200
-    resumed, unbroken = (arrays_of(folder / "pretrain" / "params") for folder in (workdir, trained))
-    assert resumed.keys() == unbroken.keys()
-    for name, array in unbroken.items():
-        np.testing.assert_array_equal(resumed[name], array, err_msg=name)
+    assert_same_training(workdir, trained)
+
+
+def test_a_signal_in_the_last_moment(cdisc, tmp_path, monkeypatch):
+    # Catches: taking it for nothing, so that a script goes on to its next command.
+    monkeypatch.setattr(signals, "_asked", None)
+    monkeypatch.setattr(pipeline, "run", lambda *_: signals._note(signal.SIGINT, None))
+    assert cdisc(TINY, f"--workdir={tmp_path}")[::2] == (
+        2,
+        "cdisc: stopped by SIGINT; the same command goes on from what was finished.\n",
+    )
+
+
+def assert_same_training(workdir, unbroken):
+    metrics, expected = ((folder / "pretrain" / "metrics.jsonl").read_text() for folder in (workdir, unbroken))
+    assert metrics == expected
+    assert [json.loads(line)["step"] for line in metrics.splitlines()] == list(range(1, 201))
+    arrays, expected = (arrays_of(folder / "pretrain" / "params") for folder in (workdir, unbroken))
+    assert arrays.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(arrays[name], array, err_msg=name)
+
+
+def test_stopped_and_killed_and_damaged(cdisc, trained, tmp_path, monkeypatch):
+    # Stopped by SIGTERM at step 107, then killed at 127, then its newest checkpoint is damaged. Catches: a stop that
+    # does not save, or saves and goes on; metrics of a step twice or not at all.
+    workdir = tmp_path / "run"
+    arguments = (*MINI, f"--workdir={workdir}")
+    folder = workdir / "pretrain" / "train"
+
+    class KilledError(Exception):
+        pass
+
+    def kill():
+        with (workdir / "pretrain" / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 121, "loss": 1.0}\n{"ste')
+        raise KilledError
+
+    def after(steps, what):
+        """The loop looks for a signal once a step."""
+        looks = itertools.count(1)
+        monkeypatch.setattr(signals, "_asked", None)
+        monkeypatch.setattr(signals, "asked", lambda: (next(looks) == steps and what()) or signals._asked is not None)
+
+    after(107, lambda: signals._note(signal.SIGTERM, None))
+    code, _, err = cdisc(*arguments)
+    assert code == 143
+    assert err == "cdisc: stopped by SIGTERM; the same command goes on from what was finished.\n"
+    assert checkpoints.steps(folder) == [100, 107]
+    after(20, kill)
+    with pytest.raises(KilledError):
+        cdisc(*arguments)
+    assert checkpoints.steps(folder) == [110, 120]
+    monkeypatch.undo()
+    (folder / "step_00000120" / "manifest.json").write_text("{")
+    code, out, err = cdisc(*arguments)
+    assert code == 0
+    assert "goes on at step 110 of 200" in out
+    assert err == (
+        f"cdisc: warning: {folder / 'step_00000120'} holds no finished checkpoint: it is removed, and step_00000110 is "
+        "tried in its place.\n"
+    )
+    assert_same_training(workdir, trained)

@@ -3,7 +3,9 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from commands import ROOT, arrays_of, config_of, run_command
 from PIL import Image
 
 import cdisc
-from cdisc import checkpoints, pipeline
+from cdisc import checkpoints, pipeline, signals
 from cdisc.errors import UserError
 from cdisc.report import results as results_lib
+from cdisc.run import saved_by_query
 
 PLANAR_OVERRIDES = {
     "discover.timesteps": (100, 300),
@@ -110,6 +113,42 @@ def test_a_damaged_or_missing_piece_is_made_again_alone(planar_run, tmp_path):
         np.testing.assert_array_equal(made[name], array, err_msg=name)
 
 
+def test_a_query_is_made_again_in_the_same_company(tmp_path):
+    # Side by side with others, its last bits may differ. Catches: batches of what is missing, or writing again what
+    # is there.
+    batches = []
+
+    def work(batch):
+        batches.append(list(batch))
+        return [{"x": np.full(2, float(len(batches)))} for _ in batch]
+
+    def values():
+        this = types.SimpleNamespace(queries=range(5), path=tmp_path.joinpath)
+        return [int(result["x"][0]) for result in saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 2, work)]
+
+    assert values() == [1, 1, 2, 2, 3]
+    assert batches == [[0, 1], [2, 3], [4]]
+    shutil.rmtree(tmp_path / "adapt" / "query_0003")
+    shutil.rmtree(tmp_path / "adapt" / "query_0004")
+    batches[:] = [[]] * 3
+    assert values() == [1, 1, 2, 4, 5]
+    assert batches[3:] == [[2, 3], [4]]
+
+
+def test_a_stop_between_queries(tmp_path, monkeypatch):
+    # Catches: losing what is finished, going on to the next query.
+    monkeypatch.setattr(signals, "_asked", None)
+
+    def work(batch):
+        signals._note(signal.SIGTERM, None)
+        return [{"x": np.zeros(2)}]
+
+    this = types.SimpleNamespace(queries=range(2), path=tmp_path.joinpath)
+    with pytest.raises(signals.Stopped):
+        saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 1, work)
+    assert [checkpoints.exists(tmp_path / "adapt" / f"query_{i:04d}") for i in range(2)] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("stages", "missing"),
     [(["adapt"], "discover"), (["discover", "evaluate"], "adapt"), (["discover", "adapt", "report"], "evaluate")],
@@ -168,11 +207,13 @@ def again(workdir: pathlib.Path, *arguments: str | pathlib.Path) -> subprocess.C
 def test_tiny_end_to_end(tiny_run):
     workdir, ended = tiny_run
     config = config_of("colormnist.py", "tiny")
-    first = ended.stdout.splitlines()[0]
-    assert first.startswith(f"cdisc {cdisc.__version__} on 1 ")
-    assert first.endswith("seed 0, 2 queries")
     assert re.findall(r"^(\w+): [\d.]+ s$", ended.stdout, re.MULTILINE) == list(pipeline.STAGES)
     results = results_lib.read(workdir / "results.json")
+    first = (
+        rf"cdisc {cdisc.__version__} on 1 .* device\(s\) of 1 host\(s\), memory .*\d GiB on the host, Python 3\..*, "
+        rf"jax \d.*, orbax-checkpoint .*, config {results['config_hash'][:12]}, seed 0, 2 queries"
+    )
+    assert re.fullmatch(first, ended.stdout.splitlines()[0])
     figures = {"poe", "product", *config.evaluate.methods, "top1", "top3", "real pictures"}
     assert figures <= set(results["methods"])
     assert set(results["methods"]) - figures == {
@@ -184,7 +225,7 @@ def test_tiny_end_to_end(tiny_run):
     assert list(results["seconds"])[:4] == list(pipeline.STAGES[:4])
     assert list(json.loads((workdir / "seconds.json").read_text())) == list(pipeline.STAGES)
     left = {path.name for path in workdir.iterdir()}
-    assert left == {*pipeline.STAGES, "config.json", "results.json", "seconds.json"}
+    assert left == {*pipeline.STAGES, "config.json", "lock", "results.json", "seconds.json"}
     for stage in ("discover", "adapt", "evaluate"):
         assert all(checkpoints.exists(workdir / stage / f"query_{i:04d}") for i in range(2))
     assert checkpoints.steps(workdir / "pretrain" / "train") == [50, 60]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import console, parallel
+from cdisc import console, parallel, signals
 from cdisc.discovery import concepts, poe
 from cdisc.errors import UserError
 from cdisc.evaluation import baselines, methods
@@ -166,6 +166,7 @@ def fit_level(
         state = begin((lessons, keys), params, jnp.int32(candidate))
         course = []
         for _ in console.progress(range(options.steps), f"adapt {name}"):
+            signals.obey()
             state, loss = advance((state, lessons, keys), params, prior)
             course.append(loss)
         fits.append(state)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import cdisc
-from cdisc import checkpoints, console, parallel
+from cdisc import checkpoints, console, parallel, signals
 from cdisc import config as config_lib
 from cdisc.discovery import concepts, poe
 from cdisc.errors import UserError
@@ -72,6 +72,7 @@ def evaluate(
         keys = parallel.stack_keys([this.key("evaluate", this.queries[i]) for i in indices])
         drawn = {}
         for name in recipes[0]:
+            signals.obey()
             samples = np.asarray(draw((parallel.stack([recipe[name] for recipe in recipes]), keys), params))
             if not np.isfinite(samples).all():
                 raise UserError(f"evaluate: samples of {name} are not finite: lower its guidance.")

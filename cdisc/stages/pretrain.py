@@ -1,7 +1,9 @@
 """The backbone: exact, restored, bundled, or trained from scratch."""
 
 import functools
+import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ import ml_collections
 import numpy as np
 
 import cdisc
-from cdisc import checkpoints, console, parallel
+from cdisc import checkpoints, console, parallel, signals
 from cdisc import config as config_lib
 from cdisc.errors import UserError
 from cdisc.learning import pretrain as pretrain_lib
@@ -18,6 +20,9 @@ from cdisc.networks.unet import UNetConfig
 from cdisc.run import Run, unfinished
 
 BUNDLED = pathlib.Path(cdisc.__file__).parent / "bundled"
+
+_METRICS_EVERY = 50
+"""Steps after which their metrics are read and written: to read them is to wait for the device."""
 
 
 def pretrain(this: Run, active: bool) -> Any:
@@ -53,17 +58,21 @@ def pretrain_options(config: ml_collections.ConfigDict) -> pretrain_lib.Pretrain
 
 
 def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
-    """Trains the backbone, from its last checkpoint if there is one; returns the averaged parameters."""
+    """Trains the backbone, from its last checkpoint if there is one; returns the averaged parameters.
+
+    Leaves the last checkpoints in `pretrain/train`, and in `pretrain/metrics.jsonl` a line for each step with its
+    `step`, `loss` and `grad_norm`, the same for an interrupted training as for an unbroken one. A signal that stops the
+    run has the present step saved first.
+    """
     options = pretrain_options(this.config)
     key_init, key_train = jax.random.split(this.key("pretrain"))
     folder = this.path("pretrain", "train")
-    saved = checkpoints.steps(folder)
     init = functools.partial(pretrain_lib.init, network, options)
-    if saved:
-        state = checkpoints.restore_step(folder, saved[-1], jax.eval_shape(init, key_init))
-        console.say(f"pretrain: goes on at step {saved[-1]} of {options.steps}")
-    else:
+    state = checkpoints.restore_newest(folder, jax.eval_shape(init, key_init))
+    if state is None:
         state = init(key_init)
+    else:
+        console.say(f"pretrain: goes on at step {state.step} of {options.steps}")
     train_step = jax.jit(
         functools.partial(
             pretrain_lib.train_step,
@@ -76,23 +85,45 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     )
     every = this.config.pretrain.save_every
     first = int(state.step)
+    metrics_path = this.path("pretrain", "metrics.jsonl")
+    # Steps that are done again write their metrics again.
+    known = metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)[:first] if metrics_path.exists() else []
+    checkpoints.write_text(metrics_path, "".join(known))
     history: list[dict[str, jax.Array]] = []
-    for step in console.progress(range(first, options.steps), "pretrain", options.steps, first):
+    for done in console.progress(range(first + 1, options.steps + 1), "pretrain", options.steps, first):
         state, metrics = train_step(state, this.dataset.train, key_train)
         history.append(metrics)
-        if (step + 1) % every == 0 or step + 1 == options.steps:
-            block = parallel.stack(history)
-            finite = np.isfinite(block["loss"]) & np.isfinite(block["grad_norm"])
-            if not finite.all():
-                bad = step + 2 - len(finite) + int(np.argmin(finite))
-                kept = checkpoints.steps(folder)
-                where = f"the checkpoint of step {kept[-1]} is kept" if kept else "no checkpoint had been written"
-                raise UserError(
-                    f"pretrain: the loss or its gradient is not finite at step {bad}; {where}: lower "
-                    "config.pretrain.learning_rate and choose another --workdir."
-                )
-            checkpoints.save_step(folder, step + 1, state)
-            with this.path("pretrain", "loss.csv").open("a", encoding="utf-8") as file:
-                file.write(f"{step + 1},{np.mean(block['loss']):.6f}\n")
+        stopping = signals.asked()
+        saving = done % every == 0 or done == options.steps or stopping
+        if saving or done % _METRICS_EVERY == 0:
+            rows = metric_rows(history, done, folder)
+            # Before the checkpoint, so that no step that is not done again lacks its metrics.
+            with metrics_path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
             history = []
+        if saving:
+            checkpoints.save_step(folder, done, state)
+        if stopping:
+            signals.obey()
     return state.ema
+
+
+def metric_rows(history: Sequence[dict[str, jax.Array]], done: int, folder: pathlib.Path) -> list[dict[str, float]]:
+    """The metrics of the steps up to `done`, a row for each step.
+
+    Raises:
+      UserError: if one is not finite; names the step, and the last checkpoint in `folder`.
+    """
+    block = parallel.stack(history)
+    finite = np.isfinite(block["loss"]) & np.isfinite(block["grad_norm"])
+    first = done + 1 - len(finite)
+    if not finite.all():
+        bad = first + int(np.argmin(finite))
+        kept = checkpoints.steps(folder)
+        where = f"the checkpoint of step {kept[-1]} is kept" if kept else "no checkpoint had been written"
+        raise UserError(
+            f"pretrain: the loss or its gradient is not finite at step {bad}; {where}: lower "
+            "config.pretrain.learning_rate and choose another --workdir."
+        )
+    columns = {"step": range(first, done + 1), **{name: values.tolist() for name, values in block.items()}}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

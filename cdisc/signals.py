@@ -1,0 +1,80 @@
+"""Ctrl-C and SIGTERM: noted when they come, obeyed where a run can stop.
+
+Python's own way, an exception raised wherever the program happens to be, is no good here: raised in the callback of a
+weak reference or in a finaliser it is lost and the run goes on (2 of 250 interrupts while Orbax wrote), and raised
+elsewhere in Orbax it can end in the traceback of an executor. So a signal leaves a note and nothing else, and the loops
+of the stages look for it between two steps, where nothing is half done (`obey`). What XLA is computing or compiling is
+never interrupted, nor is the training of a judge: a run stops when that is over.
+
+A second Ctrl-C does not wait: it ends the process at once, wherever it is. That costs what was not saved and nothing
+else, as a kill does, because every file is written whole or not at all.
+
+SIGINT ends a run with code 2, like everything that the person can mend. SIGTERM, by which schedulers take machines
+back, ends it with 143: 128 + 15, what shells report of a process that SIGTERM has ended, so that a launcher that starts
+preempted runs again needs to know nothing of cdisc.
+"""
+
+import os
+import signal
+import threading
+from types import FrameType
+
+from cdisc import console
+
+CODES = {signal.SIGINT: 2, signal.SIGTERM: 143}
+"""The exit code of a run that the signal has stopped."""
+
+_asked: signal.Signals | None = None
+
+
+class Stopped(BaseException):
+    """A run has stopped because a signal asked for it.
+
+    Attributes:
+      code: the exit code.
+    """
+
+    def __init__(self, number: signal.Signals):
+        super().__init__(f"stopped by {number.name}; the same command goes on from what was finished.")
+        self.code = CODES[number]
+
+
+def install() -> None:
+    """Has the signals noted, from now to the end of the process; to be called by the main thread."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    # Python calls its handlers between two instructions of the main thread, so never during a long computation. The
+    # byte of the wake-up pipe is written when the signal comes, and another thread is there to read it.
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in CODES:
+        signal.signal(number, _note)
+    threading.Thread(target=_end_at_the_second, args=(reader,), daemon=True).start()
+
+
+def asked() -> bool:
+    """Whether a signal has asked the run to stop."""
+    return _asked is not None
+
+
+def obey() -> None:
+    """Stops the run here if a signal has asked for it.
+
+    Raises:
+      Stopped: if so.
+    """
+    if _asked is not None:
+        raise Stopped(_asked)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    global _asked
+    _asked = _asked or signal.Signals(number)
+
+
+def _end_at_the_second(reader: int) -> None:
+    # SIGTERM is not counted: some launchers send it both to the process and to its group.
+    for _ in range(2):
+        while os.read(reader, 1)[0] != signal.SIGINT:
+            pass
+    console.fail("stopped at once; the same command goes on from what was finished.")
+    os._exit(CODES[signal.SIGINT])

@@ -1,0 +1,80 @@
+"""Signals in a process of its own: none is lost wherever it comes, and only a second Ctrl-C does not wait."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from commands import ROOT
+
+from cdisc import signals
+
+LOST_IN_A_CALLBACK = """
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        sum(range(1000))
+Last()
+"""
+# XLA, too, keeps the main thread from Python's own handlers, and lets other threads run.
+COMPUTING = "signals_to(2, signal.{name}); hashlib.pbkdf2_hmac('sha256', b'', b'', {rounds})"
+SCRIPT = """
+import hashlib, os, signal, sys, threading, time
+from cdisc import signals
+
+def signals_to(times, number):
+    def send():
+        for _ in range(times):
+            time.sleep(0.1)
+            os.kill(os.getpid(), number)
+    threading.Thread(target=send, daemon=True).start()
+
+signals.install()
+assert not signals.asked()
+signals.obey()
+{what}
+assert signals.asked()
+try:
+    signals.obey()
+except signals.Stopped as stopped:
+    print(stopped)
+    sys.exit(stopped.code)
+"""
+
+
+def ended(what: str) -> subprocess.CompletedProcess:
+    script = SCRIPT.format(what=what)
+    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "code"),
+    [
+        (LOST_IN_A_CALLBACK, "SIGINT", 2),
+        ("os.kill(os.getpid(), signal.SIGTERM)", "SIGTERM", 143),
+        (COMPUTING.format(name="SIGTERM", rounds=1_000_000), "SIGTERM", 143),
+    ],
+)
+def test_a_signal_is_obeyed_when_the_program_says(what, name, code):
+    # Catches: Python's handlers left in place (the interrupt of a finaliser is lost), one code for both, SIGTERM
+    # counted like Ctrl-C, which would end the third before its time.
+    process = ended(what)
+    assert (process.returncode, process.stderr) == (code, "")
+    assert process.stdout == f"stopped by {name}; the same command goes on from what was finished.\n"
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    # Hours of computation. Catches: counting in Python's handlers, which wait for its end.
+    process = ended(COMPUTING.format(name="SIGINT", rounds=2**31 - 1))
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == "cdisc: stopped at once; the same command goes on from what was finished.\n"
+
+
+def test_the_first_signal_is_the_one_that_counts(monkeypatch):
+    monkeypatch.setattr(signals, "_asked", None)
+    signals.obey()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signals._note(number, None)
+    with pytest.raises(signals.Stopped) as stopped:
+        signals.obey()
+    assert stopped.value.code == 143
