@@ -72,9 +72,14 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def _end_at_the_second(reader: int) -> None:
-    # SIGTERM is not counted: some launchers send it both to the process and to its group.
-    for _ in range(2):
-        while os.read(reader, 1)[0] != signal.SIGINT:
-            pass
+    _wait_for_interrupt(reader)
+    console.say("stopping when the present step is done; Ctrl-C once more stops at once.")
+    _wait_for_interrupt(reader)
     console.fail("stopped at once; the same command goes on from what was finished.")
     os._exit(CODES[signal.SIGINT])
+
+
+def _wait_for_interrupt(reader: int) -> None:
+    # SIGTERM is not counted: some launchers send it both to the process and to its group.
+    while os.read(reader, 1)[0] != signal.SIGINT:
+        pass

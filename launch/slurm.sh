@@ -18,8 +18,8 @@ set -euo pipefail
 run=$!
 
 requeue() {
-  kill -INT "$run"
-  wait "$run" || true
+  kill -TERM "$run"
+  wait "$run" && exit 0
   scontrol requeue "$SLURM_JOB_ID"
   exit 0
 }

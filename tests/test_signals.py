@@ -60,13 +60,15 @@ def test_a_signal_is_obeyed_when_the_program_says(what, name, code):
     # counted like Ctrl-C, which would end the third before its time.
     process = ended(what)
     assert (process.returncode, process.stderr) == (code, "")
-    assert process.stdout == f"stopped by {name}; the same command goes on from what was finished.\n"
+    # After Ctrl-C another thread may already have said how to stop at once.
+    assert process.stdout.endswith(f"stopped by {name}; the same command goes on from what was finished.\n")
 
 
 def test_a_second_ctrl_c_does_not_wait():
     # Hours of computation. Catches: counting in Python's handlers, which wait for its end.
     process = ended(COMPUTING.format(name="SIGINT", rounds=2**31 - 1))
-    assert (process.returncode, process.stdout) == (2, "")
+    assert process.returncode == 2
+    assert process.stdout == "stopping when the present step is done; Ctrl-C once more stops at once.\n"
     assert process.stderr == "cdisc: stopped at once; the same command goes on from what was finished.\n"
 
 
