@@ -164,9 +164,15 @@ def _compiled(network=tiny.NETWORK, options=OPTIONS):
     return pretrain.compiled_step(backbone=backbone, options=options, schedule=SCHEDULE, batch_fn=_flat_pictures)
 
 
-def _first():
-    """The U-Net's state before training; a step overwrites what it is given."""
+@pytest.fixture(scope="module")
+def initial():
     return pretrain.init(tiny.NETWORK, OPTIONS, jax.random.key(1))
+
+
+@pytest.fixture
+def first(initial):
+    """The U-Net's state before training, as a function, because a step overwrites what it is given."""
+    return lambda: jax.tree.map(jnp.copy, initial)
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +181,8 @@ def step():
     return _compiled()
 
 
-def test_training_starts_with_an_average_of_its_own():
-    state = _first()
+def test_training_starts_with_an_average_of_its_own(initial):
+    state = initial
     assert int(state.step) == 0
     for average, leaf in zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(average, leaf)
@@ -184,9 +190,9 @@ def test_training_starts_with_an_average_of_its_own():
         assert average.unsafe_buffer_pointer() != leaf.unsafe_buffer_pointer()
 
 
-def test_resumed_training_equals_unbroken_training_bit_for_bit(step):
+def test_resumed_training_equals_unbroken_training_bit_for_bit(step, initial, first):
     key = jax.random.key(2)
-    first, state, resumed = _first(), _first(), _first()
+    state, resumed = first(), first()
     for _ in range(6):
         state, _ = step(state, COLOURS, key)
     for _ in range(3):
@@ -201,12 +207,12 @@ def test_resumed_training_equals_unbroken_training_bit_for_bit(step):
         np.testing.assert_array_equal(one, two)
     assert any(
         np.any(np.asarray(one) != np.asarray(two))
-        for one, two in zip(jax.tree.leaves(state.params), jax.tree.leaves(first.params), strict=True)
+        for one, two in zip(jax.tree.leaves(state.params), jax.tree.leaves(initial.params), strict=True)
     )
 
 
-def test_the_loss_of_the_unet_falls(step):
-    state, losses = _first(), []
+def test_the_loss_of_the_unet_falls(step, first):
+    state, losses = first(), []
     for _ in range(OPTIONS.steps):
         state, metrics = step(state, COLOURS, jax.random.key(3))
         losses.append(float(metrics["loss"]))
@@ -261,10 +267,10 @@ def test_activations_that_are_computed_anew_give_the_same_gradient(learnt):
     assert _difference(gradient, learnt[1]) < 1e-5
 
 
-def test_activations_in_bfloat16_leave_everything_that_is_kept_in_float32(learnt):
+def test_activations_in_bfloat16_leave_everything_that_is_kept_in_float32(learnt, first):
     """And give the gradient in float32 but for their rounding."""
     half = _compiled(dataclasses.replace(tiny.NETWORK, dtype="bfloat16"))
-    state = jax.eval_shape(_first)
+    state = jax.eval_shape(first)
     assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim} == {jnp.dtype("float32")}
     after, _ = jax.eval_shape(half, state, COLOURS, jax.random.key(0))
     assert after == state
