@@ -37,7 +37,7 @@ class Chip:
       flops: operations a second in dense products, by the type of the activations.
       bandwidth: bytes a second to and from its memory.
       memory: bytes.
-      interconnect: bytes a second to and from other chips.
+      interconnect: bytes a second to and from other chips, both directions together.
     """
 
     flops: Mapping[str, float]
@@ -85,17 +85,13 @@ class Program:
     traffic: float
 
 
-def trace(fn: Callable[..., Any], *shapes: Any, donate: tuple[int, ...] = ()) -> jax.stages.Traced:
-    """The program of `fn` for arguments of `shapes`, trees of `jax.ShapeDtypeStruct`."""
-    return jax.jit(fn, donate_argnums=donate).trace(*shapes)
-
-
-def account(program: jax.stages.Traced) -> Program:
-    """What `program` asks of any chip; nothing is compiled."""
-    closed = program.jaxpr
-    whole = [variable.aval for variable in (*closed.jaxpr.invars, *closed.jaxpr.outvars)]
-    counted = program.lower().cost_analysis()
-    return Program(flops=counted["flops"], traffic=size_in_bytes(whole) + _traffic(closed.jaxpr))
+def account(fn: Callable[..., Any], *shapes: Any, donate: tuple[int, ...] = ()) -> tuple[Program, jax.stages.Lowered]:
+    """What `fn` asks of any chip for arguments of `shapes`, trees of `jax.ShapeDtypeStruct`; and itself, to compile."""
+    traced = jax.jit(fn, donate_argnums=donate).trace(*shapes)
+    lowered = traced.lower()
+    jaxpr = traced.jaxpr.jaxpr
+    whole = size_in_bytes([variable.aval for variable in (*jaxpr.invars, *jaxpr.outvars)])
+    return Program(flops=lowered.cost_analysis()["flops"], traffic=whole + _traffic(jaxpr)), lowered
 
 
 def _traffic(jaxpr: Any) -> int:
@@ -142,7 +138,8 @@ class Training:
 
     def seconds(self, chip: Chip, dtype: str) -> float:
         """How long a step takes; the gradients of several devices are summed up in a ring."""
-        ring = 2 * (1 - 1 / self.devices) * 4 * self.parameters / chip.interconnect
+        # Each device sends, and receives, nearly two gradients.
+        ring = 2 * 2 * (1 - 1 / self.devices) * 4 * self.parameters / chip.interconnect
         return self.micro_batches * chip.seconds(self.gradient, dtype) + chip.seconds(self.update, dtype) + ring
 
 
@@ -160,13 +157,15 @@ def training(
     numbers = jax.ShapeDtypeStruct((options.batch_size,), jnp.int32)
     batch = pretrain.Batch(x0=pictures, labels=numbers, t=numbers, noise=pictures)
     add = functools.partial(pretrain.add_gradient, backbone=model, options=options, schedule=schedule)
-    gradient = trace(add, total, state.params, batch, jax.ShapeDtypeStruct((), jnp.int32), donate=(0,))
+    index = jax.ShapeDtypeStruct((), jnp.int32)
+    gradient, lowered = account(add, total, state.params, batch, index, donate=(0,))
+    update, _ = account(functools.partial(pretrain.update, options=options), state, total)
     return Training(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         kept=size_in_bytes((state, total, batch)),
-        temporaries=gradient.lower().compile().memory_analysis().temp_size_in_bytes,
-        gradient=account(gradient),
-        update=account(trace(functools.partial(pretrain.update, options=options), state, total)),
+        temporaries=lowered.compile().memory_analysis().temp_size_in_bytes,
+        gradient=gradient,
+        update=update,
         micro_batches=options.accumulate,
         devices=devices,
     )
@@ -178,7 +177,7 @@ def evaluation(network: UNetConfig, model: backbone.Backbone, pictures: int) -> 
     picture = (network.sample_size, network.sample_size, network.in_channels)
     x = jax.ShapeDtypeStruct((pictures, *picture), jnp.float32)
     t = jax.ShapeDtypeStruct((pictures,), jnp.int32)
-    return account(trace(lambda params, x, t: backbone.null_eps(model, params)(x, t), params, x, t))
+    return account(lambda params, x, t: backbone.null_eps(model, params)(x, t), params, x, t)[0]
 
 
 def evaluations(config: ml_collections.ConfigDict, classes: int, schedule: Schedule) -> dict[str, int]:
@@ -228,6 +227,7 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
         config.diffusion.num_timesteps, config.diffusion.beta_start, config.diffusion.beta_end
     )
     network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
+    config_lib.require_known("config.network.dtype", network.dtype, tuple(_A100))
     model = backbone.unet(network, schedule, config.diffusion.prediction_type)
     options = pretrain_options(config)
     step = training(network, model, options, schedule, devices)
