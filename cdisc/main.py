@@ -19,6 +19,8 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, su
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where all results go; a run that was stopped goes on from there.")
 _STAGES = flags.DEFINE_list("stages", None, "Some of pretrain,discover,adapt,evaluate,report; all by default.")
 _QUERY = flags.DEFINE_multi_string("query", [], "A picture of your own to compose; may be repeated.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only say what the configuration would cost; needs no --workdir.")
+_DEVICE_COUNT = flags.DEFINE_integer("device_count", 1, "How many devices a dry run reckons with.")
 
 
 def main(argv: list[str]) -> int:
@@ -26,9 +28,14 @@ def main(argv: list[str]) -> int:
     try:
         if len(argv) > 1:
             raise UserError(f"{argv[1]!r} is not an option: all of them begin with --.")
-        if _CONFIG.value is None or _WORKDIR.value is None:
+        if _CONFIG.value is None or (_WORKDIR.value is None and not _DRY_RUN.value):
             raise UserError("give --config=FILE and --workdir=DIR.")
         runtime.configure()
+        if _DRY_RUN.value:
+            from cdisc import cost
+
+            console.say(cost.report(_CONFIG.value, _DEVICE_COUNT.value))
+            return 0
         from cdisc import pipeline  # jax reads its environment when it is first used
 
         if _STAGES.value == []:

@@ -64,6 +64,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
         freq_shift=1,
         patch_size=1,
         dtype="bfloat16",
+        remat=False,  # computes activations anew in a gradient instead of keeping them
     )
     c.pretrain = _section(
         seed=0,  # of the weights; config.seed is the other stages'
@@ -71,6 +72,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
         bundle="",  # the name of a bundled backbone that is used unless from_scratch
         steps=46875,  # 100 epochs of 120,000 pictures
         batch_size=256,
+        accumulate=1,  # micro-batches that a batch is divided into, where memory is short
         learning_rate=2e-4,
         warmup_steps=500,
         decay_steps=1,

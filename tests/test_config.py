@@ -84,6 +84,8 @@ def test_digest():
         ("pretrain", "from_scratch", False, True),
         ("pretrain", "bundle", "small", True),
         ("pretrain", "save_every", 3, True),
+        ("pretrain", "accumulate", 2, True),
+        ("network", "remat", True, True),
         ("discover", "probes", 3, True),
     ],
 )

@@ -187,3 +187,18 @@ def test_many_adapters_at_once_equal_one_after_the_other(params, adapted):
     for row, adapter in zip(together, adapters, strict=True):
         expected = np.asarray(adapted(params, adapter))
         np.testing.assert_allclose(row, expected, atol=2e-4 * max(1.0, expected.std()))
+
+
+def test_an_adapter_learns_the_same_where_activations_are_computed_anew(params):
+    again = dataclasses.replace(tiny.NETWORK, remat=True)
+    adapter = _random(lora.init(params, jax.random.key(2), 2), 7)
+
+    def gradient(network):
+        apply = _on_the_fly(network)
+        return jax.jit(jax.grad(lambda adapter: jnp.sum(jnp.square(apply(params, adapter)))))(adapter)
+
+    gradients = [gradient(network) for network in (tiny.NETWORK, again)]
+    assert gradients[0].keys() == gradients[1].keys() == lora.kernels(params).keys()
+    for one, two in zip(*map(jax.tree.leaves, gradients), strict=True):
+        assert np.abs(one).max() > 0
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-4 * np.abs(one).max())

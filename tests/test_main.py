@@ -15,7 +15,7 @@ from absl import app, flags
 from commands import ROOT, arrays_of, command, run_command
 from PIL import Image
 
-from cdisc import checkpoints, main, pipeline, signals
+from cdisc import checkpoints, cost, main, pipeline, signals
 
 # ml_collections reads config files in a way that Python is about to drop.
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\):DeprecationWarning")
@@ -331,3 +331,12 @@ def test_stopped_and_killed_and_damaged(cdisc, trained, tmp_path, monkeypatch):
         "tried in its place.\n"
     )
     assert_same_training(workdir, trained)
+
+
+def test_a_dry_run_needs_no_workdir_and_makes_none(cdisc, monkeypatch, tmp_path):
+    monkeypatch.setattr(cost, "report", lambda config, devices: f"{config.network.sample_size} pixels, {devices} chips")
+    monkeypatch.setattr(pipeline, "run", None)
+    monkeypatch.chdir(tmp_path)
+    assert cdisc(TINY, "--dry_run", "--device_count=4", "--workdir=here")[:2] == (0, "32 pixels, 4 chips\n")
+    assert cdisc(TINY, "--dry_run")[:2] == (0, "32 pixels, 1 chips\n")
+    assert not list(tmp_path.iterdir())

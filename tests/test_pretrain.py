@@ -6,10 +6,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
 from cdisc.diffusion.schedule import linear_beta
+from cdisc.errors import UserError
 from cdisc.learning import pretrain
 from cdisc.networks import backbone as backbones
 
@@ -53,7 +55,10 @@ def _table_backbone(seen):
 def _table_state(options, values):
     params = {"class_embedding": {"embedding": jnp.asarray(values, jnp.float32)[:, None]}}
     return pretrain.TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, ema=params, opt_state=pretrain.optimizer(options).init(params)
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=pretrain.optimizer(options).init(params),
     )
 
 
@@ -62,15 +67,10 @@ def _labelled_points(data, key, batch_size):
 
 
 def _table_step(options, seen):
-    return functools.partial(
-        pretrain.train_step,
-        data=None,
-        key=jax.random.key(0),
-        backbone=_table_backbone(seen),
-        options=options,
-        schedule=SCHEDULE,
-        batch_fn=_labelled_points,
+    step = pretrain.compiled_step(
+        backbone=_table_backbone(seen), options=options, schedule=SCHEDULE, batch_fn=_labelled_points
     )
+    return functools.partial(step, data=None, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
@@ -114,14 +114,13 @@ def test_the_steps_draw_apart_and_the_metrics_are_those_of_the_loss():
 
 
 def test_the_loss_is_the_one_of_the_options():
-    state = _table_state(OPTIONS, [1.0, 1.0, 1.0, 1.0])
     losses = {}
     for name in ("eps", "v"):
         options = dataclasses.replace(OPTIONS, loss=name)
-        losses[name] = float(_table_step(options, [])(state)[1]["loss"])
+        losses[name] = float(_table_step(options, [])(_table_state(OPTIONS, [1.0, 1.0, 1.0, 1.0]))[1]["loss"])
     assert losses["v"] > 10 * losses["eps"]
     with pytest.raises(ValueError, match="'x0'"):
-        _table_step(dataclasses.replace(OPTIONS, loss="x0"), [])(state)
+        _table_step(dataclasses.replace(OPTIONS, loss="x0"), [])(_table_state(OPTIONS, [1.0, 1.0, 1.0, 1.0]))
 
 
 def test_the_rate_warms_up_stays_and_decays():
@@ -160,24 +159,30 @@ def test_a_gradient_is_clipped_by_the_norm_of_the_whole_tree():
     np.testing.assert_allclose([updates["u"], updates["w"]], -1e-2 * mean / np.sqrt(square), rtol=1e-4)
 
 
+def _compiled(network=tiny.NETWORK, options=OPTIONS):
+    backbone = backbones.unet(network, SCHEDULE)
+    return pretrain.compiled_step(backbone=backbone, options=options, schedule=SCHEDULE, batch_fn=_flat_pictures)
+
+
 @pytest.fixture(scope="module")
-def train():
-    """The compiled step of the U-Net, and its first state."""
-    options = OPTIONS
-    step = jax.jit(
-        functools.partial(
-            pretrain.train_step,
-            backbone=backbones.unet(tiny.NETWORK, SCHEDULE),
-            options=options,
-            schedule=SCHEDULE,
-            batch_fn=_flat_pictures,
-        )
-    )
-    return step, pretrain.init(tiny.NETWORK, options, jax.random.key(1))
+def initial():
+    return pretrain.init(tiny.NETWORK, OPTIONS, jax.random.key(1))
 
 
-def test_training_starts_with_an_average_of_its_own(train):
-    _, state = train
+@pytest.fixture
+def first(initial):
+    """The U-Net's state before training, as a function, because a step overwrites what it is given."""
+    return lambda: jax.tree.map(jnp.copy, initial)
+
+
+@pytest.fixture(scope="module")
+def step():
+    """The compiled step of the U-Net."""
+    return _compiled()
+
+
+def test_training_starts_with_an_average_of_its_own(initial):
+    state = initial
     assert int(state.step) == 0
     for average, leaf in zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(average, leaf)
@@ -185,13 +190,11 @@ def test_training_starts_with_an_average_of_its_own(train):
         assert average.unsafe_buffer_pointer() != leaf.unsafe_buffer_pointer()
 
 
-def test_resumed_training_equals_unbroken_training_bit_for_bit(train):
-    step, first = train
+def test_resumed_training_equals_unbroken_training_bit_for_bit(step, initial, first):
     key = jax.random.key(2)
-    state = first
+    state, resumed = first(), first()
     for _ in range(6):
         state, _ = step(state, COLOURS, key)
-    resumed = first
     for _ in range(3):
         resumed, _ = step(resumed, COLOURS, key)
     # As a checkpoint would keep it: arrays alone.
@@ -204,16 +207,83 @@ def test_resumed_training_equals_unbroken_training_bit_for_bit(train):
         np.testing.assert_array_equal(one, two)
     assert any(
         np.any(np.asarray(one) != np.asarray(two))
-        for one, two in zip(jax.tree.leaves(state.params), jax.tree.leaves(first.params), strict=True)
+        for one, two in zip(jax.tree.leaves(state.params), jax.tree.leaves(initial.params), strict=True)
     )
 
 
-def test_the_loss_of_the_unet_falls(train):
-    step, state = train
-    losses = []
+def test_the_loss_of_the_unet_falls(step, first):
+    state, losses = first(), []
     for _ in range(OPTIONS.steps):
         state, metrics = step(state, COLOURS, jax.random.key(3))
         losses.append(float(metrics["loss"]))
     # Nothing but noise is predicted at first; pictures in one colour are found quickly.
     np.testing.assert_allclose(losses[0], 1.0, atol=0.2)
     assert np.mean(losses[-10:]) < 0.8
+
+
+def _learnt(compiled):
+    """The metrics of one step from parameters without a zero, and Adam's first moment, a tenth of the gradient.
+
+    The gradient is clipped to length one before, so the moment is its direction; `grad_norm` is its length.
+    """
+    params = tiny.random_params()
+    state = pretrain.TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=pretrain.optimizer(OPTIONS).init(params),
+    )
+    state, metrics = compiled(state, COLOURS, jax.random.key(5))
+    return jax.tree.map(float, metrics), optax.tree.get(state.opt_state, "mu")
+
+
+def _difference(one, two):
+    """The largest difference, relative to the largest value."""
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)]
+    return max(np.abs(a - b).max() for a, b in pairs) / max(np.abs(b).max() for _, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def learnt(step):
+    return _learnt(step)
+
+
+def test_a_batch_in_parts_is_the_batch_at_once():
+    """The same draws bit for bit, so the same loss and gradient, whatever it is divided into."""
+    found = []
+    for parts in (1, 4):
+        options, seen = dataclasses.replace(OPTIONS, accumulate=parts, null_dropout=0.3), []
+        state, metrics = _table_step(options, seen)(_table_state(options, [1.0, -1.0, 2.0, 0.0]))
+        jax.effects_barrier()
+        assert [len(x) for _, x in seen] == [8 // parts] * parts
+        # Calls back need not come in order.
+        drawn = np.concatenate([np.concatenate(pair, axis=1) for pair in seen])
+        found.append((drawn[np.lexsort(drawn.T)], metrics, optax.tree.get(state.opt_state, "mu")))
+    (drawn, metrics, moment), (drawn_in_parts, metrics_in_parts, moment_in_parts) = found
+    np.testing.assert_array_equal(drawn_in_parts, drawn)
+    assert jax.tree.map(float, metrics_in_parts) == pytest.approx(jax.tree.map(float, metrics), rel=1e-6)
+    assert _difference(moment_in_parts, moment) < 1e-6
+
+
+@pytest.mark.parametrize("parts", [0, 3, 16])
+def test_a_batch_that_cannot_be_divided_is_refused(parts):
+    with pytest.raises(UserError, match=f"accumulate is {parts}: the batch of 8 cannot be divided"):
+        dataclasses.replace(OPTIONS, accumulate=parts)
+
+
+def test_activations_that_are_computed_anew_give_the_same_gradient(learnt):
+    metrics, gradient = _learnt(_compiled(dataclasses.replace(tiny.NETWORK, remat=True)))
+    assert metrics == pytest.approx(learnt[0], rel=1e-5)
+    assert _difference(gradient, learnt[1]) < 1e-5
+
+
+def test_activations_in_bfloat16_leave_everything_that_is_kept_in_float32(learnt, first):
+    """And give the gradient in float32 but for their rounding."""
+    half = _compiled(dataclasses.replace(tiny.NETWORK, dtype="bfloat16"))
+    state = jax.eval_shape(first)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim} == {jnp.dtype("float32")}
+    after, _ = jax.eval_shape(half, state, COLOURS, jax.random.key(0))
+    assert after == state
+    metrics, gradient = _learnt(half)
+    assert metrics == pytest.approx(learnt[0], rel=0.02)
+    assert 1e-4 < _difference(gradient, learnt[1]) < 0.05

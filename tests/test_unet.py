@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from jax.extend.core import jaxprs_in_params
 
 from cdisc.errors import UserError
 from cdisc.networks import blocks, denoiser, unet
@@ -250,6 +251,26 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(apply):
     assert 1e-4 < np.sqrt(np.mean(np.square(rounded - exact))) / np.std(exact) < 0.1
     shapes = jax.eval_shape(lambda key: denoiser.init(half, key), jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+
+def _types(jaxpr, found):
+    """The types that each primitive of a program puts out, by the primitive's name."""
+    for equation in jaxpr.eqns:
+        found.setdefault(equation.primitive.name, set()).update(str(out.aval.dtype) for out in equation.outvars)
+        for inner in jaxprs_in_params(equation.params):
+            _types(inner, found)
+    return found
+
+
+def test_norms_and_softmax_are_computed_in_float32_among_convolutions_in_bfloat16():
+    half = dataclasses.replace(tiny.NETWORK, dtype="bfloat16")
+    params = jax.eval_shape(lambda key: denoiser.init(half, key), jax.random.key(0))
+    x, t, c = _inputs(half, 3)
+    program = jax.make_jaxpr(lambda params: unet.UNet2D(half).apply({"params": params}, x, t, c))(params)
+    found = _types(program.jaxpr, {})
+    assert found["conv_general_dilated"] == {"bfloat16"}
+    # The norms' square roots; the softmax's exponentials.
+    assert found["rsqrt"] == found["exp"] == {"float32"}
 
 
 def _layers(shapes):

@@ -46,9 +46,19 @@ def loss_weight(schedule: Schedule, t: jax.Array, loss: str) -> jax.Array:
     return jnp.ones(t.shape) if loss == "eps" else 1.0 / schedule.alpha_bar[t]
 
 
+def draw_noise(key: jax.Array, schedule: Schedule, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Timesteps (B,) and noise (B, ...) for pictures of `shape` (B, ...)."""
+    key_t, key_noise = jax.random.split(key)
+    return stratified_timesteps(key_t, shape[0], schedule.num_timesteps), jax.random.normal(key_noise, shape)
+
+
+def weighted_error(
+    eps_fn: EpsFn, schedule: Schedule, x0: jax.Array, t: jax.Array, noise: jax.Array, loss: str = "eps"
+) -> jax.Array:
+    """The mean of the `eps_error` of pictures `x0` (B, ...), each weighted as `loss` says."""
+    return jnp.mean(loss_weight(schedule, t, loss) * eps_error(eps_fn, schedule, x0, t, noise))
+
+
 def denoising_loss(eps_fn: EpsFn, schedule: Schedule, key: jax.Array, x0: jax.Array, loss: str = "eps") -> jax.Array:
     """The mean of the weighted `eps_error` over pictures `x0` (B, ...), noise and timesteps (Ho et al. 2020)."""
-    key_t, key_noise = jax.random.split(key)
-    t = stratified_timesteps(key_t, x0.shape[0], schedule.num_timesteps)
-    errors = eps_error(eps_fn, schedule, x0, t, jax.random.normal(key_noise, x0.shape))
-    return jnp.mean(loss_weight(schedule, t, loss) * errors)
+    return weighted_error(eps_fn, schedule, x0, *draw_noise(key, schedule, x0.shape), loss)

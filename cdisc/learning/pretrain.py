@@ -1,6 +1,7 @@
 """Training the class-conditional backbone on the compositions that are not held out."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdisc.diffusion.loss import denoising_loss
+from cdisc.diffusion.loss import draw_noise, weighted_error
 from cdisc.diffusion.schedule import Schedule
+from cdisc.errors import UserError
 from cdisc.networks import denoiser
 from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
@@ -34,6 +36,11 @@ class PretrainOptions:
       ema_decay: of the averaged parameters, which are the ones that are used; lower in the first steps.
       null_dropout: share of the labels replaced by the null class.
       loss: "eps" or "v" (`diffusion.loss.loss_weight`).
+      accumulate: micro-batches that a batch is divided into, one after the other, which bounds the memory; what is
+        learnt does not depend on it but for rounding.
+
+    Raises:
+      UserError: for a batch that cannot be divided into so many.
     """
 
     steps: int
@@ -46,6 +53,15 @@ class PretrainOptions:
     ema_decay: float
     null_dropout: float
     loss: str
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuses what would fail, or mean something else, when the step is traced."""
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise UserError(
+                f"pretrain.accumulate is {self.accumulate}: the batch of {self.batch_size} cannot be divided into so "
+                "many equal parts."
+            )
 
 
 @flax.struct.dataclass
@@ -87,7 +103,28 @@ def init(network: UNetConfig, options: PretrainOptions, key: jax.Array) -> Train
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=optimizer(options).init(params))
 
 
-def train_step(
+@flax.struct.dataclass
+class Batch:
+    """All that one step is told at random, so that a micro-batch is a slice of it.
+
+    Attributes:
+      x0: (B, H, W, C) clean pictures.
+      labels: (B,) int32, some of them the null class.
+      t: (B,) int32 timesteps.
+      noise: (B, H, W, C).
+    """
+
+    x0: jax.Array
+    labels: jax.Array
+    t: jax.Array
+    noise: jax.Array
+
+
+Total = tuple[jax.Array, denoiser.Params]
+"""The loss () and its gradient, summed up over micro-batches."""
+
+
+def draw(
     state: TrainState,
     data: Any,
     key: jax.Array,
@@ -96,33 +133,47 @@ def train_step(
     options: PretrainOptions,
     schedule: Schedule,
     batch_fn: BatchFn,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step. Its randomness follows from `key` and `state.step` alone, so a resumed run equals an unbroken one.
-
-    Args:
-      state: the state before the step.
-      data: what `batch_fn` draws from.
-      key: the key of the whole run.
-      backbone: the network as a function of its parameters.
-      options: the training's.
-      schedule: the forward process.
-      batch_fn: draws a batch.
-
-    Returns:
-      The state after the step, and `loss` and `grad_norm`, both scalars.
-    """
+) -> Batch:
+    """The batch of the next step, which follows from `key` and `state.step` alone; arguments as in `compiled_step`."""
     key_batch, key_null, key_loss = jax.random.split(jax.random.fold_in(key, state.step), 3)
     x0, labels = batch_fn(data, key_batch, options.batch_size)
     null = backbone.table(state.params).shape[0]
     labels = jnp.where(jax.random.bernoulli(key_null, options.null_dropout, labels.shape), null, labels)
+    t, noise = draw_noise(key_loss, schedule, x0.shape)
+    return Batch(x0=x0, labels=labels, t=t, noise=noise)
+
+
+def nothing(params: denoiser.Params) -> Total:
+    """The total of no micro-batch."""
+    return jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+
+
+def add_gradient(
+    total: Total,
+    params: denoiser.Params,
+    batch: Batch,
+    index: int | jax.Array,
+    *,
+    backbone: Backbone,
+    options: PretrainOptions,
+    schedule: Schedule,
+) -> Total:
+    """Adds to `total` the share of micro-batch `index` in the loss of the whole `batch` and in its gradient."""
+    size = options.batch_size // options.accumulate
+    part: Batch = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, index * size, size), batch)
 
     def loss_fn(params: denoiser.Params) -> jax.Array:
         def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
-            return backbone.apply(params, x, t, denoiser.embed(params, labels))
+            return backbone.apply(params, x, t, denoiser.embed(params, part.labels))
 
-        return denoising_loss(eps_fn, schedule, key_loss, x0, options.loss)
+        return weighted_error(eps_fn, schedule, part.x0, part.t, part.noise, options.loss) / options.accumulate
 
-    loss, gradients = jax.value_and_grad(loss_fn)(state.params)
+    return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params))
+
+
+def update(state: TrainState, total: Total, *, options: PretrainOptions) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The state after a step whose loss and gradient are `total`, and both as metrics."""
+    loss, gradients = total
     updates, opt_state = optimizer(options).update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     # The average forgets the random start quickly: its window grows with the steps done.
@@ -130,3 +181,36 @@ def train_step(
     ema = optax.incremental_update(params, state.ema, 1.0 - decay)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
     return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
+
+
+def compiled_step(
+    *, backbone: Backbone, options: PretrainOptions, schedule: Schedule, batch_fn: BatchFn
+) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """One step as a function `(state, data, key) -> (state, metrics)`, which overwrites the state it is given.
+
+    Its randomness follows from `key` and `state.step` alone, so a resumed run equals an unbroken one. Micro-batches are
+    calls of one program, because a program with a loop over them is no way out: unrolled it takes as many times longer
+    to compile, and XLA's CPU backend computes the gradient of a convolution several times more slowly inside a loop.
+
+    Args:
+      backbone: the network as a function of its parameters.
+      options: the training's.
+      schedule: the forward process.
+      batch_fn: draws a batch.
+
+    Returns:
+      The step; `metrics` are `loss` and `grad_norm`, both scalars.
+    """
+    known = {"backbone": backbone, "options": options, "schedule": schedule}
+    draw_batch = jax.jit(functools.partial(draw, batch_fn=batch_fn, **known))
+    add = jax.jit(functools.partial(add_gradient, **known), donate_argnums=0)
+    finish = jax.jit(functools.partial(update, options=options), donate_argnums=0)
+    start = jax.jit(nothing)
+
+    def step(state: TrainState, data: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        batch, total = draw_batch(state, data, key), start(state.params)
+        for index in range(options.accumulate):
+            total = add(total, state.params, batch, index)
+        return finish(state, total)
+
+    return step

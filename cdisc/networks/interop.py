@@ -112,7 +112,7 @@ _NETWORK_DEFAULTS = {
     "block_out_channels": (224, 448, 672, 896),
     "layers_per_block": 2,
 }
-_NOT_IN_DIFFUSERS = ("patch_size", "dtype")
+_NOT_IN_DIFFUSERS = ("patch_size", "dtype", "remat")
 
 _LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _NUMBERED = re.compile(r"(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out)_(\d+)")

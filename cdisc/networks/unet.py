@@ -24,7 +24,7 @@ _FOURIER_SCALE = 16.0
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """The options of `UNet2DModel` that cdisc has, under their published names, and `patch_size`, `dtype`.
+    """The options of `UNet2DModel` that cdisc has, under their published names, and `patch_size`, `dtype`, `remat`.
 
     Attributes:
       sample_size: height and width of the pictures, in pixels.
@@ -56,6 +56,7 @@ class UNetConfig:
       freq_shift: shift of the frequencies of the positional time embedding.
       patch_size: side of the pixel patches that the stem folds into channels.
       dtype: type in which the activations are computed; parameters are float32.
+      remat: whether a gradient computes the activations within each block anew instead of keeping them.
 
     Raises:
       UserError: for a value that no network can have, naming the option.
@@ -87,6 +88,7 @@ class UNetConfig:
     freq_shift: int = 0
     patch_size: int = 1
     dtype: str = "float32"
+    remat: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what would fail, or mean something else, when the network is traced."""
@@ -255,6 +257,10 @@ class UNet2D(nn.Module):
             "time_scale_shift": c.resnet_time_scale_shift,
         }
 
+        down_block, mid_block, up_block = (
+            nn.remat(block) if c.remat else block for block in (DownBlock2D, MidBlock2D, UpBlock2D)
+        )
+
         def head_dim(channels: int) -> int:
             return channels if c.attention_head_dim is None else c.attention_head_dim
 
@@ -271,7 +277,7 @@ class UNet2D(nn.Module):
         last = len(c.block_out_channels) - 1
         types = {"DownBlock2D": "conv", "AttnDownBlock2D": c.downsample_type, "ResnetDownsampleBlock2D": "resnet"}
         for i, (kind, channels) in enumerate(zip(c.down_block_types, c.block_out_channels, strict=True)):
-            x, more = DownBlock2D(
+            x, more = down_block(
                 out_channels=channels,
                 num_layers=c.layers_per_block,
                 add_downsample=i < last,
@@ -283,7 +289,7 @@ class UNet2D(nn.Module):
                 **common,
             )(x, temb)
             skips += more
-        x = MidBlock2D(
+        x = mid_block(
             attention=c.add_attention,
             head_dim=head_dim(x.shape[-1]),
             attn_norm_num_groups=c.mid_attention_groups,
@@ -294,7 +300,7 @@ class UNet2D(nn.Module):
         types = {"UpBlock2D": "conv", "AttnUpBlock2D": c.upsample_type, "ResnetUpsampleBlock2D": "resnet"}
         for i, (kind, channels) in enumerate(zip(c.up_block_types, c.block_out_channels[::-1], strict=True)):
             num_layers = c.layers_per_block + 1
-            x = UpBlock2D(
+            x = up_block(
                 out_channels=channels,
                 num_layers=num_layers,
                 add_upsample=i < last,

@@ -73,15 +73,8 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
         state = init(key_init)
     else:
         console.say(f"pretrain: goes on at step {state.step} of {options.steps}")
-    train_step = jax.jit(
-        functools.partial(
-            pretrain_lib.train_step,
-            backbone=this.backbone,
-            options=options,
-            schedule=this.schedule,
-            batch_fn=this.dataset.train_batch,
-        ),
-        donate_argnums=0,
+    train_step = pretrain_lib.compiled_step(
+        backbone=this.backbone, options=options, schedule=this.schedule, batch_fn=this.dataset.train_batch
     )
     every = this.config.pretrain.save_every
     first = int(state.step)

@@ -1,0 +1,92 @@
+"""What share of its peak rate the CPU that is here reaches in a training step: the error of `cdisc.cost.EFFICIENCY`.
+
+    python -m benchmarks.cost --config=configs/colormnist.py:small
+
+The peaks are measured in the same run, in turns with the step: the rate of a large product of float32 matrices, and the
+bandwidth of a copy that no cache holds. Seconds are the processor's, so other programs on the machine take none.
+"""
+
+import functools
+import json
+import statistics
+import time
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from cdisc import console, runtime
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Steps that are timed.")
+
+
+def main(_: list[str]) -> None:
+    """Prints one line of JSON: the peaks, a step's operations, its seconds as predicted and as measured, the share."""
+    runtime.configure()
+    import jax
+    import jax.numpy as jnp
+
+    from cdisc import config as config_lib
+    from cdisc import cost
+    from cdisc.diffusion import schedule as schedule_lib
+    from cdisc.learning import pretrain
+    from cdisc.networks import backbone
+    from cdisc.networks.unet import UNetConfig
+    from cdisc.stages.pretrain import pretrain_options
+
+    config = _CONFIG.value
+    schedule = schedule_lib.linear_beta(config.diffusion.num_timesteps)
+    network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
+    model = backbone.unet(network, schedule, config.diffusion.prediction_type)
+    options = pretrain_options(config)
+
+    def seconds(fn, *args) -> float:
+        start = time.process_time()
+        jax.block_until_ready(fn(*args))
+        return time.process_time() - start
+
+    def batch(data, key, size):
+        picture = (network.sample_size, network.sample_size, network.in_channels)
+        return jax.random.normal(key, (size, *picture)), jnp.zeros(size, jnp.int32)
+
+    side = 2048
+    matrix = jnp.ones((side, side))
+    product = jax.jit(jnp.matmul)
+    column = jnp.ones(2**27)
+    copy = jax.jit(jnp.negative)
+    step = pretrain.compiled_step(backbone=model, options=options, schedule=schedule, batch_fn=batch)
+    state = pretrain.init(network, options, jax.random.key(0))
+    advance = functools.partial(step, data=None, key=jax.random.key(1))
+    rates, bandwidths, steps = [], [], []
+    for repeat in range(_REPEATS.value + 1):
+        rates.append(2 * side**3 / seconds(product, matrix, matrix))
+        bandwidths.append(2 * column.nbytes / seconds(copy, column))
+        start = time.process_time()
+        state, metrics = advance(state)
+        jax.block_until_ready((state, metrics))
+        steps.append(time.process_time() - start)
+        if repeat == 0:  # compilation
+            rates, bandwidths, steps = [], [], []
+    account = cost.training(network, model, options, schedule, 1)
+    chip = cost.Chip(
+        flops={network.dtype: statistics.median(rates)},
+        bandwidth=statistics.median(bandwidths),
+        memory=0.0,
+        interconnect=1.0,
+    )
+    measured = statistics.median(steps)
+    found = {
+        "GFLOP/s": chip.flops[network.dtype] / 1e9,
+        "GB/s": chip.bandwidth / 1e9,
+        "parameters": account.parameters,
+        "GFLOP a step": account.flops / 1e9,
+        "predicted, s": account.seconds(chip, network.dtype),
+        "measured, s": measured,
+        "share of the peak rate": account.flops / chip.flops[network.dtype] / measured,
+    }
+    console.say(json.dumps({name: float(f"{value:.4g}") for name, value in found.items()}))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    app.run(main)

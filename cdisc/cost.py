@@ -1,0 +1,258 @@
+"""What a configuration costs, before anything of it is allocated: memory, operations, and hours on chips by name.
+
+The memory is what XLA's compiler plans for the kind of device that is here. Operations and bytes are those of the
+program before it is compiled, and hours follow from a roofline (Williams et al. 2009): what a chip really reaches of
+its peak rate, or its bandwidth, whichever is slower.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.extend.core import jaxprs_in_params
+
+from cdisc import config as config_lib
+from cdisc.diffusion import schedule as schedule_lib
+from cdisc.diffusion.schedule import Schedule
+from cdisc.errors import UserError
+from cdisc.learning import pretrain
+from cdisc.networks import backbone, denoiser
+from cdisc.networks.unet import UNetConfig
+from cdisc.run import discovery_options, level_options, method_options
+from cdisc.stages.pretrain import pretrain_options
+
+EFFICIENCY = 0.4
+"""The share of a chip's peak rate that a large network reaches: `docs/scaling.md` says where from, and its error."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """A chip as its maker publishes it.
+
+    Attributes:
+      flops: operations a second in dense products, by the type of the activations.
+      bandwidth: bytes a second to and from its memory.
+      memory: bytes.
+      interconnect: bytes a second to and from other chips, both directions together.
+    """
+
+    flops: Mapping[str, float]
+    bandwidth: float
+    memory: float
+    interconnect: float
+
+    def seconds(self, program: "Program", dtype: str) -> float:
+        """How long the chip takes over a program whose activations are of type `dtype`."""
+        return max(program.flops / (EFFICIENCY * self.flops[dtype]), program.traffic / self.bandwidth)
+
+
+_A100 = {"bfloat16": 312e12, "float32": 156e12}
+CHIPS = {
+    # NVIDIA's data sheets of the A100 and H100 in their SXM form, without sparsity; float32 is TF32, JAX's default.
+    "a100-40gb": Chip(flops=_A100, bandwidth=1.555e12, memory=40e9, interconnect=600e9),
+    "a100-80gb": Chip(flops=_A100, bandwidth=2.039e12, memory=80e9, interconnect=600e9),
+    "h100": Chip(flops={"bfloat16": 989e12, "float32": 494e12}, bandwidth=3.35e12, memory=80e9, interconnect=900e9),
+    # Jouppi et al. 2020, "A domain-specific supercomputer for training deep neural networks".
+    "tpu-v3": Chip(
+        flops={"bfloat16": 123e12, "float32": 123e12}, bandwidth=900e9, memory=32 * 2**30, interconnect=328e9
+    ),
+    # Google Cloud's documentation of TPU v4 and v5e; products of float32 are of bfloat16 too, JAX's default there.
+    "tpu-v4": Chip(
+        flops={"bfloat16": 275e12, "float32": 275e12}, bandwidth=1.2e12, memory=32 * 2**30, interconnect=300e9
+    ),
+    "tpu-v5e": Chip(
+        flops={"bfloat16": 197e12, "float32": 197e12}, bandwidth=819e9, memory=16 * 2**30, interconnect=200e9
+    ),
+}
+"""By name. A v3-8 or v4-8 has four chips and a v4-32 sixteen, because Google counts two cores in each."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What a program asks of any chip.
+
+    Attributes:
+      flops: operations, by XLA's count.
+      traffic: bytes that must cross the chip's memory: the program's arguments and results, and those of each of its
+        products and convolutions. All else is taken to be fused into these.
+    """
+
+    flops: float
+    traffic: float
+
+
+def account(fn: Callable[..., Any], *shapes: Any, donate: tuple[int, ...] = ()) -> tuple[Program, jax.stages.Lowered]:
+    """What `fn` asks of any chip for arguments of `shapes`, trees of `jax.ShapeDtypeStruct`; and itself, to compile."""
+    traced = jax.jit(fn, donate_argnums=donate).trace(*shapes)
+    lowered = traced.lower()
+    jaxpr = traced.jaxpr.jaxpr
+    whole = size_in_bytes([variable.aval for variable in (*jaxpr.invars, *jaxpr.outvars)])
+    return Program(flops=lowered.cost_analysis()["flops"], traffic=whole + _traffic(jaxpr)), lowered
+
+
+def _traffic(jaxpr: Any) -> int:
+    """The bytes of the operands and results of all products and convolutions in a program."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            total += size_in_bytes([variable.aval for variable in (*equation.invars, *equation.outvars)])
+        total += sum(_traffic(inner) for inner in jaxprs_in_params(equation.params))
+    return total
+
+
+def size_in_bytes(tree: Any) -> int:
+    """The bytes of a tree of shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a training step costs each of the devices that share it.
+
+    Attributes:
+      parameters: of the network.
+      kept: bytes of the training state, the gradient and the batch.
+      temporaries: bytes that a micro-batch needs beside.
+      gradient: the program of one micro-batch.
+      update: the program that ends a step.
+      micro_batches: how often `gradient` runs in a step.
+      devices: how many share a batch.
+    """
+
+    parameters: int
+    kept: int
+    temporaries: int
+    gradient: Program
+    update: Program
+    micro_batches: int
+    devices: int
+
+    @property
+    def flops(self) -> float:
+        """Operations of a step, on all devices."""
+        return self.devices * (self.micro_batches * self.gradient.flops + self.update.flops)
+
+    def seconds(self, chip: Chip, dtype: str) -> float:
+        """How long a step takes; the gradients of several devices are summed up in a ring."""
+        # Each device sends, and receives, nearly two gradients.
+        ring = 2 * 2 * (1 - 1 / self.devices) * 4 * self.parameters / chip.interconnect
+        return self.micro_batches * chip.seconds(self.gradient, dtype) + chip.seconds(self.update, dtype) + ring
+
+
+def training(
+    network: UNetConfig, model: backbone.Backbone, options: pretrain.PretrainOptions, schedule: Schedule, devices: int
+) -> Training:
+    """The cost of a step whose batch is shared evenly by `devices`."""
+    # Of each device, and padded where the batch cannot be divided.
+    size = -(-options.batch_size // (devices * options.accumulate))
+    options = dataclasses.replace(options, batch_size=size * options.accumulate)
+    state = jax.eval_shape(functools.partial(pretrain.init, network, options), jax.random.key(0))
+    total = jax.eval_shape(pretrain.nothing, state.params)
+    picture = (network.sample_size, network.sample_size, network.in_channels)
+    pictures = jax.ShapeDtypeStruct((options.batch_size, *picture), jnp.float32)
+    numbers = jax.ShapeDtypeStruct((options.batch_size,), jnp.int32)
+    batch = pretrain.Batch(x0=pictures, labels=numbers, t=numbers, noise=pictures)
+    add = functools.partial(pretrain.add_gradient, backbone=model, options=options, schedule=schedule)
+    index = jax.ShapeDtypeStruct((), jnp.int32)
+    gradient, lowered = account(add, total, state.params, batch, index, donate=(0,))
+    update, _ = account(functools.partial(pretrain.update, options=options), state, total)
+    return Training(
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        kept=size_in_bytes((state, total, batch)),
+        temporaries=lowered.compile().memory_analysis().temp_size_in_bytes,
+        gradient=gradient,
+        update=update,
+        micro_batches=options.accumulate,
+        devices=devices,
+    )
+
+
+def evaluation(network: UNetConfig, model: backbone.Backbone, pictures: int) -> Program:
+    """The cost of one evaluation of the null model on `pictures` pictures."""
+    params = jax.eval_shape(functools.partial(denoiser.init, network), jax.random.key(0))
+    picture = (network.sample_size, network.sample_size, network.in_channels)
+    x = jax.ShapeDtypeStruct((pictures, *picture), jnp.float32)
+    t = jax.ShapeDtypeStruct((pictures,), jnp.int32)
+    return account(lambda params, x, t: backbone.null_eps(model, params)(x, t), params, x, t)[0]
+
+
+def evaluations(config: ml_collections.ConfigDict, classes: int, schedule: Schedule) -> dict[str, int]:
+    """The most evaluations of the network that each stage makes for one query, a picture each.
+
+    A picture in a step of learning counts as three: its gradient takes twice as long as its prediction.
+
+    Args:
+      config: the configuration.
+      classes: how many classes are trained.
+      schedule: the forward process.
+    """
+    settings, num_steps = config.adapt, config.sampling.num_steps
+    levels = level_options(config)
+    adapting = settings.class_draws * classes
+    if any(level.pool != "query" for level in levels.values()):
+        adapting += settings.pool_size * num_steps
+    for level in levels.values():
+        pictures = level.batch_size * (2 if level.prior_weight > 0 else 1)
+        adapting += 3 * level.candidates * level.steps * pictures
+    guided = 2 * len(method_options(config))
+    sigmas = {config.evaluate.query_only_sigma, *config.evaluate.query_only_sigmas}
+    # The teacher alone, Top-1 with the null model, Top-3 with it, and Query-only at each width.
+    a_step = 1 + 2 + 4 + len(sigmas)
+    return {
+        "discover": discovery_options(config, schedule).max_evaluations,
+        "adapt": adapting,
+        "evaluate": config.evaluate.samples * num_steps * (guided + a_step),
+    }
+
+
+def report(config: ml_collections.ConfigDict, devices: int) -> str:
+    """What `--dry_run` prints.
+
+    Args:
+      config: the configuration.
+      devices: how many chips share the work.
+
+    Raises:
+      UserError: for a configuration without a U-Net, with options that cannot be used, or a count below one.
+    """
+    if devices < 1:
+        raise UserError(f"--device_count is {devices}: use a whole number from 1 on.")
+    if config.network.kind != "unet":
+        raise UserError(f"--dry_run tells what a U-Net costs, and config.network.kind is {config.network.kind!r}.")
+    schedule = schedule_lib.linear_beta(
+        config.diffusion.num_timesteps, config.diffusion.beta_start, config.diffusion.beta_end
+    )
+    network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
+    config_lib.require_known("config.network.dtype", network.dtype, tuple(_A100))
+    model = backbone.unet(network, schedule, config.diffusion.prediction_type)
+    options = pretrain_options(config)
+    step = training(network, model, options, schedule, devices)
+    lanes = discovery_options(config, schedule).lanes
+    single = evaluation(network, model, lanes)
+    classes = 0 if network.num_class_embeds is None else network.num_class_embeds - 1
+    counts = evaluations(config, classes, schedule)
+    queries = config.evaluate.num_queries
+    peak = step.kept + step.temporaries
+    lines = [
+        f"network: {step.parameters:,} parameters in float32, activations in {network.dtype}",
+        f"training: {options.steps:,} steps of {options.batch_size} pictures in {options.accumulate} micro-batch(es), "
+        f"{step.flops / 1e12:.3g} TFLOP a step",
+        f"memory of each of {devices} device(s), compiled for {jax.default_backend()}: {step.kept / 1e9:.2f} GB kept, "
+        f"{step.temporaries / 1e9:.2f} GB temporary, {peak / 1e9:.2f} GB at the peak",
+        f"a query: at most {', '.join(f'{count:,} evaluations to {stage}' for stage, count in counts.items())}; "
+        f"{single.flops / lanes / 1e9:.3g} GFLOP each",
+        f"predicted on {devices} chip(s), at {EFFICIENCY:.0%} of their peak rate:",
+        f"{'chip':>10} {'steps/s':>9} {'h to train':>11} {'s a query':>10} {f'h for {queries} queries':>20}  step fits",
+    ]
+    for name, chip in CHIPS.items():
+        seconds = step.seconds(chip, network.dtype)
+        query = sum(counts.values()) * chip.seconds(single, network.dtype) / lanes
+        lines.append(
+            f"{name:>10} {1 / seconds:>9.3g} {options.steps * seconds / 3600:>11.3g} {query:>10.3g} "
+            f"{query * queries / devices / 3600:>20.3g}  {'yes' if peak <= chip.memory else 'no'}"
+        )
+    return "\n".join(lines)
