@@ -110,7 +110,8 @@ def untrained(
     """A query model before any learning: the structure of every one."""
     image = jnp.zeros(this.dataset.shape)
     table = this.backbone.table(params)
-    lesson = adapt_lib.Lesson(query=image, pool=image[None], classes=jnp.arange(table.shape[0]), given=table[0])
+    given = jnp.zeros(table.shape[1])
+    lesson = adapt_lib.Lesson(query=image, pool=image[None], classes=jnp.arange(table.shape[0]), given=given)
     states = {name: (adapt_lib.init(this.backbone, params, lesson, key, o), o) for name, o in levels.items()}
     return QueryModel(
         teacher=teacher,
