@@ -107,6 +107,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
             f"config.data.name is {config.data.name!r} and config.network.kind is {config.network.kind!r}: 'queries' "
             "and 'diffusers' go together, as in configs/pretrained.py."
         )
+    network: UNetConfig | None = None
     if config.network.kind == "diffusers":
         network, scheduler = pretrained_options(config)
         shape = (network.sample_size, network.sample_size, network.in_channels)
@@ -114,7 +115,6 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         schedule = scheduler.schedule()
         backbone = backbone_lib.unet(network, schedule, scheduler.prediction_type)
     else:
-        network = None
         dataset = loaders[config.data.name](config.data)
         schedule = schedule_lib.linear_beta(
             config.diffusion.num_timesteps, config.diffusion.beta_start, config.diffusion.beta_end

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shlex
+import shutil
 
 import jax
 import numpy as np
@@ -32,15 +33,21 @@ CONDITIONAL = dataclasses.replace(UNCONDITIONAL, num_class_embeds=4)
 
 
 def save(folder, network=UNCONDITIONAL, **scheduler):
-    # Small kernels: the density is close to a Gaussian's, and has modes.
+    # Where small kernels predict the clean picture, the mean shift is a contraction: there is a mode at every level.
     params = jax.tree.map(lambda leaf: 0.3 * leaf, tiny.random_params(network))
-    interop.save(folder, network, params, interop.SchedulerConfig(**scheduler))
+    interop.save(folder, network, params, interop.SchedulerConfig(prediction_type="sample", **scheduler))
     return folder
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("saved"))
+
+
 @pytest.fixture
-def folder(tmp_path):
-    return save(tmp_path / "network")
+def folder(saved, tmp_path):
+    """A folder of the unconditional network, to be changed at will."""
+    return shutil.copytree(saved, tmp_path / "network")
 
 
 @pytest.fixture
@@ -62,13 +69,13 @@ def prepared(folder, picture, tmp_path, **changes):
 
 
 @pytest.fixture(scope="module")
-def readme_run(tmp_path_factory):
+def readme_run(saved, tmp_path_factory):
     """The README's command, on a tiny network and a random picture."""
     home = tmp_path_factory.mktemp("pretrained")
-    folder = save(home / "network")
+    folder = shutil.copytree(saved, home / "network")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(home / "face.png")
     given = {"FOLDER": str(folder), "face.png": str(home / "face.png"), "runs/face": str(home / "run")}
-    words = shlex.split(marked("pretrained"))
+    words = shlex.split(marked("pretrained").replace("\\\n", ""))
     assert words[1:3] == ["-m", "cdisc.main"]
     arguments = []
     for word in words[3:]:
@@ -95,7 +102,7 @@ def test_the_readme_s_command(readme_run):
     assert [path.name for path in (run / "pretrain").iterdir()] == ["imported.sha256"]
     learnt = arrays_of(run / "adapt" / "query_0000")
     assert np.abs(learnt["levels/embedding/embedding"]).max() > 0.05
-    assert learnt["losses"].shape == (0,)
+    assert "losses" not in learnt
 
 
 def test_its_report_shows_the_modes_and_their_tree(readme_run):
@@ -126,7 +133,7 @@ def test_another_network_in_the_same_folder_is_noticed(folder, picture, tmp_path
 
 def test_the_folder_decides_the_schedule_the_size_and_the_prediction(tmp_path, picture):
     network = dataclasses.replace(UNCONDITIONAL, in_channels=1, out_channels=1, sample_size=16)
-    folder = save(tmp_path / "network", network, num_train_timesteps=600, prediction_type="sample")
+    folder = save(tmp_path / "network", network, num_train_timesteps=600)
     this = prepared(folder, picture, tmp_path)
     assert this.dataset.shape == (16, 16, 1)
     assert this.queries[0].image.shape == (16, 16, 1)
@@ -166,8 +173,9 @@ def test_the_null_class_of_a_table_is_where_the_person_says(tmp_path, picture):
         ({}, {"discover__hierarchy": (0,)}, r"discover\.hierarchy is \(0,\): name timesteps from 1 to T, or none"),
     ],
 )
-def test_what_cannot_be_used_is_refused_before_any_work(tmp_path, picture, network, changes, sentence):
-    folder = save(tmp_path / "network", dataclasses.replace(UNCONDITIONAL, **network))
+def test_what_cannot_be_used_is_refused_before_any_work(folder, tmp_path, picture, network, changes, sentence):
+    file = folder / interop.NETWORK_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | network))
     with pytest.raises(UserError, match=sentence):
         prepared(folder, picture, tmp_path, **changes)
     assert not (tmp_path / "run").exists()

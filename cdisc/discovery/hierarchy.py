@@ -4,6 +4,7 @@ A mode at a fine noise level is a start at the next coarser one, where the ascen
 the density, so modes fuse; paths that met stay together, which makes a tree: pictures at its leaves, concepts above.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -66,12 +67,12 @@ def follow(
         chain = jnp.where(enters, present + jnp.cumsum(enters, dtype=jnp.int32) - 1, place)
         begin = below.at[jnp.where(enters, chain, count)].set(points, mode="drop")
         chains = jnp.asarray(present + jnp.sum(enters, dtype=jnp.int32))
-        levels = jnp.full(count, level)
+        at = jnp.full(count, level)
         root = jnp.sqrt(schedule.alpha_bar[level])
         ends = modes.ascend(
             eps_fn,
             root * begin,
-            levels,
+            at,
             kernel=concepts.kernel(schedule, options),
             max_steps=options.max_steps,
             tolerance=options.tolerance,
@@ -79,14 +80,16 @@ def follow(
             count=chains,
         )
         # What is no number is forgotten by `merge`.
-        ends = ends.replace(residual=jnp.where(jnp.arange(count) < chains, ends.residual, jnp.nan))
-        pool = modes.merge(ends, schedule, levels, options.merge_radius, count)
+        residual = jnp.where(jnp.arange(count) < chains, ends.residual, jnp.nan)
+        pool = modes.merge(
+            dataclasses.replace(ends, residual=residual), schedule, at, options.merge_radius, capacity=count
+        )
 
         def nearest(x: jax.Array) -> jax.Array:
             squared = jnp.mean(jnp.square(pool.m - (x / root)[None]), axis=tuple(range(1, pool.m.ndim)))
             return jnp.argmin(jnp.where(pool.mask, squared, jnp.inf)).astype(jnp.int32)
 
-        mode = jnp.where(jnp.isfinite(ends.residual), jax.lax.map(nearest, ends.x), -1)
+        mode = jnp.where(jnp.isfinite(residual), jax.lax.map(nearest, ends.x), -1)
         place = jnp.where(chain >= 0, mode[chain], -1)
         state = (pool.m, jnp.sum(pool.mask, dtype=jnp.int32), place)
         return state, (pool.m, pool.residual, place, ends.nfe)

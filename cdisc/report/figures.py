@@ -289,24 +289,23 @@ def dendrogram(levels: Sequence[Mapping[str, Any]], modes: Sequence[ArrayLike], 
             if mode["parent"] is not None:
                 above = places[y + 1][mode["parent"]]
                 width = 1.0 + 4.0 * mode["basin"] / largest
-                axes.plot(
-                    [x, x, above, above], [y, y + 0.5, y + 0.5, y + 1], color=theme.faint, linewidth=width, zorder=1
-                )
+                bend = ([x, x, above, above], [y, y + 0.5, y + 0.5, y + 1])
+                axes.plot(*bend, color=theme.muted, alpha=0.4, linewidth=width, zorder=1)
             if array.ndim == 1:
                 text = "\n".join(f"{value:.2f}".replace("-", "\N{MINUS SIGN}") for value in array)
                 axes.text(x, y, text, fontsize=7, ha="center", va="center", color=theme.ink, zorder=2)
             else:
                 pixels = to_uint8(array)
                 zoom = size * 72.0 / max(pixels.shape[:2])  # an image's own pixels are points
-                picture = offsetbox.OffsetImage(pixels, zoom=zoom, interpolation="nearest")
+                picture = offsetbox.OffsetImage(pixels, zoom=zoom)
                 axes.add_artist(offsetbox.AnnotationBbox(picture, (x, y), frameon=False, pad=0.0))
             axes.annotate(
                 f"{mode['basin']}",
                 (x, y),
-                xytext=(0.0, -36.0 * size - 2.0),
+                xytext=(-36.0 * size, -36.0 * size - 2.0),
                 textcoords="offset points",
                 fontsize=7,
-                ha="center",
+                ha="left",
                 va="top",
                 color=theme.muted,
             )

@@ -201,6 +201,7 @@ th[scope=row] { color: var(--ink); font-size: 14px; }
 .columns > * { flex: 1 1 300px; min-width: 0; }
 .columns > .chart { flex: 0 1 auto; }
 .chart { max-width: 100%; height: auto; display: block; }
+.scroll .chart { max-width: none; }
 dl { margin: 0; font-size: 13.5px; }
 dt { font-weight: 600; }
 dd { margin: 0 0 8px; color: var(--muted); }

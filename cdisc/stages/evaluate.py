@@ -44,10 +44,10 @@ def recipes_of(this: Run, params: Any, query: Query, model: QueryModel) -> dict[
             w_max=guidance.w_max,
         )
     weight = jnp.asarray([settings.class_guidance], jnp.float32)
-    if table.shape[0] >= 1:
+    if model.losses is not None:
         best = baselines.top1(model.losses)
         recipes["top1"] = methods.class_recipe(table[best][None], weight, teacher=model.teacher, w_max=guidance.w_max)
-    if table.shape[0] >= 3:
+    if model.losses is not None and table.shape[0] >= 3:
         classes, shares = baselines.top3_weights(model.losses, settings.tau_k)
         recipes["top3"] = methods.class_recipe(table[classes], weight * shares)
     for sigma in sorted({settings.query_only_sigma, *settings.query_only_sigmas}):
