@@ -20,7 +20,7 @@ from cdisc import config as config_lib
 from cdisc.errors import UserError
 from cdisc.run import STAGES, Run, prepare, read_seconds
 from cdisc.stages.adapt import adapt
-from cdisc.stages.discover import discover
+from cdisc.stages.discover import discover, follow
 from cdisc.stages.evaluate import evaluate, versions
 from cdisc.stages.pretrain import pretrain
 from cdisc.stages.report import report
@@ -76,6 +76,7 @@ def run_stages(this: Run, stages: Sequence[str]) -> None:
         return
     with clock(this, "discover", stages) as active:
         discoveries = discover(this, params, active)
+        hierarchy = follow(this, params, discoveries, active)
     if last == STAGES.index("discover"):
         return
     with clock(this, "adapt", stages) as active:
@@ -87,7 +88,7 @@ def run_stages(this: Run, stages: Sequence[str]) -> None:
     if last == STAGES.index("evaluate"):
         return
     with clock(this, "report", stages):
-        report(this, params, discoveries, samples)
+        report(this, params, discoveries, samples, hierarchy)
 
 
 @contextlib.contextmanager

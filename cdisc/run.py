@@ -14,11 +14,13 @@ import numpy as np
 from cdisc import checkpoints, console, parallel, signals
 from cdisc import config as config_lib
 from cdisc.data import Dataset, colormnist, pictures, planar
+from cdisc.data import queries as queries_data
 from cdisc.diffusion import schedule as schedule_lib
 from cdisc.discovery import concepts
 from cdisc.errors import UserError
 from cdisc.learning.adapt import AdaptOptions
 from cdisc.networks import backbone as backbone_lib
+from cdisc.networks import interop
 from cdisc.networks.unet import UNetConfig
 
 STAGES = ("pretrain", "discover", "adapt", "evaluate", "report")
@@ -98,19 +100,31 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
       UserError: for anything in the configuration, the queries or the workdir that cannot be used.
     """
     loaders = {"colormnist": colormnist.load, "planar": planar.load}
-    if config.data.name not in loaders:
-        raise UserError(f"config.data.name is {config.data.name!r}: use one of {', '.join(loaders)}.")
-    dataset = loaders[config.data.name](config.data)
-    schedule = schedule_lib.linear_beta(
-        config.diffusion.num_timesteps, config.diffusion.beta_start, config.diffusion.beta_end
-    )
+    if config.data.name not in (*loaders, "queries"):
+        raise UserError(f"config.data.name is {config.data.name!r}: use one of {', '.join(loaders)}, queries.")
+    if (config.data.name == "queries") != (config.network.kind == "diffusers"):
+        raise UserError(
+            f"config.data.name is {config.data.name!r} and config.network.kind is {config.network.kind!r}: 'queries' "
+            "and 'diffusers' go together, as in configs/pretrained.py."
+        )
+    network: UNetConfig | None = None
+    if config.network.kind == "diffusers":
+        network, scheduler = pretrained_options(config)
+        shape = (network.sample_size, network.sample_size, network.in_channels)
+        dataset = queries_data.load(pathlib.Path(config.network.path).resolve().name, shape)
+        schedule = scheduler.schedule()
+        backbone = backbone_lib.unet(network, schedule, scheduler.prediction_type)
+    else:
+        dataset = loaders[config.data.name](config.data)
+        schedule = schedule_lib.linear_beta(
+            config.diffusion.num_timesteps, config.diffusion.beta_start, config.diffusion.beta_end
+        )
     discovery_options(config, schedule)
     level_options(config)
     for name, method in method_options(config).items():
         if method.level not in config.adapt.levels:
             hint = config_lib.nearest(method.level, config.adapt.levels)
             raise UserError(f"config.evaluate.methods.{name}.level names no level: {method.level!r}{hint}")
-    network = None
     if config.network.kind == "unet":
         network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
         classes = len(dataset.split.trained)
@@ -130,20 +144,61 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         backbone = backbone_lib.unet(network, schedule, prediction)
     elif config.network.kind == "exact":
         backbone = backbone_lib.mixture(schedule)
-    else:
-        raise UserError(f"config.network.kind is {config.network.kind!r}: use 'unet' or 'exact'.")
+    elif config.network.kind != "diffusers":
+        raise UserError(f"config.network.kind is {config.network.kind!r}: use 'unet', 'exact' or 'diffusers'.")
     queries = own_queries(query_paths, dataset.shape) if query_paths else held_out_queries(config, dataset)
     checkpoints.writable(workdir)
     bind(workdir, config, queries)
     return Run(config, workdir, dataset, schedule, network, backbone, queries)
 
 
+def pretrained_options(config: ml_collections.ConfigDict) -> tuple[UNetConfig, interop.SchedulerConfig]:
+    """The options of the network in the folder `config.network.path`.
+
+    Raises:
+      UserError: for a network, or a level of adaptation, that a run without any data but queries has no use for.
+    """
+    folder, null = config.network.path, config.network.null_class
+    if not folder:
+        raise UserError("config.network.path is empty: give --config.network.path=FOLDER, one that diffusers saved.")
+    network, scheduler = interop.load_options(folder)
+    if network.in_channels not in (1, 3) or network.out_channels != network.in_channels:
+        raise UserError(
+            f"{folder} maps {network.in_channels} channels to {network.out_channels}: a query is a picture of 1 or 3 "
+            "channels, so use a network that maps these to as many."
+        )
+    if network.center_input_sample:
+        raise UserError(f"{folder} has center_input_sample: queries are in [-1, 1], so use a network without it.")
+    if network.class_embed_type is not None:
+        raise UserError(f"{folder} has class_embed_type {network.class_embed_type!r}: a run needs a table, null.")
+    rows = network.num_class_embeds
+    if rows is None and null is not None:
+        raise UserError(f"{folder} has no classes: leave config.network.null_class out.")
+    if rows is not None and (null is None or not 0 <= null < rows):
+        raise UserError(
+            f"{folder} has {rows} classes, and config.network.null_class is {null}: name the row, 0 to {rows - 1}, "
+            "that was trained to stand for no class; without one there is no unconditional density to climb."
+        )
+    for name, level in level_options(config).items():
+        field = f"config.adapt.levels.{name}"
+        if rows in (None, 1) and not level.after and level.start == "top1":
+            raise UserError(f"{field}.start is 'top1', and {folder} has no class to start at: set it to 'normal'.")
+        if rows in (None, 1) and level.space == "span":
+            raise UserError(f"{field}.space is 'span', and {folder} has no classes to span one: set it to 'free'.")
+        if level.prior_weight > 0:
+            raise UserError(
+                f"{field}.prior_weight is {level.prior_weight}, and there are no pictures for it: set it to 0."
+            )
+    return network, scheduler
+
+
 def discovery_options(config: ml_collections.ConfigDict, schedule: schedule_lib.Schedule) -> concepts.DiscoveryOptions:
     """`config.discover` as options, its timesteps checked against the schedule."""
     options = config_lib.options(concepts.DiscoveryOptions, config.discover, "discover")
-    outside = [t for t in options.timesteps if not 1 <= t <= schedule.num_timesteps]
-    if outside:
-        raise UserError(f"config.discover.timesteps has {outside[0]}: each must be in 1..{schedule.num_timesteps}.")
+    for name in ("timesteps", "hierarchy"):
+        outside = [t for t in getattr(options, name) if not 1 <= t <= schedule.num_timesteps]
+        if outside:
+            raise UserError(f"config.discover.{name} has {outside[0]}: each must be in 1..{schedule.num_timesteps}.")
     if options.num_experts > options.capacity:
         raise UserError(
             f"config.discover.num_experts is {options.num_experts}, more than the pool holds (capacity "
@@ -190,6 +245,8 @@ def method_options(config: ml_collections.ConfigDict) -> dict[str, MethodOptions
 def held_out_queries(config: ml_collections.ConfigDict, dataset: Dataset) -> tuple[Query, ...]:
     """`num_queries` query pictures of held-out compositions: each once in an order drawn by the seed, then again."""
     held_out = dataset.split.held_out
+    if not held_out:
+        raise UserError("this configuration has no pictures of its own: give --query=PICTURE.")
     count = config.evaluate.num_queries
     if count < 1:
         raise UserError(f"config.evaluate.num_queries is {count}: use a whole number from 1 on.")

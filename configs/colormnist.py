@@ -107,6 +107,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
         one_per_t=False,
         background_mean=0.0,
         background_variance=1.0,
+        hierarchy=(),  # noise levels through which the modes are followed, from fine to coarse
     )
     c.guidance = _section(w0=1.2, w_max=2.0, elementwise=False)  # of the teacher, Eq. 14
     c.sampling = _section(num_steps=50, clip=1.0)

@@ -58,6 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
         one_per_t=False,
         background_mean=0.0,
         background_variance=1.0,
+        hierarchy=(50, 100, 200, 300, 400, 500, 600),  # the modes are followed through these noise levels; () does not
     )
     c.guidance = _section(w0=1.2, w_max=2.0, elementwise=False)  # of the teacher, Eq. 14
     c.sampling = _section(num_steps=50, clip=None)  # points are not bounded

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import runpy
 import subprocess
 import sys
@@ -13,6 +14,12 @@ import ml_collections
 from cdisc import checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def marked(name: str) -> str:
+    """The commands between the lines "<!-- NAME -->" and "<!-- end -->" of the README."""
+    return re.search(rf"^<!-- {name} -->\n```bash\n(.*?)```\n<!-- end -->$", README, re.DOTALL | re.MULTILINE).group(1)
 
 
 def command(*arguments: str | pathlib.Path) -> list[str]:

@@ -82,7 +82,7 @@ def test_leaks_are_named():
 
 @pytest.mark.parametrize(
     ("names", "values"),
-    [((), ()), (("a",), ()), (("a", "a"), (("x",), ("y",))), (("a",), (("x", "x"),)), (("a",), ((),))],
+    [(("a",), ()), (("a", "a"), (("x",), ("y",))), (("a",), (("x", "x"),)), (("a",), ((),))],
 )
 def test_ambiguous_factors_are_refused(names, values):
     with pytest.raises(ValueError, match=r"factor|values"):

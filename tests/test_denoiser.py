@@ -90,6 +90,14 @@ def test_an_added_class_comes_before_the_null_class(params):
     np.testing.assert_array_equal(added["class_embedding"]["embedding"], [new, np.zeros(32)])
 
 
+def test_any_row_can_be_made_the_null_class(params):
+    table = np.asarray(params["class_embedding"]["embedding"])
+    for row, order in ((0, [1, 2, 3, 0]), (2, [0, 1, 3, 2]), (3, [0, 1, 2, 3])):
+        moved = denoiser.null_last(params, row)
+        np.testing.assert_array_equal(moved["class_embedding"]["embedding"], table[order])
+    assert moved["conv_in"] is params["conv_in"]
+
+
 def test_embed_looks_up_labels_and_the_null_class(params):
     table = np.asarray(params["class_embedding"]["embedding"])
     embedded = denoiser.embed(params, jnp.asarray([2, 0, 3, 2]))

@@ -198,6 +198,43 @@ def test_tradeoff_puts_recall_across_and_accuracy_up_and_leaves_out_the_unknown(
     assert not _mask(pixels, colours["d"]).any()
 
 
+def test_a_dendrogram_has_parents_above_and_between_their_children() -> None:
+    # Catches: levels upside down, a leaf over another's branch, a picture at another mode's place.
+    colours = {
+        "left": (255, 0, 0),
+        "middle": (0, 255, 0),
+        "right": (0, 0, 255),
+        "low": (255, 255, 0),
+        "top": (255, 0, 255),
+    }
+    picture = {name: np.broadcast_to(np.array(c) / 127.5 - 1.0, (4, 4, 3)) for name, c in colours.items()}
+    # The children of "low" are the first and the last of their level: "middle" must not come between them.
+    levels = [
+        {"t": 50, "modes": [{"parent": p, "basin": 3} for p in (1, 0, 1)]},
+        {"t": 100, "modes": [{"parent": 0, "basin": 3}, {"parent": 0, "basin": 6}]},
+        {"t": 300, "modes": [{"parent": None, "basin": 9}]},
+    ]
+    modes = [
+        [picture["left"], picture["middle"], picture["right"]],
+        [picture["middle"], picture["low"]],
+        [picture["top"]],
+    ]
+    pixels = figures.dendrogram(levels, modes)
+    boxes = {name: _box(_mask(pixels, "#{:02x}{:02x}{:02x}".format(*c))) for name, c in colours.items()}
+    x = {name: box[0] for name, box in boxes.items()}
+    assert x["low"] == pytest.approx((x["left"] + x["right"]) / 2, abs=2)
+    assert not x["left"] < x["middle"] < x["right"]
+    assert x["top"] == pytest.approx((x["low"] + x["middle"]) / 2, abs=2)
+    assert boxes["top"][1] < boxes["low"][1] < boxes["left"][1]
+    assert boxes["left"][1] == pytest.approx(boxes["right"][1], abs=2)
+
+
+def test_a_dendrogram_of_points_needs_no_pictures() -> None:
+    levels = [{"t": 50, "modes": [{"parent": None, "basin": 3}, {"parent": None, "basin": 1}]}]
+    drawn = [figures.dendrogram(levels, [points]) for points in (np.zeros((2, 2)), np.ones((2, 2)))]
+    assert (drawn[0] != drawn[1]).any()
+
+
 def test_charts_follow_the_theme_and_are_the_same_bytes_each_time(plane: figures.Plane) -> None:
     def draw(theme: figures.Theme) -> np.ndarray:
         return figures.planar_samples(plane, np.zeros((4, 2)), np.ones(2), colour="#1f77b4", theme=theme)

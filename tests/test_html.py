@@ -197,6 +197,26 @@ def test_captions_state_what_a_concept_is() -> None:
     assert "digit colour cyan digit 3" in text
 
 
+def test_modes_stand_in_columns_from_fine_to_coarse_noise() -> None:
+    # Catches: columns in another order, a saddle shown as a mode, more modes than the page has room for.
+    def mode(t: int, basin: int, curvature: float) -> html.Mode:
+        return html.Mode(mean=np.full((8, 8, 3), basin / 100), t=t, basin=basin, curvature=curvature)
+
+    found = (mode(50, 31, -0.5), mode(50, 21, 0.5), mode(50, 11, -0.5), mode(400, 61, -0.5))
+    panel = dataclasses.replace(_panel(), modes=found)
+    text = _is_whole(html.render(_page(panel, modes_shown=2))).text
+    assert "query t = 50 31 21 (saddle) 1 more t = 400 61" in text
+    assert "Modes of the noised density" not in _is_whole(html.render(_page(_panel()))).text
+
+
+def test_the_hierarchy_is_drawn_once_for_all_queries() -> None:
+    tree = {"nfe": 1234, "levels": [{"t": 50, "modes": [{"parent": None, "basin": 3}]}]}
+    page = _page(_panel(), _panel(), hierarchy=tree, hierarchy_modes=[np.zeros((1, 8, 8, 3))])
+    reader = _is_whole(html.render(page))
+    assert "1,234 network evaluations" in reader.text
+    assert _image(reader, "the tree of modes from t = 50")
+
+
 def test_the_table_has_means_with_errors_and_marks_what_prints_highest() -> None:
     document = html.render(_page(compared=True))
     reader = _Reader(document)

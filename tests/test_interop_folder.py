@@ -325,6 +325,20 @@ def test_only_an_unconditional_network_is_a_pipeline(folder, params, tmp_path):
     assert index["unet"] == ["diffusers", "UNet2DModel"]
 
 
+def test_an_adapted_unconditional_network_has_the_class_that_was_learnt(params, tmp_path):
+    # Catches: a null class that is not the network itself, rows in the wrong order.
+    network = dataclasses.replace(NETWORK, num_class_embeds=None)
+    params = {name: part for name, part in params.items() if name != "class_embedding"}
+    learnt = jnp.linspace(-1.0, 1.0, network.embedding_dim)
+    interop.save(tmp_path, *denoiser.add_class(network, params, learnt), SCHEDULER)
+    loaded = interop.load(tmp_path)
+    np.testing.assert_array_equal(denoiser.class_table(loaded.params), learnt[None])
+    x, t = jax.random.normal(jax.random.key(0), (1, 8, 8, 3)), jnp.asarray([7])
+    null = denoiser.null_embedding(loaded.params)[None]
+    apply = jax.jit(denoiser.apply, static_argnums=0)
+    np.testing.assert_array_equal(apply(loaded.network, loaded.params, x, t, null), apply(network, params, x, t))
+
+
 def test_an_adapter_is_written_factor_by_factor(params, tmp_path):
     adapter = lora.init(params, jax.random.key(0), 3)
     adapter = jax.tree.map(lambda leaf: leaf + jnp.arange(leaf.size).reshape(leaf.shape), adapter)

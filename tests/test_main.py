@@ -103,7 +103,7 @@ def test_command_lines_that_cannot_be_used(refused, arguments, sentence):
         (("--config.discover.probes=0",), "discover"),
         (("--config.data.name=mnist",), "config.data.name is 'mnist': use one of colormnist, planar"),
         (("--config.data.held_out=('digit_color=cyan',)",), "digit_colour"),
-        (("--config.network.kind=mlp",), "config.network.kind is 'mlp': use 'unet' or 'exact'"),
+        (("--config.network.kind=mlp",), "config.network.kind is 'mlp': use 'unet', 'exact' or 'diffusers'"),
         (("--config.network.num_class_embeds=120",), "set it to 121, one row for the null class"),
         (
             ("--config.network.up_block_types=('AttenUpBlock2D',)",),

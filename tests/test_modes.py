@@ -204,6 +204,22 @@ def test_nfe_is_what_was_evaluated_and_no_finished_chain_holds_a_lane(lanes):
         assert int(chains.nfe) < lanes * batches.max(1).sum()
 
 
+@pytest.mark.parametrize(("lanes", "count"), [(4, 7), (16, 5), (4, 0)])
+def test_rows_beyond_the_count_are_neither_climbed_from_nor_waited_for(lanes, count):
+    # Catches: an idle lane that takes such a row, or a result written for one.
+    x, t = modes.starts(SCHEDULE, jax.random.key(7), jnp.zeros(2), jnp.array([40, 120, 300]), 6, "hybrid")
+    eps_fn, kernel = exact.mixture_eps(planar(), SCHEDULE), modes.mean_shift(SCHEDULE)
+    whole = modes.ascend(eps_fn, x, t, kernel=kernel, max_steps=60, tolerance=1e-3, lanes=lanes)
+    part = jax.jit(
+        lambda count: modes.ascend(eps_fn, x, t, kernel=kernel, max_steps=60, tolerance=1e-3, lanes=lanes, count=count)
+    )(count)
+    np.testing.assert_allclose(part.x[:count], whole.x[:count], atol=1e-5)
+    np.testing.assert_array_equal(part.steps[:count], whole.steps[:count])
+    assert not np.asarray(part.x[count:]).any() and not np.asarray(part.steps[count:]).any()
+    used = np.asarray(part.steps)
+    assert int(part.nfe) <= used.sum() + (lanes - 1) * used.max()
+
+
 def test_the_residual_belongs_to_the_point_returned():
     chains = run(4, max_steps=3)
     _, t = modes.starts(SCHEDULE, jax.random.key(7), jnp.zeros(2), jnp.array([40, 120, 300]), 6, "hybrid")

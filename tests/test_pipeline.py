@@ -79,7 +79,13 @@ def test_mixture_end_to_end(planar_run):
     for query in results["queries"]:
         assert query["nfe"] > 0
         assert query["source"] == "planar, query part"
-    assert_self_contained((planar_run / "report" / "index.html").read_text())
+    page = (planar_run / "report" / "index.html").read_text()
+    assert_self_contained(page)
+    assert "The hierarchy of modes" in page
+    tree = json.loads((planar_run / "discover" / "hierarchy.json").read_text())
+    assert [level["t"] for level in tree["levels"]] == list(planar_config().discover.hierarchy)
+    sources = {source for level in tree["levels"] for mode in level["modes"] for source in mode["sources"]}
+    assert sources == {query["name"] for query in results["queries"]}
     assert not list(planar_run.rglob("*.partial"))
 
 

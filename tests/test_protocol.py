@@ -54,6 +54,13 @@ def test_figures_that_cannot_be_computed_are_none():
     assert figures["attribute_accuracy"] == {"horizontal": None, "vertical": None}
 
 
+def test_what_needs_no_judge_is_what_the_judge_leaves():
+    samples = _cell(jax.random.key(2), 5)
+    judged = protocol.score_samples(JUDGE, samples, samples[0], None, None)
+    assert protocol.unjudged(samples, samples[0], JUDGE.factors) == judged
+    assert protocol.unjudged(samples, samples[0]) == {**judged, "attribute_accuracy": {}}
+
+
 def test_accuracy_of_the_judge_itself():
     cells = [(0, 0), (1, 3), (2, 2), (3, 1)]
     points = jnp.asarray([[LEVELS[x], LEVELS[y]] for x, y in cells])

@@ -21,7 +21,7 @@ class Factors:
     """The attributes and the values that each of them can take.
 
     Attributes:
-      names: F names, such as ("digit", "digit_colour", "background").
+      names: F names, such as ("digit", "digit_colour", "background"); none where nothing is known of the pictures.
       values: For each factor the names of its values.
     """
 
@@ -30,7 +30,7 @@ class Factors:
 
     def __post_init__(self) -> None:
         """Refuses factors that could not be told apart."""
-        if not self.names or len(self.names) != len(self.values):
+        if len(self.names) != len(self.values):
             raise ValueError(f"{len(self.names)} factor names for {len(self.values)} lists of values")
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"two factors share a name: {self.names}")

@@ -72,6 +72,8 @@ class DiscoveryOptions:
     """Mean of the background that every expert must beat."""
     background_variance: float = 1.0
     """Its variance. It is also the teacher when no expert beats it."""
+    hierarchy: tuple[int, ...] = ()
+    """Noise levels through which the modes are then followed (`hierarchy.follow`), each in 1..T; () follows none."""
 
     def __post_init__(self) -> None:
         """Refuses what cannot be run."""
@@ -94,6 +96,8 @@ class DiscoveryOptions:
             raise UserError(f"discover.delta is {self.delta}: use a number between 0 and 0.5.")
         if len(self.timesteps) == 0 or min(self.timesteps) < 1:
             raise UserError(f"discover.timesteps is {self.timesteps}: name at least one timestep, each from 1 to T.")
+        if min(self.hierarchy, default=1) < 1:
+            raise UserError(f"discover.hierarchy is {self.hierarchy}: name timesteps from 1 to T, or none.")
 
     @property
     def max_evaluations(self) -> int:
@@ -125,6 +129,13 @@ class Discovery:
     nfe: jax.Array
 
 
+def kernel(schedule: Schedule, options: DiscoveryOptions) -> modes.Kernel:
+    """The ascent that the options name."""
+    if options.ascent == "mean_shift":
+        return modes.mean_shift(schedule)
+    return modes.adam(schedule, options.learning_rate)
+
+
 def discover(
     eps_fn: EpsFn, schedule: Schedule, query: jax.Array, key: jax.Array, options: DiscoveryOptions
 ) -> Discovery:
@@ -153,14 +164,11 @@ def discover(
         options.starts_per_t,
         options.start_mode,
     )
-    kernel = (
-        modes.mean_shift(schedule) if options.ascent == "mean_shift" else modes.adam(schedule, options.learning_rate)
-    )
     chains = modes.ascend(
         eps_fn,
         x,
         t,
-        kernel=kernel,
+        kernel=kernel(schedule, options),
         max_steps=options.max_steps,
         tolerance=options.tolerance,
         lanes=options.lanes,

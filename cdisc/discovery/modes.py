@@ -143,7 +143,7 @@ def adam(schedule: Schedule, learning_rate: float) -> Kernel:
 class _Lanes(NamedTuple):
     """What the loop of `ascend` carries: L lanes at work, and the N results so far."""
 
-    chain: jax.Array  # (L,) index of the chain in each lane; N where idle
+    chain: jax.Array  # (L,) index of the chain in each lane; from the count on where idle
     x: jax.Array  # (L, *shape)
     t: jax.Array  # (L,)
     steps: jax.Array  # (L,)
@@ -164,6 +164,7 @@ def ascend(
     max_steps: int,
     tolerance: float,
     lanes: int,
+    count: int | jax.Array | None = None,
 ) -> Chains:
     """Runs every chain until its own residual is small, with continuous batching.
 
@@ -179,19 +180,22 @@ def ascend(
       max_steps: Evaluations a chain may use; the last one measures its residual.
       tolerance: A chain is done when its residual is below this. The unit is that of `eps`, 1 for pure noise.
       lanes: Points evaluated together.
+      count: How many chains there are: the rows after the first `count` are never climbed from, and are returned as
+        zeros. None for all N.
     """
     n = x.shape[0]
+    count = n if count is None else count
     lanes = min(lanes, n)
     first = jnp.arange(lanes, dtype=jnp.int32)
 
     def unfinished(c: _Lanes) -> jax.Array:
-        return jnp.any(c.chain < n)
+        return jnp.any(c.chain < count)
 
     def advance(c: _Lanes) -> _Lanes:
         eps = eps_fn(c.x, c.t)
         residual = jnp.sqrt(jnp.mean(jnp.square(eps), axis=tuple(range(1, eps.ndim))))
         steps = c.steps + 1
-        busy = c.chain < n
+        busy = c.chain < count
         done = busy & ((residual < tolerance) | (steps >= max_steps))
         out = jnp.where(done, c.chain, n)  # n lies outside: those writes are dropped
         moved, state = kernel.step(eps, c.x, c.t, c.state)

@@ -60,20 +60,25 @@ def score_samples(
     Returns:
       joint_accuracy, attribute_accuracy, precision, recall, kid, distance_to_query, samples.
     """
-    figures: Figures = {
+    figures = unjudged(samples, query, judge.factors)
+    if attributes is not None:
+        figures |= accuracy(judge, samples, jnp.asarray(attributes))
+    if references is not None:
+        figures |= _set_figures(judge.features(references), judge.features(samples), k)
+    return figures
+
+
+def unjudged(samples: jax.Array, query: jax.Array, factors: Sequence[str] = ()) -> Figures:
+    """What `score_samples` gives, as far as it needs neither a judge nor other pictures; the rest is None."""
+    return {
         "joint_accuracy": None,
-        "attribute_accuracy": dict.fromkeys(judge.factors),
+        "attribute_accuracy": dict.fromkeys(factors),
         "precision": None,
         "recall": None,
         "kid": None,
         "distance_to_query": float(metrics.distance_to_query(samples, query)),
         "samples": samples.shape[0],
     }
-    if attributes is not None:
-        figures |= accuracy(judge, samples, jnp.asarray(attributes))
-    if references is not None:
-        figures |= _set_figures(judge.features(references), judge.features(samples), k)
-    return figures
 
 
 def score_pooled(

@@ -73,6 +73,13 @@ def embed_number(config: UNetConfig, params: Params, numbers: jax.Array) -> jax.
     return embeddings
 
 
+def null_last(params: Params, row: int) -> Params:
+    """The parameters with the table's row `row`, the null class wherever they come from, made the last one."""
+    table = _table(params)
+    table = jnp.concatenate([table[:row], table[row + 1 :], table[row][None]])
+    return {**params, "class_embedding": {"embedding": table}}
+
+
 def add_class(config: UNetConfig, params: Params, embedding: jax.Array) -> tuple[UNetConfig, Params]:
     """The network with one more class, `embedding` (E,), as the last before the null class.
 

@@ -206,14 +206,16 @@ def load(folder: str | os.PathLike[str]) -> Pretrained:
       UserError: for a file that is missing, damaged or pickled, an option that cdisc does not have, or weights that are
         not those of the options: all that are missing, left over or of another shape are named.
     """
-    folder = pathlib.Path(folder)
-    if not folder.is_dir():
+    network, scheduler = load_options(folder)
+    return Pretrained(network, _read_params(_weights_file(_part(folder, "unet")), network), scheduler)
+
+
+def load_options(folder: str | os.PathLike[str]) -> tuple[UNetConfig, SchedulerConfig]:
+    """What `load` finds in a folder, without reading the weights; raises as it does."""
+    if not pathlib.Path(folder).is_dir():
         raise UserError(f"{folder} is no folder: give one that diffusers saved.")
-    is_pipeline = (folder / "unet").is_dir()
-    home = folder / "unet" if is_pipeline else folder
-    network = _read(network_config, _file(home, NETWORK_FILE))
-    scheduler = _read(scheduler_config, _file(folder / "scheduler" if is_pipeline else folder, SCHEDULER_FILE))
-    return Pretrained(network, _read_params(_weights_file(home), network), scheduler)
+    network = _read(network_config, _file(_part(folder, "unet"), NETWORK_FILE))
+    return network, _read(scheduler_config, _file(_part(folder, "scheduler"), SCHEDULER_FILE))
 
 
 def save(
@@ -371,6 +373,12 @@ def _axes(path: str, ndim: int) -> tuple[int, ...]:
 def _turned(path: str, array: np.ndarray) -> np.ndarray:
     """A parameter with its axes as PyTorch has them; contiguous, since safetensors writes memory as it lies."""
     return np.ascontiguousarray(array.transpose(_axes(path, array.ndim)))
+
+
+def _part(folder: str | os.PathLike[str], name: str) -> pathlib.Path:
+    """Where the files of a part lie: in the folder itself, or in one of that name where it is a whole pipeline's."""
+    folder = pathlib.Path(folder)
+    return folder / name if (folder / "unet").is_dir() else folder
 
 
 def _file(folder: pathlib.Path, name: str) -> pathlib.Path:

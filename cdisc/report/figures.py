@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib import patches
+from matplotlib import offsetbox, patches
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -267,6 +267,76 @@ def ownership_bars(weights: ArrayLike, names: Sequence[str], *, theme: Theme = L
     axes.set_xlim(0.0, 1.0)
     axes.set_xticks([0.0, 0.5, 1.0])
     return _pixels(figure)
+
+
+def dendrogram(levels: Sequence[Mapping[str, Any]], modes: Sequence[ArrayLike], *, theme: Theme = LIGHT) -> Pixels:
+    """Which modes become one as the noise grows: fine noise at the bottom, coarse at the top, the modes as pictures.
+
+    Below each mode stands its basin; the more chains went along a line, the wider it is.
+
+    Args:
+      levels: L levels from fine to coarse, as `cdisc.discovery.hierarchy.tree` gives them.
+      modes: for each level its modes, pictures (M, H, W, C) in [-1, 1] or points (M, 2).
+      theme: the colours.
+    """
+    places = _tree_places(levels)
+    columns = 1.0 + max(x for row in places for x in row)
+    size = min(0.6, max(0.3, 11.0 / columns))  # of a picture, in inches
+    figure, axes = _axes(1.0 + 1.25 * size * columns, 0.3 + 1.75 * size * len(levels), theme)
+    largest = max(mode["basin"] for level in levels for mode in level["modes"])
+    for y, (level, row, arrays) in enumerate(zip(levels, places, modes, strict=True)):
+        for mode, x, array in zip(level["modes"], row, np.asarray(arrays), strict=True):
+            if mode["parent"] is not None:
+                above = places[y + 1][mode["parent"]]
+                width = 1.0 + 4.0 * mode["basin"] / largest
+                bend = ([x, x, above, above], [y, y + 0.5, y + 0.5, y + 1])
+                axes.plot(*bend, color=theme.muted, alpha=0.4, linewidth=width, zorder=1)
+            if array.ndim == 1:
+                text = "\n".join(f"{value:.2f}".replace("-", "\N{MINUS SIGN}") for value in array)
+                axes.text(x, y, text, fontsize=7, ha="center", va="center", color=theme.ink, zorder=2)
+            else:
+                pixels = to_uint8(array)
+                zoom = size * 72.0 / max(pixels.shape[:2])  # an image's own pixels are points
+                picture = offsetbox.OffsetImage(pixels, zoom=zoom)
+                axes.add_artist(offsetbox.AnnotationBbox(picture, (x, y), frameon=False, pad=0.0))
+            axes.annotate(
+                f"{mode['basin']}",
+                (x, y),
+                xytext=(-36.0 * size, -36.0 * size - 2.0),
+                textcoords="offset points",
+                fontsize=7,
+                ha="left",
+                va="top",
+                color=theme.muted,
+            )
+    axes.set_xlim(-0.6, columns - 0.4)
+    axes.set_ylim(-0.7, len(levels) - 0.5)
+    axes.set_xticks([])
+    axes.set_yticks(range(len(levels)), [f"t = {level['t']}" for level in levels])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return _pixels(figure)
+
+
+def _tree_places(levels: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Where the modes of each level lie from left to right: no lines cross, and parents lie between children."""
+    places = [[math.nan] * len(level["modes"]) for level in levels]
+    leaves = 0
+
+    def put(level: int, mode: int) -> float:
+        nonlocal leaves
+        below = levels[level - 1]["modes"] if level > 0 else []
+        children = [put(level - 1, child) for child, found in enumerate(below) if found["parent"] == mode]
+        if not children:
+            leaves += 1
+        places[level][mode] = sum(children) / len(children) if children else leaves - 1.0
+        return places[level][mode]
+
+    for level, found in enumerate(levels):
+        for mode in range(len(found["modes"])):
+            if found["modes"][mode]["parent"] is None:
+                put(level, mode)
+    return places
 
 
 def method_colours(names: Sequence[str]) -> dict[str, str]:

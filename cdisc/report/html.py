@@ -10,7 +10,7 @@ import html
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from cdisc.report import results as results_lib
 
 _TILE = 112  # CSS pixels that a picture is scaled to, about.
 _SHEET = 264  # The same for a sheet of samples.
+_MODE = 80  # The same for one of many modes.
 _COORDINATES = ("x", "y")
 
 # Key, heading, decimals, and whether the highest is the best.
@@ -58,6 +59,23 @@ class Prototype:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Mode:
+    """A stationary point of the noised density.
+
+    Attributes:
+      mean: (H, W, C) picture in [-1, 1], the clean prototype.
+      t: the timestep.
+      basin: how many ascent chains ended there.
+      curvature: as in `Prototype`; above 0 at a saddle.
+    """
+
+    mean: ArrayLike
+    t: int
+    basin: int
+    curvature: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class QueryPanel:
     """One query, what was discovered from it, and what each method made of it.
 
@@ -66,6 +84,7 @@ class QueryPanel:
       attributes: the true composition, factor to value; None when it is not known.
       query: (H, W, C) picture in [-1, 1], or (2,) point.
       prototypes: the selected concepts, in the order of selection; may be empty.
+      modes: all that was found, from fine to coarse noise, the largest basin of each noise level first; pictures only.
       mean: like `query`, of the product of experts N(mean, diag(variance)).
       variance: like `query`.
       samples: method name to (n, H, W, C) or (n, 2), n at least 1.
@@ -81,6 +100,7 @@ class QueryPanel:
     variance: ArrayLike
     samples: Mapping[str, ArrayLike]
     measures: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    modes: tuple[Mode, ...] = ()
     note: str | None = None
 
 
@@ -96,6 +116,10 @@ class Page:
       plane: the mixture's cells when the data are points in the plane, else None.
       methods: method name to one sentence that says what it is, for the legend.
       samples_shown: how many pictures of each method a panel shows; points are all shown.
+      modes_shown: how many modes of each noise level a panel shows.
+      hierarchy: which modes become one as the noise grows, as `cdisc.discovery.hierarchy.tree` gives it; None where
+        they were not followed.
+      hierarchy_modes: the modes of each of its levels, (M, H, W, C) or (M, 2).
     """
 
     title: str
@@ -105,6 +129,9 @@ class Page:
     plane: figures.Plane | None = None
     methods: Mapping[str, str] = dataclasses.field(default_factory=dict)
     samples_shown: int = 16
+    modes_shown: int = 6
+    hierarchy: Mapping[str, Any] | None = None
+    hierarchy_modes: Sequence[ArrayLike] = ()
 
 
 _MEASURES = (
@@ -174,6 +201,7 @@ th[scope=row] { color: var(--ink); font-size: 14px; }
 .columns > * { flex: 1 1 300px; min-width: 0; }
 .columns > .chart { flex: 0 1 auto; }
 .chart { max-width: 100%; height: auto; display: block; }
+.scroll .chart { max-width: none; }
 dl { margin: 0; font-size: 13.5px; }
 dt { font-weight: 600; }
 dd { margin: 0 0 8px; color: var(--muted); }
@@ -192,6 +220,7 @@ figcaption b, .caption b { color: var(--ink); font-weight: 600; }
   font-variant-numeric: tabular-nums; }
 .scale img { height: 7px; flex: 1 1 auto; min-width: 0; border-radius: 2px; }
 .sheets { gap: 22px 20px; }
+.modes { display: flex; gap: 14px; align-items: flex-start; }
 .samples { margin-top: 22px; padding-top: 18px; border-top: 1px solid var(--line); }
 .below { margin-top: 16px; }
 .note { margin-top: 8px; font-size: 13.5px; }
@@ -401,6 +430,48 @@ def _picture_discovery(panel: QueryPanel) -> str:
     return "".join(f'<div><h3>{title}</h3><div class="tiles">{content}</div></div>' for title, content in groups)
 
 
+def _modes(panel: QueryPanel, page: Page) -> str:
+    """All modes in columns, one for each noise level, from fine to coarse (arXiv 2605.07078, Fig. 2 and 4)."""
+    if not panel.modes:
+        return ""
+    query = _image(figures.to_uint8(panel.query), f"the query {panel.name}", _MODE)
+    columns = [f'<div class="stack"><h3>query</h3>{query}</div>']
+    for t in dict.fromkeys(mode.t for mode in panel.modes):
+        found = [mode for mode in panel.modes if mode.t == t]
+        tiles = "".join(
+            _figure(
+                _image(figures.to_uint8(mode.mean), f"mode at t = {t} of {panel.name}", _MODE),
+                f"{mode.basin:,}{' (saddle)' if mode.curvature > 0 else ''}",
+            )
+            for mode in found[: page.modes_shown]
+        )
+        hidden = len(found) - page.modes_shown
+        more = f'<span class="caption">{hidden} more</span>' if hidden > 0 else ""
+        columns.append(f'<div class="stack"><h3>t = {t}</h3>{tiles}{more}</div>')
+    return (
+        '<div class="samples"><h3>Modes of the noised density, from fine to coarse noise, and their basins</h3>'
+        f'<div class="scroll"><div class="modes">{"".join(columns)}</div></div></div>'
+    )
+
+
+def _hierarchy_section(page: Page) -> str:
+    """The modes of all queries as a tree."""
+    hierarchy = page.hierarchy
+    if hierarchy is None:
+        return ""
+    levels = hierarchy["levels"]
+    chart = _chart(
+        lambda theme: figures.dendrogram(levels, page.hierarchy_modes, theme=theme),
+        f"the tree of modes from t = {levels[0]['t']} at the bottom to t = {levels[-1]['t']} at the top",
+    )
+    return (
+        "<section><h2>The hierarchy of modes</h2>"
+        '<p class="none">Each mode followed to coarser noise: those that end in one place become one. '
+        f"Below a mode, how many starts came to it. {hierarchy['nfe']:,} network evaluations.</p>"
+        f'<div class="scroll below">{chart}</div></section>'
+    )
+
+
 def _planar_discovery(panel: QueryPanel, plane: figures.Plane) -> str:
     """The plane with the query, the concepts and their product, beside the concepts' shares of the coordinates."""
     means = np.array([np.asarray(prototype.mean) for prototype in panel.prototypes])
@@ -492,7 +563,7 @@ def _panel(panel: QueryPanel, page: Page) -> str:
     discovery = _picture_discovery(panel) if plane is None else _planar_discovery(panel, plane)
     return (
         f'<section><h2>{_text(panel.name)}</h2>{facts}{note}<div class="row">{discovery}</div>'
-        f"{_samples(panel, page, plane)}</section>"
+        f"{_modes(panel, page)}{_samples(panel, page, plane)}</section>"
     )
 
 
@@ -547,6 +618,7 @@ def render(page: Page) -> str:
             f'<div class="facts">{facts}</div></header>',
             _methods_section(page),
             _legend(page),
+            _hierarchy_section(page),
             *(_panel(panel, page) for panel in page.queries),
             _run_section(results),
             "<footer>Concept discovery at test time, after arXiv 2605.07078. Made by cdisc.</footer>",

@@ -24,12 +24,13 @@ class QueryModel:
 
     Attributes:
       teacher: the product of its experts.
-      losses: (classes,) the query's denoising loss under each trained class.
+      losses: (classes,) the query's denoising loss under each trained class; None where there is no class, for Orbax
+        does not save arrays without entries.
       levels: its adaptation at each level.
     """
 
     teacher: poe.Teacher
-    losses: jax.Array
+    losses: jax.Array | None
     levels: dict[str, adapt_lib.Adaptation]
 
 
@@ -81,12 +82,15 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
         images = parallel.stack([this.queries[i].image for i in indices])
         split_keys = [jax.random.split(this.key("adapt", this.queries[i]), 3) for i in indices]
         key_compare, key_pool, key_fit = (parallel.stack_keys(keys) for keys in zip(*split_keys, strict=True))
-        losses = parallel.in_groups(mapped_compare, (images, key_compare), params)
+        losses: Any = [None] * len(indices)
+        best_first = jnp.zeros((len(indices), 0), jnp.int32)
+        if this.backbone.table(params).shape[0]:
+            losses = parallel.in_groups(mapped_compare, (images, key_compare), params)
+            best_first = jnp.argsort(losses, axis=1).astype(jnp.int32)
         pool = jnp.zeros((len(indices), 0, *this.dataset.shape))
         if needs_pool:
             recipes = parallel.stack([teacher_recipe(this, params, discoveries[i].teacher) for i in indices])
             pool = parallel.in_groups(sampler(this, settings.pool_size), (recipes, key_pool), params)
-        best_first = jnp.argsort(losses, axis=1).astype(jnp.int32)
         nothing = jnp.zeros((len(indices), this.backbone.table(params).shape[1]))
         lessons = adapt_lib.Lesson(query=images, pool=pool, classes=best_first, given=nothing)
         fitted: dict[str, adapt_lib.Adaptation] = {}
@@ -110,11 +114,12 @@ def untrained(
     """A query model before any learning: the structure of every one."""
     image = jnp.zeros(this.dataset.shape)
     table = this.backbone.table(params)
-    lesson = adapt_lib.Lesson(query=image, pool=image[None], classes=jnp.arange(table.shape[0]), given=table[0])
+    given = jnp.zeros(table.shape[1])
+    lesson = adapt_lib.Lesson(query=image, pool=image[None], classes=jnp.arange(table.shape[0]), given=given)
     states = {name: (adapt_lib.init(this.backbone, params, lesson, key, o), o) for name, o in levels.items()}
     return QueryModel(
         teacher=teacher,
-        losses=jnp.zeros(table.shape[0]),
+        losses=jnp.zeros(table.shape[0]) if table.shape[0] else None,
         levels={name: adapt_lib.result(state, this.backbone, params, o) for name, (state, o) in states.items()},
     )
 

@@ -1,16 +1,18 @@
-"""The discovery of every query: its modes, its experts, its teacher."""
+"""The discovery of every query: its modes, its experts, its teacher; and the hierarchy of all their modes."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from cdisc import parallel
+from cdisc import checkpoints, parallel
 from cdisc.discovery import concepts
+from cdisc.discovery import hierarchy as hierarchy_lib
 from cdisc.errors import UserError
 from cdisc.networks import backbone as backbone_lib
-from cdisc.run import Run, discovery_options, saved_by_query
+from cdisc.run import Run, discovery_options, saved_by_query, unfinished
 
 
 def discover(this: Run, params: Any, active: bool) -> list[concepts.Discovery]:
@@ -40,3 +42,40 @@ def discover(this: Run, params: Any, active: bool) -> list[concepts.Discovery]:
     first = (parallel.stack([this.queries[0].image]), parallel.stack_keys([key]))
     like = jax.eval_shape(lambda *given: jax.tree.map(lambda leaf: leaf[0], mapped(*given)), first, params)
     return saved_by_query(this, "discover", active, like, jax.local_device_count(), work)
+
+
+def follow(
+    this: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool
+) -> tuple[dict[str, Any], hierarchy_lib.Hierarchy] | None:
+    """The hierarchy of all queries' modes, as JSON has it and with its arrays; None where nobody asked for one.
+
+    Its leaves are the modes that the discoveries found and that are no saddles, at their own noise levels.
+    """
+    options = discovery_options(this.config, this.schedule)
+    top = max(options.hierarchy, default=0)
+    found = [
+        np.flatnonzero(pool.mask & (pool.curvature < options.max_curvature) & (pool.t <= top))
+        for pool in (discovery.pool for discovery in discoveries)
+    ]
+    if not sum(map(len, found)):
+        return None
+    points, t, basins = (
+        np.concatenate([getattr(d.pool, name)[rows] for d, rows in zip(discoveries, found, strict=True)])
+        for name in ("m", "t", "basin")
+    )
+
+    @jax.jit
+    def climb(params: Any, points: jax.Array, t: jax.Array) -> hierarchy_lib.Hierarchy:
+        eps_fn = backbone_lib.null_eps(this.backbone, params)
+        return hierarchy_lib.follow(eps_fn, this.schedule, points, t, options)
+
+    path = this.path("discover", "hierarchy")
+    if not checkpoints.exists(path):
+        if not active:
+            raise unfinished("discover", path)
+        checkpoints.save(path, climb(params, points, t))
+    hierarchy = jax.tree.map(np.asarray, checkpoints.restore(path, jax.eval_shape(climb, params, points, t)))
+    sources = [query.name for query, rows in zip(this.queries, found, strict=True) for _ in rows]
+    tree = hierarchy_lib.tree(hierarchy, basins, sources)
+    checkpoints.write_text(this.path("discover", "hierarchy.json"), json.dumps(tree, indent=2) + "\n")
+    return tree, hierarchy

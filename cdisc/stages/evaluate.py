@@ -43,11 +43,13 @@ def recipes_of(this: Run, params: Any, query: Query, model: QueryModel) -> dict[
             teacher_sigma_min=method.teacher_sigma_min,
             w_max=guidance.w_max,
         )
-    best = baselines.top1(model.losses)
-    classes, shares = baselines.top3_weights(model.losses, settings.tau_k)
     weight = jnp.asarray([settings.class_guidance], jnp.float32)
-    recipes["top1"] = methods.class_recipe(table[best][None], weight, teacher=model.teacher, w_max=guidance.w_max)
-    recipes["top3"] = methods.class_recipe(table[classes], weight * shares)
+    if model.losses is not None:
+        best = baselines.top1(model.losses)
+        recipes["top1"] = methods.class_recipe(table[best][None], weight, teacher=model.teacher, w_max=guidance.w_max)
+    if model.losses is not None and table.shape[0] >= 3:
+        classes, shares = baselines.top3_weights(model.losses, settings.tau_k)
+        recipes["top3"] = methods.class_recipe(table[classes], weight * shares)
     for sigma in sorted({settings.query_only_sigma, *settings.query_only_sigmas}):
         teacher = baselines.query_only_teacher(jnp.asarray(query.image), sigma)
         recipes[query_only_name(sigma)] = teacher_recipe(this, params, teacher)
@@ -109,9 +111,14 @@ def train_judge(this: Run) -> judge.Params:
     return judge.train(network, params, judge.draw, data, key_train, steps=settings.steps)[0]
 
 
-def load_judge(this: Run) -> judge.Judge:
-    """The judge of the samples: exact for points; for pictures restored, bundled or trained on real ones."""
+def load_judge(this: Run) -> judge.Judge | None:
+    """The judge of the samples: exact for points; for pictures restored, bundled or trained on real ones.
+
+    None where there are no real ones.
+    """
     factors = this.dataset.split.factors
+    if not factors.names:
+        return None
     if this.network is None:
         return judge.nearest_level_judge(factors.names, [[float(v) for v in values] for values in factors.values])
     network = judge_network(this)
@@ -140,7 +147,7 @@ def write_results(
     this: Run,
     discoveries: Sequence[concepts.Discovery],
     samples: Sequence[dict[str, np.ndarray]],
-    judged_by: judge.Judge,
+    judged_by: judge.Judge | None,
 ) -> None:
     """Measures the samples and writes `results.json`."""
     settings = this.config.evaluate
@@ -153,12 +160,15 @@ def write_results(
             attributes = named_attributes(this, query.composition)
             # Other real pictures of the composition in the place of samples: what a perfect method would reach.
             drawn = {**drawn, REAL: others}
-        figures_of = {
-            name: protocol.score_samples(
-                judged_by, jnp.asarray(images), jnp.asarray(query.image), query.composition, references, k=settings.k
-            )
-            for name, images in drawn.items()
-        }
+        figures_of = {}
+        for name, images in drawn.items():
+            shown, image = jnp.asarray(images), jnp.asarray(query.image)
+            if judged_by is None:
+                figures_of[name] = protocol.unjudged(shown, image)
+            else:
+                figures_of[name] = protocol.score_samples(
+                    judged_by, shown, image, query.composition, references, k=settings.k
+                )
         queries.append(
             {
                 "name": query.name,

@@ -1,6 +1,7 @@
-"""The backbone: exact, restored, bundled, or trained from scratch."""
+"""The backbone: exact, restored, bundled, imported, or trained from scratch."""
 
 import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from cdisc import checkpoints, console, parallel, signals
 from cdisc import config as config_lib
 from cdisc.errors import UserError
 from cdisc.learning import pretrain as pretrain_lib
-from cdisc.networks import denoiser
+from cdisc.networks import denoiser, interop
 from cdisc.networks.unet import UNetConfig
 from cdisc.run import Run, unfinished
 
@@ -26,9 +27,11 @@ _METRICS_EVERY = 50
 
 
 def pretrain(this: Run, active: bool) -> Any:
-    """The backbone's parameters: exact, restored, bundled or trained."""
+    """The backbone's parameters: exact, restored, bundled, imported or trained."""
     if this.network is None:
         return this.dataset.train
+    if this.config.network.kind == "diffusers":
+        return import_backbone(this, active)
     like = jax.eval_shape(functools.partial(denoiser.init, this.network), this.key("pretrain"))
     path = this.path("pretrain", "params")
     if checkpoints.exists(path):
@@ -44,6 +47,30 @@ def pretrain(this: Run, active: bool) -> Any:
         console.say(f"pretrain: the bundled backbone {this.config.pretrain.bundle}")
     checkpoints.save(path, params)
     return params
+
+
+def import_backbone(this: Run, active: bool) -> denoiser.Params:
+    """The parameters in the folder `config.network.path`, which stay there: the workdir keeps their digest alone.
+
+    Raises:
+      UserError: for weights that cannot be read, or that are not those which the workdir's results were made with.
+    """
+    folder, null = this.config.network.path, this.config.network.null_class
+    pretrained = interop.load(folder)
+    digest = hashlib.sha256(repr((pretrained.network, pretrained.scheduler)).encode())
+    for leaf in jax.tree.leaves(pretrained.params):
+        digest.update(np.asarray(leaf))
+    path = this.path("pretrain", "imported.sha256")
+    if path.exists():
+        if path.read_text(encoding="utf-8").strip() != digest.hexdigest():
+            raise UserError(f"{folder} is not the network that {this.workdir} was made with: choose another --workdir.")
+    elif not active:
+        raise unfinished("pretrain", path)
+    else:
+        checkpoints.write_text(path, digest.hexdigest() + "\n")
+        count = sum(leaf.size for leaf in jax.tree.leaves(pretrained.params))
+        console.say(f"pretrain: {folder}, {count:,} parameters")
+    return pretrained.params if null is None else denoiser.null_last(pretrained.params, null)
 
 
 def bundle_about(this: Run) -> dict[str, str]:

@@ -8,6 +8,7 @@ import numpy as np
 from cdisc import console
 from cdisc.data import planar
 from cdisc.discovery import concepts
+from cdisc.discovery import hierarchy as hierarchy_lib
 from cdisc.evaluation.protocol import best_sigma
 from cdisc.report import figures, html
 from cdisc.report import results as results_lib
@@ -16,7 +17,11 @@ from cdisc.stages.evaluate import PRODUCT, REAL, query_only_name
 
 
 def report(
-    this: Run, params: Any, discoveries: Sequence[concepts.Discovery], samples: Sequence[dict[str, np.ndarray]]
+    this: Run,
+    params: Any,
+    discoveries: Sequence[concepts.Discovery],
+    samples: Sequence[dict[str, np.ndarray]],
+    hierarchy: tuple[dict[str, Any], hierarchy_lib.Hierarchy] | None,
 ) -> None:
     """Writes `report/index.html` from what the other stages left."""
     results = results_lib.read(this.path("results.json"))
@@ -44,6 +49,7 @@ def report(
                 attributes=entry["attributes"],
                 query=query.image,
                 prototypes=prototypes,
+                modes=modes_of(discovery) if len(this.dataset.shape) == 3 else (),
                 mean=discovery.teacher.mean,
                 variance=discovery.teacher.variance,
                 samples=drawn,
@@ -52,6 +58,10 @@ def report(
         )
     title = f"cdisc on {this.dataset.name}"
     subtitle = f"config {results['config_hash'][:12]}, seed {this.config.seed}"
+    tree, levels = None, ()
+    if hierarchy is not None:
+        tree, followed = hierarchy
+        levels = tuple(m[: len(level["modes"])] for m, level in zip(followed.m, tree["levels"], strict=True))
     path = this.path("report", "index.html")
     html.write(
         path,
@@ -62,9 +72,20 @@ def report(
             queries=tuple(panels),
             plane=plane_of(this, params),
             methods=descriptions(this, results),
+            hierarchy=tree,
+            hierarchy_modes=levels,
         ),
     )
     console.say(f"report: {path}")
+
+
+def modes_of(discovery: concepts.Discovery) -> tuple[html.Mode, ...]:
+    """All stationary points of a discovery, in the pool's order."""
+    pool = discovery.pool
+    return tuple(
+        html.Mode(mean=pool.m[i], t=int(pool.t[i]), basin=int(pool.basin[i]), curvature=float(pool.curvature[i]))
+        for i in np.flatnonzero(pool.mask)
+    )
 
 
 def descriptions(this: Run, results: dict[str, Any]) -> dict[str, str]:

@@ -1,0 +1,131 @@
+"""The hierarchy of modes: which of them become one as the noise grows (arXiv 2605.07078, section 3.1).
+
+A mode at a fine noise level is a start at the next coarser one, where the ascent takes it to a mode again. Noise blurs
+the density, so modes fuse; paths that met stay together, which makes a tree: pictures at its leaves, concepts above.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cdisc.diffusion.parameterization import EpsFn
+from cdisc.diffusion.schedule import Schedule
+from cdisc.discovery import concepts, modes
+
+
+@flax.struct.dataclass
+class Hierarchy:
+    """The paths of N points up through L noise levels, and the modes that they pass.
+
+    Attributes:
+      t: (L,) int32 timesteps, from fine to coarse.
+      m: (L, N, *shape), the clean modes of each level, the present ones first; zero where absent.
+      residual: (L, N), as in `modes.Chains`; infinite where absent.
+      place: (L, N) int32, which of the level's modes each point has come to; -1 before it enters. Points in one place
+        stay together from there on.
+      nfe: () int32, evaluations of the network made.
+    """
+
+    t: jax.Array
+    m: jax.Array
+    residual: jax.Array
+    place: jax.Array
+    nfe: jax.Array
+
+
+def follow(
+    eps_fn: EpsFn, schedule: Schedule, points: jax.Array, t: jax.Array, options: concepts.DiscoveryOptions
+) -> Hierarchy:
+    """Follows points through the noise levels `options.hierarchy`, each from its own level on.
+
+    At every level the modes of the level below, and the points that enter there, are where the ascent begins; those
+    that end in one place are one mode from there on, so that each mode is climbed from once. At most
+    `L * ceil(N / lanes) * lanes * max_steps` evaluations are made.
+
+    A pure function: jit it with `eps_fn` closed over and `options` static.
+
+    Args:
+      eps_fn: The unconditional noise prediction.
+      schedule: The noise schedule.
+      points: (N, *shape), clean: modes that were found, or pictures.
+      t: (N,) int32, the timesteps at which they were found. A point enters at the first level that is not finer; one
+        that is coarser than all levels never does. For pictures, zero.
+      options: The levels, the ascent, and the radius within which modes are one.
+    """
+    count = points.shape[0]
+    levels = jnp.asarray(sorted(options.hierarchy), jnp.int32)
+
+    def climb(
+        carry: tuple[jax.Array, jax.Array, jax.Array], level: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
+        below, present, place = carry  # (N, *shape) modes, () how many of them there are, (N,)
+        enters = (place < 0) & (t <= level)
+        chain = jnp.where(enters, present + jnp.cumsum(enters, dtype=jnp.int32) - 1, place)
+        begin = below.at[jnp.where(enters, chain, count)].set(points, mode="drop")
+        chains = jnp.asarray(present + jnp.sum(enters, dtype=jnp.int32))
+        at = jnp.full(count, level)
+        root = jnp.sqrt(schedule.alpha_bar[level])
+        ends = modes.ascend(
+            eps_fn,
+            root * begin,
+            at,
+            kernel=concepts.kernel(schedule, options),
+            max_steps=options.max_steps,
+            tolerance=options.tolerance,
+            lanes=options.lanes,
+            count=chains,
+        )
+        # What is no number is forgotten by `merge`.
+        residual = jnp.where(jnp.arange(count) < chains, ends.residual, jnp.nan)
+        pool = modes.merge(
+            dataclasses.replace(ends, residual=residual), schedule, at, options.merge_radius, capacity=count
+        )
+
+        def nearest(x: jax.Array) -> jax.Array:
+            squared = jnp.mean(jnp.square(pool.m - (x / root)[None]), axis=tuple(range(1, pool.m.ndim)))
+            return jnp.argmin(jnp.where(pool.mask, squared, jnp.inf)).astype(jnp.int32)
+
+        mode = jnp.where(jnp.isfinite(residual), jax.lax.map(nearest, ends.x), -1)
+        place = jnp.where(chain >= 0, mode[chain], -1)
+        state = (pool.m, jnp.sum(pool.mask, dtype=jnp.int32), place)
+        return state, (pool.m, pool.residual, place, ends.nfe)
+
+    start = (jnp.zeros_like(points), jnp.asarray(0, jnp.int32), jnp.full(count, -1, jnp.int32))
+    _, (m, residual, place, nfe) = jax.lax.scan(climb, start, levels)
+    return Hierarchy(t=levels, m=m, residual=residual, place=place, nfe=jnp.sum(nfe))
+
+
+def tree(hierarchy: Hierarchy, basins: np.ndarray, sources: list[str]) -> dict[str, Any]:
+    """The hierarchy as JSON has it, without the modes' arrays.
+
+    Args:
+      hierarchy: N points followed.
+      basins: (N,) how many chains each of the points stands for.
+      sources: N names of what each point was found from, such as a picture.
+
+    Returns:
+      `nfe`, and `levels` from fine to coarse, each with its `t` and its `modes`. The mode at index i is `m[level, i]`;
+      its `parent` is the index of the next level's mode that it becomes, null if there is none; `basin` counts the
+      chains that came to it, `sources` names what they started from, and `residual` is as in `modes.Chains`.
+    """
+    place, t = np.asarray(hierarchy.place), np.asarray(hierarchy.t)
+    levels = []
+    for level in range(len(t)):
+        found = []
+        for mode in range(place[level].max() + 1):
+            members = np.flatnonzero(place[level] == mode)
+            parent = int(place[level + 1, members[0]]) if level + 1 < len(t) else -1
+            found.append(
+                {
+                    "parent": None if parent < 0 else parent,
+                    "basin": int(np.sum(basins[members])),
+                    "residual": float(hierarchy.residual[level, mode]),
+                    "sources": list(dict.fromkeys(sources[member] for member in members)),
+                }
+            )
+        levels.append({"t": int(t[level]), "modes": found})
+    return {"nfe": int(hierarchy.nfe), "levels": levels}

@@ -1,0 +1,136 @@
+"""The tree of modes against mixtures whose clusters are nested by construction."""
+
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdisc.diffusion import exact, schedule
+from cdisc.discovery import concepts, hierarchy, modes
+
+SCHEDULE = schedule.linear_beta()
+# Noise-to-signal ratios 0.05, 0.18, 0.55 and 2.0: in turn below the half distances of pairs, of pairs of pairs, of the
+# two halves, and above all of them. Equal Gaussians fuse where their standard deviation passes their half distance.
+LEVELS = (10, 50, 160, 400)
+HALF_DISTANCES = ((0.0, 0.08), (0.3, 0.0), (0.0, 1.0))
+OPTIONS = concepts.DiscoveryOptions(hierarchy=LEVELS, max_steps=400, tolerance=1e-3, merge_radius=0.02)
+
+
+def nested() -> exact.GaussianMixture:
+    """Eight components: c // 2 is the pair, c // 4 the half that each belongs to."""
+    signs = np.array(list(itertools.product((-1.0, 1.0), repeat=3)))[:, ::-1]
+    means = signs @ np.array(HALF_DISTANCES)
+    order = np.lexsort((signs[:, 0], signs[:, 1], signs[:, 2]))
+    return exact.GaussianMixture(
+        weights=jnp.full(8, 0.125), means=jnp.asarray(means[order], jnp.float32), variances=jnp.full((8, 2), 4e-4)
+    )
+
+
+EPS = exact.mixture_eps(nested(), SCHEDULE)
+
+
+def followed(points, t, options=OPTIONS, eps_fn=EPS) -> hierarchy.Hierarchy:
+    run = jax.jit(lambda points, t: hierarchy.follow(eps_fn, SCHEDULE, points, t, options))
+    return jax.tree.map(np.asarray, run(jnp.asarray(points, jnp.float32), jnp.asarray(t, jnp.int32)))
+
+
+@pytest.fixture(scope="module")
+def whole() -> hierarchy.Hierarchy:
+    """All components followed from the clean side."""
+    return followed(nested().means, np.zeros(8))
+
+
+def test_the_tree_of_nested_clusters_is_the_known_one(whole):
+    # Catches: a level started from anywhere but the level below, places that belong to another mode.
+    assert whole.t.tolist() == list(LEVELS)
+    for place, size in zip(whole.place, (1, 2, 4, 8), strict=True):
+        cluster = np.arange(8) // size
+        np.testing.assert_array_equal(place[:, None] == place[None], cluster[:, None] == cluster[None])
+
+
+def test_the_modes_of_each_level_are_the_exact_ones(whole):
+    # Catches: modes kept in noisy space, a root of another level, absent places that look present.
+    for level, t in enumerate(LEVELS):
+        expected = exact.modes(nested(), SCHEDULE, t) / np.sqrt(float(SCHEDULE.alpha_bar[t]))
+        present = np.isfinite(whole.residual[level])
+        assert present.tolist() == [i < len(expected) for i in range(8)]
+        found = whole.m[level][present]
+        np.testing.assert_allclose(found[np.lexsort(found.T)], expected[np.lexsort(expected.T)], atol=4e-3)
+        assert whole.residual[level][present].max() < OPTIONS.tolerance
+        assert (whole.m[level][~present] == 0.0).all()
+        # A point lies in the mode that its component belongs to.
+        distance = np.linalg.norm(whole.m[level][whole.place[level]] - np.asarray(nested().means), axis=1)
+        assert distance.max() < 1.2
+
+
+def test_points_enter_at_their_own_level_in_any_order():
+    # Catches: entering a level early or late, at the clean picture instead of the level's noise, or twice.
+    means = np.asarray(nested().means)
+    points, t = means[[6, 0, 1, 3, 5]], [401, 0, 50, 51, 400]
+    tree = followed(points, t)
+    assert [(row >= 0).tolist() for row in tree.place] == [
+        [False, True, False, False, False],
+        [False, True, True, False, False],
+        [False, True, True, True, False],
+        [False, True, True, True, True],
+    ]
+    assert tree.place[1, 1] == tree.place[1, 2]
+    assert tree.place[2, 1] == tree.place[2, 3]
+    assert len(set(tree.place[3, 1:])) == 1
+    backwards = followed(points, t, concepts.DiscoveryOptions(**{**vars(OPTIONS), "hierarchy": LEVELS[::-1]}))
+    np.testing.assert_array_equal(backwards.place, tree.place)
+
+
+def test_a_mode_is_climbed_from_once():
+    # Catches: climbing from every point instead of from every mode, and evaluations that are not counted.
+    alone = concepts.DiscoveryOptions(**{**vars(OPTIONS), "lanes": 1})
+    once, six = (followed(np.repeat(nested().means[:1], n, axis=0), np.zeros(n), alone) for n in (1, 6))
+    start = jnp.sqrt(SCHEDULE.alpha_bar[LEVELS[0]]) * nested().means[:1]
+    kernel = concepts.kernel(SCHEDULE, alone)
+    first = modes.ascend(EPS, start, jnp.asarray(LEVELS[:1]), kernel=kernel, max_steps=400, tolerance=1e-3, lanes=1)
+    assert int(six.nfe) == int(once.nfe) + 5 * int(first.nfe)
+    assert int(once.nfe) > int(first.nfe) + 3
+
+
+def test_a_point_that_is_no_number_is_left_out():
+    points = np.array(nested().means[:3])
+    points[1] = np.nan
+    tree = followed(points, np.zeros(3))
+    assert tree.place[:, 1].tolist() == [-1] * 4
+    assert tree.place[1, 0] >= 0 and tree.place[1, 0] != tree.place[1, 2]
+    assert np.isfinite(tree.m).all()
+
+
+def test_the_tree_as_json():
+    # Catches: parents of the wrong level, basins of modes instead of chains, a source named twice.
+    found = hierarchy.Hierarchy(
+        t=np.array([50, 200, 300]),
+        m=np.zeros((3, 4, 2)),
+        residual=np.array([[0.5, 0.25, np.inf, np.inf], [0.0, 0.125, np.inf, np.inf], [0.0, np.inf, np.inf, np.inf]]),
+        place=np.array([[1, 0, 1, -1], [0, 1, 0, 0], [0, 0, 0, 0]]),
+        nfe=np.array(77),
+    )
+    tree = hierarchy.tree(found, np.array([1, 2, 4, 8]), ["a", "b", "a", "c"])
+    assert json.loads(json.dumps(tree)) == {
+        "nfe": 77,
+        "levels": [
+            {
+                "t": 50,
+                "modes": [
+                    {"parent": 1, "basin": 2, "residual": 0.5, "sources": ["b"]},
+                    {"parent": 0, "basin": 5, "residual": 0.25, "sources": ["a"]},
+                ],
+            },
+            {
+                "t": 200,
+                "modes": [
+                    {"parent": 0, "basin": 13, "residual": 0.0, "sources": ["a", "c"]},
+                    {"parent": 0, "basin": 2, "residual": 0.125, "sources": ["b"]},
+                ],
+            },
+            {"t": 300, "modes": [{"parent": None, "basin": 15, "residual": 0.0, "sources": ["a", "b", "c"]}]},
+        ],
+    }
