@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         if _CONFIG.value is None or (_WORKDIR.value is None and not _DRY_RUN.value):
             raise UserError("give --config=FILE and --workdir=DIR.")
         runtime.configure()
-        if _DRY_RUN.value:
+        if _DRY_RUN.value or _WORKDIR.value is None:
             from cdisc import cost
 
             console.say(cost.report(_CONFIG.value, _DEVICE_COUNT.value))

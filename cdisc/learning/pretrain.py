@@ -201,7 +201,7 @@ def compiled_step(
     Returns:
       The step; `metrics` are `loss` and `grad_norm`, both scalars.
     """
-    known = {"backbone": backbone, "options": options, "schedule": schedule}
+    known: dict[str, Any] = {"backbone": backbone, "options": options, "schedule": schedule}
     draw_batch = jax.jit(functools.partial(draw, batch_fn=batch_fn, **known))
     add = jax.jit(functools.partial(add_gradient, **known), donate_argnums=0)
     finish = jax.jit(functools.partial(update, options=options), donate_argnums=0)

@@ -257,9 +257,8 @@ class UNet2D(nn.Module):
             "time_scale_shift": c.resnet_time_scale_shift,
         }
 
-        down_block, mid_block, up_block = (
-            nn.remat(block) if c.remat else block for block in (DownBlock2D, MidBlock2D, UpBlock2D)
-        )
+        def remat(block: Any) -> Any:
+            return nn.remat(block) if c.remat else block
 
         def head_dim(channels: int) -> int:
             return channels if c.attention_head_dim is None else c.attention_head_dim
@@ -277,7 +276,7 @@ class UNet2D(nn.Module):
         last = len(c.block_out_channels) - 1
         types = {"DownBlock2D": "conv", "AttnDownBlock2D": c.downsample_type, "ResnetDownsampleBlock2D": "resnet"}
         for i, (kind, channels) in enumerate(zip(c.down_block_types, c.block_out_channels, strict=True)):
-            x, more = down_block(
+            x, more = remat(DownBlock2D)(
                 out_channels=channels,
                 num_layers=c.layers_per_block,
                 add_downsample=i < last,
@@ -289,7 +288,7 @@ class UNet2D(nn.Module):
                 **common,
             )(x, temb)
             skips += more
-        x = mid_block(
+        x = remat(MidBlock2D)(
             attention=c.add_attention,
             head_dim=head_dim(x.shape[-1]),
             attn_norm_num_groups=c.mid_attention_groups,
@@ -300,7 +299,7 @@ class UNet2D(nn.Module):
         types = {"UpBlock2D": "conv", "AttnUpBlock2D": c.upsample_type, "ResnetUpsampleBlock2D": "resnet"}
         for i, (kind, channels) in enumerate(zip(c.up_block_types, c.block_out_channels[::-1], strict=True)):
             num_layers = c.layers_per_block + 1
-            x = up_block(
+            x = remat(UpBlock2D)(
                 out_channels=channels,
                 num_layers=num_layers,
                 add_upsample=i < last,

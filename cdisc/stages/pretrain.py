@@ -59,7 +59,7 @@ def import_backbone(this: Run, active: bool) -> denoiser.Params:
     pretrained = interop.load(folder)
     digest = hashlib.sha256(repr((pretrained.network, pretrained.scheduler)).encode())
     for leaf in jax.tree.leaves(pretrained.params):
-        digest.update(np.asarray(leaf))
+        digest.update(np.asarray(leaf).tobytes())
     path = this.path("pretrain", "imported.sha256")
     if path.exists():
         if path.read_text(encoding="utf-8").strip() != digest.hexdigest():
