@@ -13,7 +13,7 @@ import numpy as np
 
 from cdisc import checkpoints, console, parallel
 from cdisc import config as config_lib
-from cdisc.data import Dataset, colormnist, pictures, planar
+from cdisc.data import Dataset, avatars, colormnist, pictures, planar
 from cdisc.diffusion import schedule as schedule_lib
 from cdisc.discovery import concepts
 from cdisc.errors import UserError
@@ -97,7 +97,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
     Raises:
       UserError: for anything in the configuration, the queries or the workdir that cannot be used.
     """
-    loaders = {"colormnist": colormnist.load, "planar": planar.load}
+    loaders = {"colormnist": colormnist.load, "avatars": avatars.load, "planar": planar.load}
     if config.data.name not in loaders:
         raise UserError(f"config.data.name is {config.data.name!r}: use one of {', '.join(loaders)}.")
     dataset = loaders[config.data.name](config.data)
