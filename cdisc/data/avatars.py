@@ -61,7 +61,7 @@ _SKINS = np.asarray([(1.00, 0.86, 0.71), (0.93, 0.73, 0.54), (0.82, 0.55, 0.36),
 # Stand where a face's own colours go: no part has these.
 _SKIN_MARK, _HAIR_MARK, _CLOTHES_MARK = "#0000f1", "#0000f2", "#0000f3"
 # The middle and the side of the square around the head, in the artwork's units.
-_CENTRE, _SIDE = (132.0, 104.0), 174.0
+_CENTRE, _SIDE = (132.0, 106.0), 182.0
 
 
 @functools.cache
@@ -104,7 +104,8 @@ def svg(composition: compositions.Composition, rng: np.random.Generator, size: i
     words = compositions.attributes(FACTORS, composition)
 
     def one(choices: Sequence[str]) -> str:
-        return choices[rng.integers(len(choices))]
+        # One number however many choices there are: two compositions drawn alike differ in their attributes alone.
+        return choices[int(rng.uniform() * len(choices))]
 
     inside = _template(
         one(_HAIR[words["hair"]]),
@@ -179,9 +180,7 @@ def load(config: Any) -> Dataset:
 
     def draw(rows: range) -> np.ndarray:
         chosen = (plan[row] for row in rows)
-        return np.stack(
-            [rasterize(svg(c, face_rng(config.seed, part, c, i), config.size)) for c, part, i in chosen]
-        )
+        return np.stack([rasterize(svg(c, face_rng(config.seed, part, c, i), config.size)) for c, part, i in chosen])
 
     try:
         # The first face of every composition stands for all that decides how faces are drawn.

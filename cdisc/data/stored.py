@@ -1,6 +1,7 @@
 """Data sets whose pictures are kept as bytes, found by composition: what avatars and photographs have in common."""
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import flax.struct
 import jax
@@ -27,9 +28,12 @@ class Classes:
     starts: jax.Array
 
 
-def to_float(images: jax.Array) -> jax.Array:
+_Array = TypeVar("_Array", jax.Array, np.ndarray)
+
+
+def to_float(images: _Array) -> _Array:
     """Bytes as float32 in [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
+    return images.astype(np.float32) / 127.5 - 1.0
 
 
 def train_batch(classes: Classes, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
@@ -86,7 +90,7 @@ def dataset(
                 f"{n} {part} pictures of {compositions.describe(split.factors, composition)} are wanted and there "
                 f"are {len(found)}: ask for fewer, or give more data."
             )
-        return np.asarray(to_float(jnp.asarray(images[found])))
+        return to_float(images[found])
 
     def labelled(part: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         if part not in ("train", "query"):
@@ -95,7 +99,7 @@ def dataset(
         rows = np.concatenate(list(known.values()))
         attributes = np.repeat(np.asarray(list(known), np.int32), [len(found) for found in known.values()], axis=0)
         drawn = np.random.default_rng([("train", "query").index(part), seed]).integers(0, len(rows), n)
-        return np.asarray(to_float(jnp.asarray(images[rows[drawn]]))), attributes[drawn]
+        return to_float(images[rows[drawn]]), attributes[drawn]
 
     return Dataset(
         name=name,
