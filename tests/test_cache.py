@@ -70,7 +70,7 @@ def test_a_cache_made_by_another_version_is_refused(tmp_path, changes):
 def test_a_damaged_cache_is_the_persons_to_delete(tmp_path, damage):
     pictures(tmp_path, Maker())
     damage(tmp_path)
-    with pytest.raises(UserError, match="cannot be used .*: delete that folder, it is made again"):
+    with pytest.raises(UserError, match=r"cannot be used .*: delete that folder, it is made again"):
         pictures(tmp_path, Maker())
 
 

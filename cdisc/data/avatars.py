@@ -130,7 +130,8 @@ def svg(composition: compositions.Composition, rng: np.random.Generator, size: i
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'width="{size}" height="{size}" viewBox="{box}">'
         f'<rect x="-264" y="-280" width="792" height="840" fill="{_hex(background)}"/>'
-        f'<g transform="translate({x} {y}) scale({mirror} 1) rotate({angle:.3f}) translate({-x} {-y})">{inside}</g></svg>'
+        f'<g transform="translate({x} {y}) scale({mirror} 1) rotate({angle:.3f}) translate({-x} {-y})">'
+        f"{inside}</g></svg>"
     )
 
 
