@@ -13,7 +13,7 @@ import numpy as np
 
 from cdisc import checkpoints, console, parallel
 from cdisc import config as config_lib
-from cdisc.data import Dataset, avatars, colormnist, pictures, planar
+from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, pictures, planar
 from cdisc.diffusion import schedule as schedule_lib
 from cdisc.discovery import concepts
 from cdisc.errors import UserError
@@ -97,7 +97,12 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
     Raises:
       UserError: for anything in the configuration, the queries or the workdir that cannot be used.
     """
-    loaders = {"colormnist": colormnist.load, "avatars": avatars.load, "planar": planar.load}
+    loaders = {
+        "colormnist": colormnist.load,
+        "avatars": avatars.load,
+        "celeba": celeba.load,
+        "planar": planar.load,
+    }
     if config.data.name not in loaders:
         raise UserError(f"config.data.name is {config.data.name!r}: use one of {', '.join(loaders)}.")
     dataset = loaders[config.data.name](config.data)
@@ -198,9 +203,8 @@ def held_out_queries(config: ml_collections.ConfigDict, dataset: Dataset) -> tup
     for i in range(count):
         composition = held_out[order[i % len(held_out)]]
         turn = i // len(held_out)
-        names = [values[j] for values, j in zip(dataset.split.factors.values, composition, strict=True)]
         image = dataset.queries(composition, turn + 1)[turn]
-        name = " ".join(names) + (f" ({turn + 1})" if turn else "")
+        name = compositions.title(dataset.split.factors, composition) + (f" ({turn + 1})" if turn else "")
         queries.append(Query(name, np.asarray(image), tuple(composition), f"{dataset.name}, query part"))
     return tuple(queries)
 

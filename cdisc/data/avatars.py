@@ -3,8 +3,7 @@
 A composition is (hair colour, hair, eyeglasses, beard, smiling). Everything else about a face is drawn by chance: the
 skin, the shade of the hair, which of several hair styles, beards, frames, mouths, eyes and eyebrows, the clothes, the
 background, and how the head is turned, placed and scaled. The parts are those of the package python-avatars (the
-artwork is Avataaars by Pablo Stanley), drawn by resvg. They are avatars and not CelebA, whose layout
-`write_celeba_folder` can imitate.
+artwork is Avataaars by Pablo Stanley), drawn by resvg.
 """
 
 import colorsys
@@ -15,7 +14,7 @@ import importlib.metadata
 import itertools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +41,7 @@ _HAIR = {
     "short": ("SHORT_FLAT", "SHORT_ROUND", "SHORT_WAVED", "CAESAR", "CAESAR_SIDE_PART"),
     "long": ("STRAIGHT_1", "STRAIGHT_STRAND", "LONG_NOT_TOO_LONG", "BOB", "MIA_WALLACE"),
     "curly": ("CURLY", "FRO", "SHORT_DREADS_2"),
+    "bald": ("NONE",),
 }
 _FRAMES = {"no": ("NONE",), "yes": ("PRESCRIPTION_2", "ROUND")}
 _BEARDS = {"no": ("NONE",), "yes": ("BEARD_LIGHT", "BEARD_MEDIUM", "BEARD_MAGESTIC")}
@@ -55,6 +55,7 @@ _HAIR_COLOURS = {
     "blond": (0.88, 0.70, 0.34),
     "brown": (0.42, 0.24, 0.14),
     "gray": (0.74, 0.74, 0.76),
+    "auburn": (0.65, 0.34, 0.16),
 }
 _SKINS = np.asarray([(1.00, 0.86, 0.71), (0.93, 0.73, 0.54), (0.82, 0.55, 0.36), (0.66, 0.42, 0.27)])
 
@@ -99,23 +100,28 @@ def _background(rng: np.random.Generator, others: np.ndarray) -> np.ndarray:
     return colours[np.argmax(distances)]
 
 
-def svg(composition: compositions.Composition, rng: np.random.Generator, size: int) -> str:
-    """A face of the composition as an SVG of `size` x `size` pixels, everything else drawn from `rng`."""
-    words = compositions.attributes(FACTORS, composition)
+def svg(attributes: Mapping[str, str], rng: np.random.Generator, size: int) -> str:
+    """A face as an SVG of `size` x `size` pixels.
+
+    Args:
+      attributes: a value for each of `FACTORS`; the hair may also be "bald", and its colour "auburn".
+      rng: everything else is drawn from it.
+      size: pixels a side.
+    """
 
     def one(choices: Sequence[str]) -> str:
         # One number however many choices there are: two compositions drawn alike differ in their attributes alone.
         return choices[int(rng.uniform() * len(choices))]
 
     inside = _template(
-        one(_HAIR[words["hair"]]),
-        one(_FRAMES[words["eyeglasses"]]),
-        one(_BEARDS[words["beard"]]),
-        one(_MOUTHS[words["smiling"]]),
+        one(_HAIR[attributes["hair"]]),
+        one(_FRAMES[attributes["eyeglasses"]]),
+        one(_BEARDS[attributes["beard"]]),
+        one(_MOUTHS[attributes["smiling"]]),
         one(_EYES),
         one(_EYEBROWS),
     )
-    hair = np.asarray(_HAIR_COLOURS[words["hair_colour"]]) * rng.uniform(0.85, 1.15)
+    hair = np.asarray(_HAIR_COLOURS[attributes["hair_colour"]]) * rng.uniform(0.85, 1.15)
     place = rng.uniform(0, len(_SKINS) - 1)
     skin = (np.stack([np.interp(place, range(len(_SKINS)), channel) for channel in _SKINS.T])) * rng.uniform(0.95, 1.05)
     clothes = colorsys.hsv_to_rgb(*rng.uniform((0.0, 0.2, 0.3), (1.0, 0.9, 1.0)))
@@ -155,6 +161,12 @@ def face_rng(seed: int, part: str, composition: compositions.Composition, index:
     return np.random.default_rng([seed, PARTS.index(part), *composition, index])
 
 
+def face(seed: int, part: str, composition: compositions.Composition, index: int, size: int) -> str:
+    """Face `index` of a part and a composition, as an SVG."""
+    rng = face_rng(seed, part, composition, index)
+    return svg(compositions.attributes(FACTORS, composition), rng, size)
+
+
 def load(config: Any) -> Dataset:
     """Builds the data set that a configuration describes; draws its faces the first time.
 
@@ -181,11 +193,11 @@ def load(config: Any) -> Dataset:
 
     def draw(rows: range) -> np.ndarray:
         chosen = (plan[row] for row in rows)
-        return np.stack([rasterize(svg(c, face_rng(config.seed, part, c, i), config.size)) for c, part, i in chosen])
+        return np.stack([rasterize(face(config.seed, part, c, i, config.size)) for c, part, i in chosen])
 
     try:
         # The first face of every composition stands for all that decides how faces are drawn.
-        sketches = "".join(svg(c, face_rng(config.seed, "train", c, 0), config.size) for c in everything)
+        sketches = "".join(face(config.seed, "train", c, 0, config.size) for c in everything)
         version = importlib.metadata.version("svg2png-py")
     except ImportError as error:
         raise UserError(f"avatars need a package that is missing ({error}): pip install 'cdisc[faces]'.") from error
