@@ -1,10 +1,13 @@
+import functools
 import io
+import math
 import pathlib
 import shutil
 import zipfile
 
 import jax
 import numpy as np
+import published
 import pytest
 from commands import config_of
 from PIL import Image
@@ -12,6 +15,8 @@ from PIL import Image
 from cdisc.data import celeba, stand_in
 from cdisc.data import manifest as manifest_lib
 from cdisc.errors import UserError
+from cdisc.networks import denoiser
+from cdisc.networks.unet import UNetConfig
 
 WANTED = ("Black_Hair", "No_Beard", "Smiling", "Male")
 COUNT = 160
@@ -217,3 +222,24 @@ def test_nothing_there_is_said_at_once(config, tmp_path, copy):
     config.update(root=str(tmp_path), stand_in=0)
     with pytest.raises(UserError, match=r"has neither the folder img_align_celeba nor img_align_celeba\.zip"):
         celeba.load(config)
+
+
+def test_the_configuration_has_the_published_network_and_the_papers_classes():
+    config = config_of("celeba.py")
+    network = UNetConfig(**{name: value for name, value in config.network.items() if name != "kind"})
+    options = published.NETWORKS["google/ddpm-celebahq-256"] | {"sample_size": 128, "num_class_embeds": 52}
+    for name, value in options.items():
+        if hasattr(network, name):
+            assert getattr(network, name) == (tuple(value) if isinstance(value, list) else value), name
+    shapes = jax.eval_shape(functools.partial(denoiser.init, network), jax.random.key(0))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    assert count == published.PARAMETERS["google/ddpm-celebahq-256"] + 52 * 512
+    assert manifest_lib.Sizes(**config.data.sizes.to_dict()) == manifest_lib.Sizes()
+    assert (len(config.data.attributes), config.data.sizes.seen) == (14, 51)
+    assert set(config.data.attributes) <= set(stand_in.NAMES)
+
+
+@pytest.mark.parametrize(("file", "variant"), [("celeba.py", "small"), ("avatars.py", "study")])
+def test_a_variant_that_does_not_exist(file, variant):
+    with pytest.raises(ValueError, match=f"has no variant '{variant}': use one of"):
+        config_of(file, variant)

@@ -20,7 +20,7 @@ def test_every_shell_command_is_run_by_ci():
     assert sorted(marked(name) for name in ran) == sorted(blocks)
 
 
-@pytest.mark.parametrize("name", ["main-job", "more-commands"])
+@pytest.mark.parametrize("name", ["main-job", "more-commands", "faces"])
 def test_commands_name_files_that_exist(name):
     words = shlex.split(marked(name), comments=True)
     for word in words:
