@@ -16,8 +16,8 @@ _Options = TypeVar("_Options")
 BACKBONE_SECTIONS = ("data", "diffusion", "network", "pretrain")
 """The sections that decide the weights of a trained backbone."""
 
-_NOT_IN_WEIGHTS = ("from_scratch", "bundle", "save_every")
-"""Fields of `pretrain` that do not change what is trained."""
+_NOT_IN_WEIGHTS = {"data": ("cache",), "pretrain": ("from_scratch", "bundle", "save_every")}
+"""Fields by section that do not change what is trained."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -66,7 +66,8 @@ def digest(content: Any) -> str:
 def backbone_digest(config: ml_collections.ConfigDict) -> str:
     """The digest of all that decides the weights of a trained backbone, the data aside."""
     content = {name: config.to_dict()[name] for name in BACKBONE_SECTIONS if name in config}
-    content["pretrain"] = {k: v for k, v in content["pretrain"].items() if k not in _NOT_IN_WEIGHTS}
+    for section, fields in _NOT_IN_WEIGHTS.items():
+        content[section] = {k: v for k, v in content[section].items() if k not in fields}
     return digest(content)
 
 

@@ -138,6 +138,10 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
     else:
         raise UserError(f"config.network.kind is {config.network.kind!r}: use 'unet' or 'exact'.")
     queries = own_queries(query_paths, dataset.shape) if query_paths else held_out_queries(config, dataset)
+    for query in queries:
+        if query.composition is not None:
+            # Said now, and not when everything else is done.
+            dataset.references(query.composition, config.evaluate.references + config.evaluate.samples)
     checkpoints.writable(workdir)
     bind(workdir, config, queries)
     return Run(config, workdir, dataset, schedule, network, backbone, queries)

@@ -85,6 +85,7 @@ def test_digest():
         ("pretrain", "bundle", "small", True),
         ("pretrain", "save_every", 3, True),
         ("discover", "probes", 3, True),
+        ("data", "cache", "elsewhere", True),
     ],
 )
 def test_backbone_digest_follows_what_decides_the_weights(section, field, value, same):

@@ -71,8 +71,9 @@ def test_labelled_pictures_have_their_own_attributes():
     ("changes", "message"),
     [
         ({"train": TRAIN | {(1, 1): np.asarray([20])}}, "a held-out composition leaks into training: a=1 b=1"),
-        ({"query": {(1, 1): np.asarray([31, 4])}}, "row 4 is both trained on and in the query part"),
-        ({"reference": {(1, 1): np.asarray([20])}}, "row 20 is both trained on and in the reference part"),
+        ({"query": {(1, 1): np.asarray([31, 4])}}, "row 4 is in the training part and in the query part"),
+        ({"reference": {(1, 1): np.asarray([20])}}, "row 20 is in the training part and in the reference part"),
+        ({"reference": {(1, 1): np.asarray([38, 33])}}, "row 33 is in the query part and in the reference part"),
     ],
 )
 def test_leaks_are_refused(changes, message):

@@ -1,5 +1,6 @@
 """Data sets whose pictures are kept as bytes, found by composition: what avatars and photographs have in common."""
 
+import itertools
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -68,15 +69,17 @@ def dataset(
       fingerprint: see `Dataset`.
 
     Raises:
-      ValueError: if a row that is composed or compared with is trained on, or a held-out composition is.
+      ValueError: if a held-out composition is trained on, or a row is in two of training (the judge's included),
+        queries and references.
       UserError: if a trained class has no picture.
     """
     compositions.assert_no_held_out(split, np.asarray(list(train)))
-    shown = np.concatenate(list(train.values()))
-    for part, rows in (("query", query), ("reference", reference)):
-        leaked = np.intersect1d(np.concatenate(list(rows.values())), np.concatenate([shown, *judge.values()]))
+    parts = {"training": (train, judge), "query": (query,), "reference": (reference,)}
+    rows = {part: np.concatenate([found for of in maps for found in of.values()]) for part, maps in parts.items()}
+    for one, other in itertools.combinations(parts, 2):
+        leaked = np.intersect1d(rows[one], rows[other])
         if leaked.size:
-            raise ValueError(f"row {leaked[0]} is both trained on and in the {part} part")
+            raise ValueError(f"row {leaked[0]} is in the {one} part and in the {other} part")
     counts = [len(train.get(composition, ())) for composition in split.trained]
     if 0 in counts:
         empty = compositions.describe(split.factors, split.trained[counts.index(0)])
