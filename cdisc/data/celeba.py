@@ -14,6 +14,7 @@ import os
 import pathlib
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -191,6 +192,62 @@ def decode(data: bytes, size: int) -> np.ndarray:
         return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=square))
 
 
+def _root(config: Any) -> pathlib.Path:
+    """The folder of the copy, or of the avatars that stand in for it."""
+    if config.stand_in and config.root:
+        raise UserError("data.stand_in draws faces of its own and data.root names some: leave one of them out.")
+    if config.stand_in:
+        return stand_in.folder(config.stand_in, config.seed)
+    if not config.root:
+        raise UserError(f"data.root names no folder. {_HELP}")
+    root = pathlib.Path(config.root)
+    if not root.is_dir():
+        raise UserError(f"the folder data.root={config.root!r} was looked for and is not there. {_HELP}")
+    return root
+
+
+def _benchmark(config: Any, root: pathlib.Path, known: Attributes) -> manifest_lib.Manifest:
+    """The frozen manifest, or what the rule gives."""
+    frozen = pathlib.Path(config.manifest)
+    if not config.manifest or not frozen.exists():
+        sizes = config_lib.options(manifest_lib.Sizes, config.sizes, "data.sizes")
+        partition = read_partition(root, known.files)
+        return manifest_lib.choose(known.names, known.files, known.table, partition, sizes, config.seed)
+    manifest = manifest_lib.read(frozen)
+    if manifest.attributes != known.names:
+        raise UserError(f"{frozen} is about {', '.join(manifest.attributes)}: set data.attributes to these.")
+    return manifest
+
+
+def _decode_all(
+    folder: pathlib.Path, about: dict[str, str], size: int, files: Sequence[str], read: Callable[[str], bytes]
+) -> tuple[np.ndarray, dict[str, int]]:
+    """The photographs, from the cache once they are in it, and the row of each file that could be read."""
+
+    def one(name: str) -> np.ndarray:
+        try:
+            return decode(read(name), size)
+        # What Pillow and zip files raise where they are damaged; a black picture stands for it in the cache.
+        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error):
+            return np.zeros((size, size, 3), np.uint8)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def make(rows: range) -> np.ndarray:
+            return np.stack(list(pool.map(one, files[rows.start : rows.stop])))
+
+        images = cache.pictures(folder, about, (len(files), size, size, 3), make, "decoding photographs")
+    rows = {name: row for row, name in enumerate(files) if images[row].any()}
+    bad = [name for name in files if name not in rows]
+    if bad:
+        named = ", ".join(bad[:3]) + (" and others" if len(bad) > 3 else "")
+        sentence = f"{len(bad)} of {len(files)} images cannot be read"
+        if len(bad) > _MAX_UNREADABLE * len(files):
+            raise UserError(f"{sentence} ({named}): fetch them anew and delete {folder}.")
+        console.warn(f"{sentence} and are left out: {named}.")
+    return images, rows
+
+
 def load(config: Any) -> Dataset:
     """Builds the data set that a configuration describes; decodes its photographs the first time.
 
@@ -207,38 +264,12 @@ def load(config: Any) -> Dataset:
     Raises:
       UserError: If the copy is missing or damaged, or the attributes, the sizes or the manifest cannot be used.
     """
-    if config.stand_in and config.root:
-        raise UserError("data.stand_in draws faces of its own and data.root names some: leave one of them out.")
-    root = stand_in.folder(config.stand_in, config.seed) if config.stand_in else pathlib.Path(config.root)
-    if not root.name or not root.is_dir():
-        looked = (
-            f"the folder data.root={config.root!r} was looked for and is not there"
-            if config.root
-            else ("data.root names no folder")
-        )
-        raise UserError(f"{looked}. {_HELP}")
+    root = _root(config)
     known = read_attributes(root, tuple(config.attributes))
     composition_of = dict(zip(known.files, map(tuple, known.table.tolist()), strict=True))
-    frozen = pathlib.Path(config.manifest) if config.manifest else None
-    if frozen is not None and frozen.exists():
-        manifest = manifest_lib.read(frozen)
-        if manifest.attributes != known.names:
-            raise UserError(f"{frozen} is about {', '.join(manifest.attributes)}: set data.attributes to these.")
-    else:
-        sizes = config_lib.options(manifest_lib.Sizes, config.sizes, "data.sizes")
-        partition = read_partition(root, known.files)
-        manifest = manifest_lib.choose(known.names, known.files, known.table, partition, sizes, config.seed)
+    manifest = _benchmark(config, root, known)
     manifest_lib.check(manifest, composition_of)
     files = tuple(manifest.files())
-    read = open_images(root, files)
-
-    def one(name: str) -> np.ndarray:
-        try:
-            return decode(read(name), config.size)
-        # What Pillow raises for damaged files; a black picture stands for one, and is left out below.
-        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile):
-            return np.zeros((config.size, config.size, 3), np.uint8)
-
     about = {
         "manifest": manifest_lib.fingerprint(manifest),
         "attributes file": hashlib.sha256(known.path.read_bytes()).hexdigest(),
@@ -246,39 +277,23 @@ def load(config: Any) -> Dataset:
     }
     digest = hashlib.sha256(json.dumps([about, config.size]).encode()).hexdigest()
     folder = (pathlib.Path(config.cache) if config.cache else runtime.cache_folder("celeba")) / digest[:16]
-    shape = (len(files), config.size, config.size, 3)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        images = cache.pictures(
-            folder, about, shape, lambda rows: np.stack(list(pool.map(one, files[rows.start : rows.stop]))), "decoding"
-        )
-    manifest_lib.write(frozen if frozen is not None else folder / "manifest.json", manifest)
-    readable: list[bool] = images.any(axis=(1, 2, 3)).tolist()
-    if not all(readable):
-        bad = [name for name, good in zip(files, readable, strict=True) if not good]
-        named = ", ".join(bad[:3]) + (" and others" if len(bad) > 3 else "")
-        if len(bad) > _MAX_UNREADABLE * len(files):
-            raise UserError(
-                f"{len(bad)} of {len(files)} images cannot be read ({named}): fetch them anew and delete {folder}."
-            )
-        console.warn(f"{len(bad)} of {len(files)} images cannot be read and are left out: {named}.")
-    row_of = {name: row for row, (name, good) in enumerate(zip(files, readable, strict=True)) if good}
-
-    def rows(names: Sequence[str]) -> np.ndarray:
-        return np.asarray([row_of[name] for name in names if name in row_of], int)
+    images, row_of = _decode_all(folder, about, config.size, files, open_images(root, files))
+    manifest_lib.write(pathlib.Path(config.manifest) if config.manifest else folder / "manifest.json", manifest)
 
     def part(*parts: str) -> dict[compositions.Composition, np.ndarray]:
-        return {c.composition: rows(names) for c in manifest.classes for p, names in c.files.items() if p in parts}
+        named = {c.composition: c.files[p] for c in manifest.classes for p in parts if p in c.files}
+        return {c: np.asarray([row_of[name] for name in names if name in row_of], int) for c, names in named.items()}
 
     train = part("train")
-    judge: dict[compositions.Composition, list[str]] = {}
+    judge = {composition: list(rows) for composition, rows in train.items()}
     for name in manifest.judge:
-        judge.setdefault(composition_of[name], []).append(name)
+        if name in row_of:
+            judge.setdefault(composition_of[name], []).append(row_of[name])
     split = compositions.CompositionSplit(
         factors=compositions.Factors(known.names, (("no", "yes"),) * len(known.names)),
         trained=tuple(c.composition for c in manifest.classes if c.seen),
         held_out=tuple(c.composition for c in manifest.classes if not c.seen),
     )
-    nothing = np.zeros(0, int)
     return stored.dataset(
         config.name,
         images,
@@ -286,6 +301,6 @@ def load(config: Any) -> Dataset:
         train=train,
         query=part("validation", "query"),
         reference=part("reference"),
-        judge={c: np.concatenate([train.get(c, nothing), rows(judge.get(c, []))]) for c in sorted({*train, *judge})},
+        judge={composition: np.asarray(rows, int) for composition, rows in judge.items()},
         fingerprint=hashlib.sha256(json.dumps([digest, dataclasses.asdict(split)]).encode()).hexdigest(),
     )
