@@ -9,7 +9,7 @@ eyeglasses. Each differs from a trained one in one attribute. The faces are draw
 `data.cache`.
 
 Variants: the file alone is 64x64 for a GPU, `:small` runs on two CPU cores at 32x32, `:tiny` trains a toy backbone from
-scratch within a minute, for tests. What is not said here is as in configs/colormnist.py.
+scratch, for tests. What is not said here is as in configs/colormnist.py.
 """
 
 import pathlib
