@@ -16,7 +16,11 @@ _Options = TypeVar("_Options")
 BACKBONE_SECTIONS = ("data", "diffusion", "network", "pretrain")
 """The sections that decide the weights of a trained backbone."""
 
-_NOT_IN_WEIGHTS = {"network": ("remat",), "pretrain": ("from_scratch", "bundle", "save_every", "accumulate")}
+_NOT_IN_WEIGHTS = {
+    "data": ("cache",),
+    "network": ("remat",),
+    "pretrain": ("from_scratch", "bundle", "save_every", "accumulate"),
+}
 """Fields of those sections that do not change what is trained."""
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from cdisc import checkpoints, console, parallel, signals
 from cdisc import config as config_lib
-from cdisc.data import Dataset, colormnist, pictures, planar
+from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, pictures, planar
 from cdisc.data import queries as queries_data
 from cdisc.diffusion import schedule as schedule_lib
 from cdisc.discovery import concepts
@@ -99,7 +99,12 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
     Raises:
       UserError: for anything in the configuration, the queries or the workdir that cannot be used.
     """
-    loaders = {"colormnist": colormnist.load, "planar": planar.load}
+    loaders = {
+        "colormnist": colormnist.load,
+        "avatars": avatars.load,
+        "celeba": celeba.load,
+        "planar": planar.load,
+    }
     if config.data.name not in (*loaders, "queries"):
         raise UserError(f"config.data.name is {config.data.name!r}: use one of {', '.join(loaders)}, queries.")
     if (config.data.name == "queries") != (config.network.kind == "diffusers"):
@@ -147,6 +152,10 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
     elif config.network.kind != "diffusers":
         raise UserError(f"config.network.kind is {config.network.kind!r}: use 'unet', 'exact' or 'diffusers'.")
     queries = own_queries(query_paths, dataset.shape) if query_paths else held_out_queries(config, dataset)
+    for query in queries:
+        if query.composition is not None:
+            # Said now, and not when everything else is done.
+            dataset.references(query.composition, config.evaluate.references + config.evaluate.samples)
     checkpoints.writable(workdir)
     bind(workdir, config, queries)
     return Run(config, workdir, dataset, schedule, network, backbone, queries)
@@ -255,9 +264,8 @@ def held_out_queries(config: ml_collections.ConfigDict, dataset: Dataset) -> tup
     for i in range(count):
         composition = held_out[order[i % len(held_out)]]
         turn = i // len(held_out)
-        names = [values[j] for values, j in zip(dataset.split.factors.values, composition, strict=True)]
         image = dataset.queries(composition, turn + 1)[turn]
-        name = " ".join(names) + (f" ({turn + 1})" if turn else "")
+        name = compositions.title(dataset.split.factors, composition) + (f" ({turn + 1})" if turn else "")
         queries.append(Query(name, np.asarray(image), tuple(composition), f"{dataset.name}, query part"))
     return tuple(queries)
 

@@ -28,9 +28,13 @@ def configure() -> None:
     given = os.environ.get("XLA_FLAGS", "")
     flags = [given, *(flag for flag in wanted if flag.partition("=")[0] not in given)]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "cdisc" / "xla"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("xla")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def cache_folder(name: str) -> pathlib.Path:
+    """Where what can be made again is kept for this person."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "cdisc" / name
 
 
 def _only_cpu() -> bool:

@@ -87,3 +87,13 @@ def test_leaks_are_named():
 def test_ambiguous_factors_are_refused(names, values):
     with pytest.raises(ValueError, match=r"factor|values"):
         compositions.Factors(names=names, values=values)
+
+
+def test_a_title_says_what_is_there():
+    factors = compositions.Factors(
+        names=("colour", "beard", "smile"), values=(("red", "blue"), ("no", "yes"), ("no", "yes"))
+    )
+    assert compositions.title(factors, (1, 1, 0)) == "blue beard"
+    assert compositions.title(factors, (0, 0, 1)) == "red smile"
+    yes_or_no = compositions.Factors(names=("beard",), values=(("no", "yes"),))
+    assert compositions.title(yes_or_no, (0,)) == "nothing"

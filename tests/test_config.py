@@ -87,6 +87,7 @@ def test_digest():
         ("pretrain", "accumulate", 2, True),
         ("network", "remat", True, True),
         ("discover", "probes", 3, True),
+        ("data", "cache", "elsewhere", True),
     ],
 )
 def test_backbone_digest_follows_what_decides_the_weights(section, field, value, same):

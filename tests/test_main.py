@@ -164,6 +164,22 @@ def test_pictures_that_cannot_be_used(refused, picture, tmp_path):
     assert "data are points: leave --query out" in error
 
 
+def test_references_that_are_not_there_are_missed_at_once(refused, tmp_path):
+    # Catches: hours of work before the evaluation finds out.
+    error = refused(TINY, f"--workdir={tmp_path / 'run'}", "--config.evaluate.references=5000")
+    assert "5008 different pictures of the digit" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_celeba_that_is_not_there(refused, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    error = refused(f"--config={ROOT}/configs/celeba.py", workdir)
+    assert "data.root names no folder" in error
+    assert "non-commercial research" in error
+    assert "--config=configs/avatars.py:small" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_picture_of_another_size_is_resized_with_a_warning(refused, picture, tmp_path):
     error = refused(TINY, f"--workdir={tmp_path / 'run'}", f"--query={picture(64, 64)}", "--stages=report")
     assert re.search(r"^cdisc: warning: .*resized from 64x64 to 32x32 pixels\.$", error, re.MULTILINE)

@@ -119,3 +119,17 @@ def test_distance_to_query_is_the_mean_of_the_rms_differences():
     query = jnp.full((2, 2, 3), 0.5)
     # Distances 0 and 1: their mean is 0.5, the RMS over everything would be 0.71.
     assert metrics.distance_to_query(jnp.stack([query, query - 1.0]), query) == pytest.approx(0.5)
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    # Catches: a mean over bins instead of pictures, signs that cancel between bins, a confidence of 1 in no bin.
+    def logits(confidence, says):
+        other = np.log1p(-confidence) if confidence < 1 else -np.inf
+        return [np.log(confidence), other] if says == 0 else [other, np.log(confidence)]
+
+    # Six pictures at 0.75, right in 4; two at 0.55, right in both; two at 1, right in one. All are of value 0.
+    given = [logits(0.75, says) for says in (0, 0, 0, 0, 1, 1)] + [logits(0.55, 0)] * 2
+    given += [logits(1.0, 0), logits(1.0, 1)]
+    found = metrics.calibration_error(jnp.asarray(given, jnp.float32), jnp.zeros(10, jnp.int32))
+    expected = (abs(4 - 6 * 0.75) + abs(2 - 2 * 0.55) + abs(1 - 2)) / 10
+    np.testing.assert_allclose(found, expected, atol=1e-6)

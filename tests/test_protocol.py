@@ -71,6 +71,18 @@ def test_accuracy_of_the_judge_itself():
     }
 
 
+def test_trust_is_accuracy_and_calibration_by_factor():
+    def predict(images):
+        sure, unsure = jnp.asarray([9.0, -9.0]), jnp.asarray([0.1, -0.1])
+        return jnp.tile(sure, (len(images), 1)), jnp.tile(unsure, (len(images), 1))
+
+    judge = judging.Judge(factors=("sure", "unsure"), predict=predict, features=lambda images: images)
+    found = protocol.trust(judge, jnp.zeros((4, 2)), jnp.asarray([(0, 0), (0, 0), (1, 0), (1, 0)]))
+    assert found["joint_accuracy"] == 0.5 and found["attribute_accuracy"] == {"sure": 0.5, "unsure": 1.0}
+    # Sure of itself and right half of the time; hardly sure, at 1 / (1 + e^-0.2), and always right.
+    assert found["calibration_error"] == pytest.approx({"sure": 0.5, "unsure": 1 - 1 / (1 + np.exp(-0.2))}, abs=1e-6)
+
+
 def test_pooling_hides_what_the_protocol_shows():
     # A method that copies its query: perfect when pooled over queries, without recall from any one of them.
     keys = jax.random.split(jax.random.key(3), 3)

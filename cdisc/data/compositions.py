@@ -41,12 +41,12 @@ class Factors:
 
 @dataclasses.dataclass(frozen=True)
 class CompositionSplit:
-    """A partition of all compositions.
+    """Compositions of which some are trained and the others are not.
 
     Attributes:
       factors: The attributes.
       trained: The compositions that training shows, in lexicographic order; the position is the class index.
-      held_out: The others, in lexicographic order.
+      held_out: The ones that it must not show, in lexicographic order.
     """
 
     factors: Factors
@@ -151,6 +151,13 @@ def attributes(factors: Factors, composition: Composition) -> dict[str, str]:
 def describe(factors: Factors, composition: Composition) -> str:
     """The composition as text that `parse` reads back."""
     return " ".join(f"{name}={value}" for name, value in attributes(factors, composition).items())
+
+
+def title(factors: Factors, composition: Composition) -> str:
+    """The composition in few words: the values, and of a yes or no the factor's name or nothing."""
+    values = attributes(factors, composition).items()
+    words = [name if value == "yes" else value for name, value in values if value != "no"]
+    return " ".join(words) or "nothing"
 
 
 def assert_no_held_out(split: CompositionSplit, compositions: np.ndarray) -> None:

@@ -136,3 +136,20 @@ def distance_to_query(samples: jax.Array, query: jax.Array) -> jax.Array:
     """
     squares = jnp.square(samples - query[None])
     return jnp.mean(jnp.sqrt(jnp.mean(squares, axis=tuple(range(1, squares.ndim)))))
+
+
+def calibration_error(logits: jax.Array, values: jax.Array, *, bins: int = 10) -> jax.Array:
+    """Expected calibration error (Guo et al. 2017, arXiv 1706.04599, Eq. 3): how far confidence is from being right.
+
+    Args:
+      logits: (N, V) of a classifier.
+      values: (N,) the true value indices.
+      bins: of equal width in the confidence, the largest probability.
+
+    Returns:
+      (): the mean over the pictures of |accuracy - mean confidence| in their bin, in 0..1.
+    """
+    confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
+    gap = (jnp.argmax(logits, axis=-1) == values) - confidence
+    which = jnp.minimum((confidence * bins).astype(jnp.int32), bins - 1)
+    return jnp.sum(jnp.abs(jax.ops.segment_sum(gap, which, num_segments=bins))) / values.shape[0]

@@ -35,6 +35,21 @@ def accuracy(judge: Judge, images: jax.Array, attributes: jax.Array) -> Figures:
     }
 
 
+def trust(judge: Judge, images: jax.Array, attributes: jax.Array) -> Figures:
+    """How far to trust the judge: its accuracies, and whether its confidence says how often it is right.
+
+    Args:
+      judge: to be tried.
+      images: (N, *shape) real pictures that it has not seen.
+      attributes: (N, F) their value indices.
+
+    Returns:
+      What `accuracy` returns, and for each factor the `calibration_error`, 0 at best.
+    """
+    errors = [metrics.calibration_error(logits, attributes[:, f]) for f, logits in enumerate(judge.predict(images))]
+    return accuracy(judge, images, attributes) | {"calibration_error": _by_factor(judge, jnp.stack(errors))}
+
+
 def score_samples(
     judge: Judge,
     samples: jax.Array,

@@ -138,6 +138,17 @@ SCHEMA: dict[str, Any] = {
                 "Wall-clock time per stage, in the order in which the stages ran.",
                 {"type": "number", "minimum": 0, "description": "Seconds in this stage, compilation included."},
             ),
+            "judge": _record(
+                "What the judge makes of real pictures that it has not seen: how far to trust the accuracies.",
+                {
+                    "joint_accuracy": _FIGURES["joint_accuracy"],
+                    "attribute_accuracy": _FIGURES["attribute_accuracy"],
+                    "calibration_error": _table(
+                        "For each factor, how far the judge's confidence is from how often it is right.",
+                        _share("Expected calibration error of this factor, in ten bins of the confidence."),
+                    ),
+                },
+            ),
             "queries": {"type": "array", "description": "One entry for each query, in order.", "items": _QUERY},
             "methods": _table(
                 "Method name to its figures over all queries.",
@@ -157,6 +168,7 @@ SCHEMA: dict[str, Any] = {
                 ),
             ),
         },
+        optional=("judge",),
     ),
 }
 """The layout of the results file, with a description of every key."""

@@ -23,6 +23,8 @@ from cdisc.stages.pretrain import BUNDLED
 
 PRODUCT = "product"
 REAL = "real pictures"
+_JUDGED = 1000
+"""Real pictures on which the judge is tried."""
 
 
 def recipes_of(this: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.Recipe]:
@@ -133,6 +135,15 @@ def load_judge(this: Run) -> judge.Judge | None:
     return judge.network_judge(network, params, factors.names)
 
 
+def trust_in(this: Run, judged_by: judge.Judge) -> dict[str, Any]:
+    """What a trained judge makes of real pictures of the query part, none of which it has seen."""
+    images, attributes = this.dataset.labelled("query", _JUDGED, 0)
+    found = protocol.trust(judged_by, jnp.asarray(images), jnp.asarray(attributes))
+    single = ", ".join(f"{name} {share:.1%}" for name, share in found["attribute_accuracy"].items())
+    console.say(f"evaluate: of unseen real pictures the judge has {found['joint_accuracy']:.1%} right ({single})")
+    return found
+
+
 def judge_bundle(this: Run) -> pathlib.Path:
     """Where the bundled judge lies, beside the bundled backbone."""
     return BUNDLED / f"{this.config.pretrain.bundle}_judge.npz"
@@ -188,6 +199,8 @@ def write_results(
             "seed": this.config.seed,
             "versions": versions(),
             "seconds": read_seconds(this.path("seconds.json")),
+            # An exact judge is right.
+            **({} if judged_by is None or this.network is None else {"judge": trust_in(this, judged_by)}),
             "queries": queries,
             "methods": protocol.aggregate([query["methods"] for query in queries]),
         },

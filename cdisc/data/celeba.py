@@ -1,0 +1,306 @@
+"""CelebA: photographs of faces with forty attributes, read from the person's own copy without TensorFlow.
+
+CelebA (Liu, Luo, Wang and Tang, ICCV 2015) is for non-commercial research and does not come with cdisc, nor is it ever
+downloaded. `manifest` makes a benchmark of its attributes. The photographs that it names are decoded once, on all
+cores, into a cache of bytes.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import pathlib
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from cdisc import config as config_lib
+from cdisc import console, runtime
+from cdisc.data import Dataset, cache, compositions, stand_in, stored
+from cdisc.data import manifest as manifest_lib
+from cdisc.errors import UserError
+
+_IMAGES = "img_align_celeba"
+_MAX_UNREADABLE = 0.01
+
+_HELP = (
+    "CelebA is free for non-commercial research: take it from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (or as "
+    "jessicali9530/celeba-dataset from Kaggle) and set --config.data.root to its folder. Faces that need nothing: "
+    "python -m cdisc.main --config=configs/avatars.py:small --workdir=runs/avatars"
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Attributes:
+    """What the attribute file says.
+
+    Attributes:
+      files: N file names.
+      names: F attributes, the ones that were asked for, in that order.
+      table: (N, F) int8 of 0 and 1.
+      path: the attribute file.
+    """
+
+    files: tuple[str, ...]
+    names: tuple[str, ...]
+    table: np.ndarray
+    path: pathlib.Path
+
+
+def _find(root: pathlib.Path, stem: str) -> pathlib.Path | None:
+    """The text file of that stem, as the authors or Kaggle name it, in `root` or its folder Anno or Eval."""
+    folders = (root, root / "Anno", root / "Eval")
+    return next((path for f in folders for end in ("txt", "csv") if (path := f / f"{stem}.{end}").is_file()), None)
+
+
+def _columns(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
+    """The names of the columns after the file name's, and all columns, of a .txt or a .csv of the same content.
+
+    The authors' attribute file begins with the count and the names, their partition file with neither.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): fetch it anew.") from error
+    lines = [line for line in lines if line.strip()]
+    count, names = None, []
+    if path.suffix == ".csv" and lines:
+        names = [name.strip() for name in lines.pop(0).split(",")][1:]
+        lines = [line.replace(",", " ") for line in lines]
+    elif lines and lines[0].strip().isdecimal():
+        count, names, lines = int(lines[0]), lines[1].split() if len(lines) > 1 else [], lines[2:]
+    rows = [line.split() for line in lines]
+    width = 1 + len(names) if names else 2
+    wrong = next((row for row in rows if len(row) != width), None)
+    if wrong is not None:
+        raise UserError(f"{path} has {len(wrong)} columns at {wrong[0]} where {width} are expected: fetch it anew.")
+    if not rows or count not in (None, len(rows)):
+        said = f" and says {count}" if count is not None else ""
+        raise UserError(f"{path} has {len(rows)} lines of files{said}: fetch it anew.")
+    return names, [list(column) for column in zip(*rows, strict=True)]
+
+
+def read_attributes(root: pathlib.Path, wanted: Sequence[str]) -> Attributes:
+    """Reads `list_attr_celeba.txt`, or the .csv that Kaggle makes of it.
+
+    Args:
+      root: the folder of the person's copy.
+      wanted: names of attributes.
+
+    Raises:
+      UserError: if there is no such file, it is damaged, or it lacks an attribute.
+    """
+    path = _find(root, "list_attr_celeba")
+    if path is None:
+        raise UserError(f"{root} has no list_attr_celeba.txt or .csv, nor have its folders Anno and Eval. {_HELP}")
+    names, (files, *columns) = _columns(path)
+    for name in wanted:
+        if name not in names:
+            hint = config_lib.nearest(name, names) or f": it has {', '.join(names)}"
+            raise UserError(f"data.attributes has {name!r}, which {path} has not{hint}")
+    chosen = [columns[names.index(name)] for name in wanted]
+    values = {value for column in chosen for value in set(column)}
+    if not values <= {"1", "-1"}:
+        raise UserError(f"{path} has the value {min(values - {'1', '-1'})!r}: attributes are 1 or -1; fetch it anew.")
+    if len(set(files)) < len(files):
+        raise UserError(f"{path} names a file twice: fetch it anew.")
+    table = np.stack([np.asarray(column) == "1" for column in chosen], axis=1).astype(np.int8)
+    return Attributes(tuple(files), tuple(wanted), table, path)
+
+
+def read_partition(root: pathlib.Path, files: Sequence[str]) -> np.ndarray:
+    """The official partition (N,) of the files: 0, 1 or 2; zeros where there is no such file.
+
+    Raises:
+      UserError: if the file is damaged, or about other files.
+    """
+    path = _find(root, "list_eval_partition")
+    if path is None:
+        return np.zeros(len(files), np.int8)
+    _, columns = _columns(path)
+    known = dict(zip(*columns, strict=True))
+    missing = next((name for name in files if known.get(name) not in ("0", "1", "2")), None)
+    if missing is not None:
+        raise UserError(f"{path} gives no partition 0, 1 or 2 for {missing}: fetch it anew, or take it away.")
+    return np.asarray([int(known[name]) for name in files], np.int8)
+
+
+def open_images(root: pathlib.Path, files: Sequence[str]) -> Callable[[str], bytes]:
+    """A function from a file's name to its bytes, for use in many threads.
+
+    Args:
+      root: has the folder `img_align_celeba` (Kaggle has it twice) or `img_align_celeba.zip`.
+      files: what will be read.
+
+    Raises:
+      UserError: if there is neither, or one of the files is not in it.
+    """
+    archive = next((p for p in (root / f"{_IMAGES}.zip", root / "Img" / f"{_IMAGES}.zip") if p.is_file()), None)
+    folders = (root / _IMAGES / _IMAGES, root / _IMAGES, root / "Img" / _IMAGES)
+    folder = next((path for path in folders if path.is_dir()), None)
+    if folder is None and archive is None:
+        raise UserError(f"{root} has neither the folder {_IMAGES} nor {_IMAGES}.zip. {_HELP}")
+    if folder is not None:
+        where, inside = folder, {entry.name: entry.name for entry in os.scandir(folder)}
+    else:
+        assert archive is not None
+        try:
+            with zipfile.ZipFile(archive) as opened:
+                inside = {pathlib.PurePosixPath(name).name: name for name in opened.namelist()}
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{archive} cannot be read ({error}): fetch it anew.") from error
+        where = archive
+    missing = [name for name in files if name not in inside]
+    if missing:
+        raise UserError(
+            f"{where} lacks {len(missing)} of the {len(files)} images of the benchmark, such as {missing[0]}: unpack "
+            "or fetch it anew."
+        )
+    if folder is not None:
+        return lambda name: (where / name).read_bytes()
+    # An open archive has one position in its file: each thread has its own.
+    threads = threading.local()
+
+    def read(name: str) -> bytes:
+        if not hasattr(threads, "archive"):
+            threads.archive = zipfile.ZipFile(where)
+        return threads.archive.read(inside[name])
+
+    return read
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """The middle square of a JPEG, (size, size, 3) uint8.
+
+    Raises:
+      OSError or SyntaxError: what Pillow raises for a damaged file.
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        # Decodes at a half or a quarter where that is still large enough.
+        image.draft("RGB", (size, size))
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = (left, top, left + side, top + side)
+        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=square))
+
+
+def _root(config: Any) -> pathlib.Path:
+    """The folder of the copy, or of the avatars that stand in for it."""
+    if config.stand_in and config.root:
+        raise UserError("data.stand_in draws faces of its own and data.root names some: leave one of them out.")
+    if config.stand_in:
+        return stand_in.folder(config.stand_in, config.seed)
+    if not config.root:
+        raise UserError(f"data.root names no folder. {_HELP}")
+    root = pathlib.Path(config.root)
+    if not root.is_dir():
+        raise UserError(f"the folder data.root={config.root!r} was looked for and is not there. {_HELP}")
+    return root
+
+
+def _benchmark(config: Any, root: pathlib.Path, known: Attributes) -> manifest_lib.Manifest:
+    """The frozen manifest, or what the rule gives."""
+    frozen = pathlib.Path(config.manifest)
+    if not config.manifest or not frozen.exists():
+        sizes = config_lib.options(manifest_lib.Sizes, config.sizes, "data.sizes")
+        partition = read_partition(root, known.files)
+        return manifest_lib.choose(known.names, known.files, known.table, partition, sizes, config.seed)
+    manifest = manifest_lib.read(frozen)
+    if manifest.attributes != known.names:
+        raise UserError(f"{frozen} is about {', '.join(manifest.attributes)}: set data.attributes to these.")
+    return manifest
+
+
+def _decode_all(
+    folder: pathlib.Path, about: dict[str, str], size: int, files: Sequence[str], read: Callable[[str], bytes]
+) -> tuple[np.ndarray, dict[str, int]]:
+    """The photographs, from the cache once they are in it, and the row of each file that could be read."""
+
+    def one(name: str) -> np.ndarray:
+        try:
+            return decode(read(name), size)
+        # What Pillow and zip files raise where they are damaged; a black picture stands for it in the cache.
+        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error):
+            return np.zeros((size, size, 3), np.uint8)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def make(rows: range) -> np.ndarray:
+            return np.stack(list(pool.map(one, files[rows.start : rows.stop])))
+
+        images = cache.pictures(folder, about, (len(files), size, size, 3), make, "decoding photographs")
+    rows = {name: row for row, name in enumerate(files) if images[row].any()}
+    bad = [name for name in files if name not in rows]
+    if bad:
+        named = ", ".join(bad[:3]) + (" and others" if len(bad) > 3 else "")
+        sentence = f"{len(bad)} of {len(files)} images cannot be read"
+        if len(bad) > _MAX_UNREADABLE * len(files):
+            raise UserError(f"{sentence} ({named}): fetch them anew and delete {folder}.")
+        console.warn(f"{sentence} and are left out: {named}.")
+    return images, rows
+
+
+def load(config: Any) -> Dataset:
+    """Builds the data set that a configuration describes; decodes its photographs the first time.
+
+    Args:
+      config: Has the attributes `name`, `root`, `stand_in` (how many avatars take CelebA's place; 0 for none),
+        `attributes` (names), `sizes` (see `manifest.Sizes`), `seed`, `size` (pixels a side), `manifest` (a file that
+        freezes the benchmark: read if it is there, else written) and `cache` (a folder; empty for the person's cache
+        folder).
+
+    Returns:
+      The data set. Queries and references are photographs of held-out classes; the judge learns from the training
+      photographs and from those outside of all classes, and is validated on the queries and the seen classes' rest.
+
+    Raises:
+      UserError: If the copy is missing or damaged, or the attributes, the sizes or the manifest cannot be used.
+    """
+    root = _root(config)
+    known = read_attributes(root, tuple(config.attributes))
+    composition_of = dict(zip(known.files, map(tuple, known.table.tolist()), strict=True))
+    manifest = _benchmark(config, root, known)
+    manifest_lib.check(manifest, composition_of)
+    files = tuple(manifest.files())
+    about = {
+        "manifest": manifest_lib.fingerprint(manifest),
+        "attributes file": hashlib.sha256(known.path.read_bytes()).hexdigest(),
+        "pillow": PIL.__version__,
+    }
+    digest = hashlib.sha256(json.dumps([about, config.size]).encode()).hexdigest()
+    folder = (pathlib.Path(config.cache) if config.cache else runtime.cache_folder("celeba")) / digest[:16]
+    images, row_of = _decode_all(folder, about, config.size, files, open_images(root, files))
+    manifest_lib.write(pathlib.Path(config.manifest) if config.manifest else folder / "manifest.json", manifest)
+
+    def part(*parts: str) -> dict[compositions.Composition, np.ndarray]:
+        named = {c.composition: c.files[p] for c in manifest.classes for p in parts if p in c.files}
+        return {c: np.asarray([row_of[name] for name in names if name in row_of], int) for c, names in named.items()}
+
+    train = part("train")
+    judge = {composition: list(rows) for composition, rows in train.items()}
+    for name in manifest.judge:
+        if name in row_of:
+            judge.setdefault(composition_of[name], []).append(row_of[name])
+    split = compositions.CompositionSplit(
+        factors=compositions.Factors(known.names, (("no", "yes"),) * len(known.names)),
+        trained=tuple(c.composition for c in manifest.classes if c.seen),
+        held_out=tuple(c.composition for c in manifest.classes if not c.seen),
+    )
+    return stored.dataset(
+        config.name,
+        images,
+        split,
+        train=train,
+        query=part("validation", "query"),
+        reference=part("reference"),
+        judge={composition: np.asarray(rows, int) for composition, rows in judge.items()},
+        fingerprint=hashlib.sha256(json.dumps([digest, dataclasses.asdict(split)]).encode()).hexdigest(),
+    )

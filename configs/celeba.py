@@ -1,0 +1,81 @@
+"""CelebA: photographs of faces; a class is a combination of 14 attributes, 51 are trained and 23 held out.
+
+Command:  python -m cdisc.main --config=configs/celeba.py --workdir=runs/celeba --config.data.root=FOLDER
+
+FOLDER holds what people have: `img_align_celeba/` or its zip, `list_attr_celeba.txt` or Kaggle's .csv, and
+`list_eval_partition.*` if there. CelebA is for non-commercial research and is never downloaded. How the classes are
+chosen is said in `cdisc.data.manifest`; `--config.data.manifest=FILE` freezes them.
+
+Variants: the file alone has the paper's settings (arXiv 2605.07078, tables 4 and 5), a network of 113 M parameters at
+128x128 for GPUs; it was not trained for this repository. `:avatars` runs the whole code path at small size: CelebA's
+place is taken by avatars in CelebA's layout. What is not said here is as in configs/colormnist.py.
+"""
+
+import pathlib
+import runpy
+
+import ml_collections
+
+VARIANTS = ("paper", "avatars")
+
+
+def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
+    """The configuration: "paper" or "avatars"."""
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/celeba.py has no variant {variant!r}: use one of {', '.join(VARIANTS)}")
+    base = {"avatars": "tiny"}.get(variant, variant)
+    c = runpy.run_path(str(pathlib.Path(__file__).with_name("colormnist.py")))["get_config"](base)
+    c.data = ml_collections.ConfigDict(
+        {
+            "name": "celeba",
+            "root": "",  # the folder of your copy
+            "stand_in": 0,  # how many avatars take CelebA's place
+            "attributes": (
+                "Black_Hair",
+                "Blond_Hair",
+                "Brown_Hair",
+                "Gray_Hair",
+                "Wavy_Hair",
+                "No_Beard",
+                "Smiling",
+                "Big_Nose",
+                "Big_Lips",
+                "Oval_Face",
+                "Male",
+                "Sideburns",
+                "Wearing_Necklace",
+                "Bald",
+            ),
+            # Classes; files of a seen class, and queries of a held-out one; files outside of all classes.
+            "sizes": {"seen": 51, "held_out": 23, "train": 525, "validation": 75, "query": 100, "judge": 20_000},
+            "seed": 0,  # of the order of files
+            "size": 128,  # pixels a side
+            "manifest": "",  # a file that freezes the benchmark: read if it is there, else written
+            "cache": "",  # the folder of the decoded photographs; empty for ~/.cache/cdisc/celeba
+        }
+    )
+    c.pretrain.update(from_scratch=True, bundle="")
+    if variant == "avatars":
+        c.data.update(stand_in=600, size=32, attributes=("Black_Hair", "No_Beard", "Smiling", "Male"))
+        c.data.sizes.update(seen=6, held_out=3, train=20, validation=5, query=3, judge=200)
+        c.network.update(num_class_embeds=7)
+        c.evaluate.update(references=10, samples=4)
+        return c
+    # google/ddpm-celebahq-256 at half its sample size, with a class table.
+    c.network.update(
+        sample_size=128,
+        num_class_embeds=52,
+        block_out_channels=(128, 128, 256, 256, 512, 512),
+        down_block_types=(*("DownBlock2D",) * 4, "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", *("UpBlock2D",) * 4),
+    )
+    c.pretrain.update(steps=500_000, batch_size=128, save_every=5000)
+    c.discover.update(
+        timesteps=tuple(range(50, 501, 50)), starts_per_t=8, start_mode="query", learning_rate=0.09, max_steps=100
+    )
+    c.guidance.w0 = 0.5
+    # Five epochs over the pool, in batches of two.
+    c.adapt.levels.lora.update(rank=16, alpha=32.0, steps=640, batch_size=2)
+    c.evaluate.num_queries = 23
+    c.evaluate.methods.lora.guidance = 1.2
+    return c

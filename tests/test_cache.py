@@ -1,0 +1,79 @@
+import json
+
+import numpy as np
+import pytest
+
+from cdisc.data import cache
+from cdisc.errors import UserError
+
+SHAPE = (10, 2, 2, 3)
+
+
+class Maker:
+    """Pictures of their own row number; remembers what it was asked for, and may stop at a row."""
+
+    def __init__(self, stop=None):
+        self.stop, self.asked = stop, []
+
+    def __call__(self, rows):
+        if self.stop in rows:
+            raise KeyboardInterrupt
+        self.asked += list(rows)
+        return np.stack([np.full(SHAPE[1:], row + 1, np.uint8) for row in rows])
+
+
+def pictures(folder, make, **changes):
+    arguments = {"about": {"by": "one"}, "shape": SHAPE} | changes
+    return cache.pictures(folder, make=make, what="making", at_once=4, **arguments)
+
+
+def expected(shape=SHAPE):
+    return np.broadcast_to(np.arange(1, shape[0] + 1, dtype=np.uint8)[:, None, None, None], shape)
+
+
+def test_pictures_are_made_once_and_kept(tmp_path):
+    # Catches: making again what is there, a last batch that is left out or runs over, an array that can be written.
+    first, again = Maker(), Maker()
+    images = pictures(tmp_path / "faces", first)
+    np.testing.assert_array_equal(images, expected())
+    assert isinstance(images, np.memmap) and not images.flags.writeable
+    np.testing.assert_array_equal(pictures(tmp_path / "faces", again), expected())
+    assert (first.asked, again.asked) == (list(range(10)), [])
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path):
+    # Catches: beginning anew, and skipping rows that were not written.
+    with pytest.raises(KeyboardInterrupt):
+        pictures(tmp_path, Maker(stop=6))
+    rest = Maker()
+    np.testing.assert_array_equal(pictures(tmp_path, rest), expected())
+    assert rest.asked == list(range(4, 10))
+
+
+@pytest.mark.parametrize("changes", [{"about": {"by": "two"}}, {"shape": (11, 2, 2, 3)}])
+def test_a_cache_made_by_another_version_is_refused(tmp_path, changes):
+    pictures(tmp_path, Maker())
+    with pytest.raises(UserError, match="holds other pictures or was made by another version: delete that folder"):
+        pictures(tmp_path, Maker(), **changes)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "images.npy").unlink(),
+        lambda folder: (folder / "images.npy").write_bytes(b"\x93NUMPY"),
+        lambda folder: np.save(folder / "images.npy", np.zeros((9, 2, 2, 3), np.uint8)),
+        lambda folder: (folder / "done.txt").write_text("some"),
+        lambda folder: (folder / "done.txt").unlink(),
+    ],
+)
+def test_a_damaged_cache_is_the_persons_to_delete(tmp_path, damage):
+    pictures(tmp_path, Maker())
+    damage(tmp_path)
+    with pytest.raises(UserError, match=r"cannot be used .*: delete that folder, it is made again"):
+        pictures(tmp_path, Maker())
+
+
+def test_the_note_says_what_the_pictures_are(tmp_path):
+    pictures(tmp_path, Maker())
+    assert json.loads((tmp_path / "about.json").read_text()) == {"by": "one", "shape": "10x2x2x3"}

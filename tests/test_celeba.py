@@ -1,0 +1,245 @@
+import functools
+import io
+import math
+import pathlib
+import shutil
+import zipfile
+
+import jax
+import numpy as np
+import published
+import pytest
+from commands import config_of
+from PIL import Image
+
+from cdisc.data import celeba, stand_in
+from cdisc.data import manifest as manifest_lib
+from cdisc.errors import UserError
+from cdisc.networks import denoiser
+from cdisc.networks.unet import UNetConfig
+
+WANTED = ("Black_Hair", "No_Beard", "Smiling", "Male")
+COUNT = 160
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """Plain pictures in CelebA's layout, whose grey tells the file's number; drawn faces would take longer."""
+    root = tmp_path_factory.mktemp("celeba")
+    draw = stand_in.draw_face
+    numbers = iter(range(1, COUNT + 1))
+    stand_in.draw_face = lambda attributes, rng: np.full((218, 178, 3), next(numbers), np.uint8)
+    try:
+        stand_in.write(root, COUNT, seed=0)
+    finally:
+        stand_in.draw_face = draw
+    return root
+
+
+@pytest.fixture
+def own(copy, tmp_path):
+    """A copy of one's own to damage."""
+    return shutil.copytree(copy, tmp_path / "copy")
+
+
+@pytest.fixture
+def config(copy, tmp_path):
+    c = config_of("celeba.py", "avatars").data
+    c.update(stand_in=0, root=str(copy), cache=str(tmp_path / "cache"), size=16)
+    c.sizes.update(seen=5, held_out=3, train=6, validation=2, query=2, judge=20)
+    return c
+
+
+def numbers_of(images):
+    return np.rint((np.asarray(images)[:, 8, 8, 0] + 1.0) * 127.5).astype(int)
+
+
+def number(file):
+    return int(pathlib.Path(file).stem)
+
+
+def test_attributes_of_the_text_and_of_kaggles_csv(copy, tmp_path):
+    found = stand_in.draw_attributes(COUNT, 0)
+    lines = (copy / "list_attr_celeba.txt").read_text().splitlines()
+    table = [",".join(["image_id", *lines[1].split()]), *(",".join(line.split()) for line in lines[2:])]
+    (tmp_path / "list_attr_celeba.csv").write_text("\n".join(table))
+    for root in (copy, tmp_path):
+        read = celeba.read_attributes(root, ("Smiling", "Bald", "Male"))
+        assert read.names == ("Smiling", "Bald", "Male") and read.files[:2] == ("000001.jpg", "000002.jpg")
+        np.testing.assert_array_equal(read.table, np.stack([found[n] for n in read.names], axis=1))
+
+
+def edited(path, edit):
+    path.write_text(edit(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda text: text.replace(f"{COUNT}\n", f"{COUNT + 1}\n", 1), "has 160 lines of files and says 161"),
+        (lambda text: text.replace(" Young", "", 1), "has 41 columns at 000001.jpg where 40 are expected"),
+        (lambda text: text.replace("000002.jpg -1", "000002.jpg", 1), "has 40 columns at 000002.jpg where 41"),
+        (lambda text: text.replace("000002.jpg", "000001.jpg", 1), "names a file twice"),
+        (lambda text: text.replace(" 1", " 0"), "has the value '0': attributes are 1 or -1"),
+        (lambda text: "", "has 0 lines"),
+    ],
+)
+def test_attribute_files_that_are_damaged(own, edit, message):
+    edited(own / "list_attr_celeba.txt", edit)
+    with pytest.raises(UserError, match=message):
+        celeba.read_attributes(own, WANTED)
+
+
+def test_an_attribute_that_does_not_exist(copy):
+    with pytest.raises(UserError, match=r"data\.attributes has 'Smilling', .*; did you mean 'Smiling'\?"):
+        celeba.read_attributes(copy, ("Smilling",))
+
+
+def test_the_official_partition(own):
+    files = celeba.read_attributes(own, WANTED).files
+    parts = celeba.read_partition(own, files)
+    assert np.bincount(parts).tolist() == [128, 16, 16] and parts[0] == 0 and parts[-1] == 2
+    edited(own / "list_eval_partition.txt", lambda text: text.replace("000003.jpg 0", "000003.jpg 7"))
+    with pytest.raises(UserError, match=r"gives no partition 0, 1 or 2 for 000003\.jpg"):
+        celeba.read_partition(own, files)
+    (own / "list_eval_partition.txt").unlink()
+    assert not celeba.read_partition(own, files).any()
+
+
+def test_images_of_a_folder_a_folder_in_a_folder_and_a_zip(copy, tmp_path):
+    files = ("000001.jpg", "000160.jpg")
+    expected = [(copy / "img_align_celeba" / name).read_bytes() for name in files]
+    nested, zipped = tmp_path / "nested", tmp_path / "zipped"
+    shutil.copytree(copy / "img_align_celeba", nested / "img_align_celeba" / "img_align_celeba")
+    zipped.mkdir()
+    with zipfile.ZipFile(zipped / "img_align_celeba.zip", "w") as archive:
+        for path in (copy / "img_align_celeba").iterdir():
+            archive.write(path, f"img_align_celeba/{path.name}")
+    for root in (copy, nested, zipped):
+        read = celeba.open_images(root, files)
+        assert [read(name) for name in files] == expected
+        with pytest.raises(UserError, match=r"lacks 2 of the 3 images of the benchmark, such as 000161\.jpg"):
+            celeba.open_images(root, ("000001.jpg", "000161.jpg", "000162.jpg"))
+    (zipped / "img_align_celeba.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"img_align_celeba\.zip cannot be read"):
+        celeba.open_images(zipped, files)
+
+
+def test_decode_takes_the_middle_square():
+    # A white square of 178 pixels in the middle of 218 rows; what is above and below is black.
+    pixels = np.zeros((218, 178, 3), np.uint8)
+    pixels[20:198] = 255
+    for size in (32, 64, 128):
+        data = io.BytesIO()
+        Image.fromarray(pixels).save(data, "JPEG", quality=95)
+        image = celeba.decode(data.getvalue(), size)
+        assert image.shape == (size, size, 3) and image.dtype == np.uint8
+        assert image[2:-2].min() > 240
+    grey = io.BytesIO()
+    Image.fromarray(pixels[..., 0]).save(grey, "JPEG")
+    assert celeba.decode(grey.getvalue(), 32).shape == (32, 32, 3)
+
+
+def test_every_picture_is_where_the_manifest_says(config):
+    # Catches: rows and files out of step, parts confused, held-out files in training, a judge that sees queries.
+    config.manifest = str(pathlib.Path(config.cache) / "frozen.json")
+    data = celeba.load(config)
+    manifest = manifest_lib.read(pathlib.Path(config.manifest))
+    classes = {one.composition: one for one in manifest.classes}
+    assert data.split.trained == tuple(c for c, one in classes.items() if one.seen) and len(data.split.trained) == 5
+    assert data.split.held_out == tuple(c for c, one in classes.items() if not one.seen)
+    assert data.split.factors.names == WANTED
+    images, labels = data.train_batch(data.train, jax.random.key(0), 300)
+    for label, composition in enumerate(data.split.trained):
+        files = classes[composition].files["train"]
+        assert set(numbers_of(images)[np.asarray(labels) == label]) == set(map(number, files))
+    for composition in data.split.held_out:
+        files = classes[composition].files
+        assert numbers_of(data.queries(composition, 2)).tolist() == list(map(number, files["query"]))
+        count = len(files["reference"])
+        assert numbers_of(data.references(composition, count)).tolist() == list(map(number, files["reference"]))
+    drawn = stand_in.draw_attributes(COUNT, 0)
+    truth = np.stack([drawn[name] for name in WANTED], axis=1)
+    for part, parts in (("train", ("train",)), ("query", ("validation", "query"))):
+        seen, attributes = data.labelled(part, 600, 0)
+        np.testing.assert_array_equal(attributes, truth[numbers_of(seen) - 1])
+        files = [name for one in manifest.classes for p in parts for name in one.files.get(p, ())]
+        files += manifest.judge if part == "train" else ()
+        assert set(numbers_of(seen)) == set(map(number, files))
+
+
+def test_a_frozen_manifest_decides(config):
+    config.manifest = str(pathlib.Path(config.cache) / "frozen.json")
+    data = celeba.load(config)
+    config.seed = 1  # would order the files otherwise
+    np.testing.assert_array_equal(celeba.load(config).train.images, data.train.images)
+    config.manifest = ""
+    assert not np.array_equal(celeba.load(config).train.images, data.train.images)
+    config.manifest, config.attributes = str(pathlib.Path(config.cache) / "frozen.json"), ("Smiling", "Male")
+    with pytest.raises(UserError, match="is about Black_Hair, No_Beard, Smiling, Male: set"):
+        celeba.load(config)
+
+
+def damage(root, files):
+    for name in files:
+        (root / "img_align_celeba" / name).write_bytes(b"\xff\xd8\xff\xe0 cut short")
+
+
+def test_corrupt_images_are_named_and_left_out_or_too_many(config, own, capsys, monkeypatch):
+    config.root = str(own)
+    known = celeba.read_attributes(own, WANTED)
+    sizes = manifest_lib.Sizes(**config.sizes.to_dict())
+    partition = celeba.read_partition(own, known.files)
+    manifest = manifest_lib.choose(WANTED, known.files, known.table, partition, sizes, 0)
+    bad = manifest.classes[0].files["train"][:2]
+    damage(own, bad[:1])
+    monkeypatch.setattr(celeba, "_MAX_UNREADABLE", 0.02)
+    data = celeba.load(config)
+    assert f"1 of 84 images cannot be read and are left out: {bad[0]}." in capsys.readouterr().err.replace("\n", " ")
+    assert len(data.train.images) == 29
+    damage(own, bad)
+    config.cache += "_2"
+    with pytest.raises(UserError, match=rf"2 of 84 images cannot be read \({bad[0]}, {bad[1]}\)"):
+        celeba.load(config)
+
+
+def test_nothing_there_is_said_at_once(config, tmp_path, copy):
+    # Catches: a message without the place, the licence, or a command that works now.
+    cases = (
+        ({"root": ""}, "data.root names no folder"),
+        ({"root": str(tmp_path / "none")}, "was looked for and is not there"),
+        ({"root": str(tmp_path)}, r"has no list_attr_celeba\.txt or \.csv"),
+        ({"root": str(copy), "stand_in": 3}, "leave one of them out"),
+    )
+    for change, message in cases:
+        config.update(change)
+        with pytest.raises(UserError, match=message) as raised:
+            celeba.load(config)
+        if "stand_in" not in change:
+            for part in ("non-commercial research", "mmlab.ie.cuhk.edu.hk", "configs/avatars.py:small"):
+                assert part in str(raised.value)
+    shutil.copy(copy / "list_attr_celeba.txt", tmp_path)
+    config.update(root=str(tmp_path), stand_in=0)
+    with pytest.raises(UserError, match=r"has neither the folder img_align_celeba nor img_align_celeba\.zip"):
+        celeba.load(config)
+
+
+def test_the_configuration_has_the_published_network_and_the_papers_classes():
+    config = config_of("celeba.py")
+    network = UNetConfig(**{name: value for name, value in config.network.items() if name != "kind"})
+    options = published.NETWORKS["google/ddpm-celebahq-256"] | {"sample_size": 128, "num_class_embeds": 52}
+    for name, value in options.items():
+        if hasattr(network, name):
+            assert getattr(network, name) == (tuple(value) if isinstance(value, list) else value), name
+    shapes = jax.eval_shape(functools.partial(denoiser.init, network), jax.random.key(0))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    assert count == published.PARAMETERS["google/ddpm-celebahq-256"] + 52 * 512
+    assert manifest_lib.Sizes(**config.data.sizes.to_dict()) == manifest_lib.Sizes()
+    assert (len(config.data.attributes), config.data.sizes.seen) == (14, 51)
+    assert set(config.data.attributes) <= set(stand_in.NAMES)
+
+
+@pytest.mark.parametrize(("file", "variant"), [("celeba.py", "small"), ("avatars.py", "study")])
+def test_a_variant_that_does_not_exist(file, variant):
+    with pytest.raises(ValueError, match=f"has no variant '{variant}': use one of"):
+        config_of(file, variant)
