@@ -64,7 +64,8 @@ def test_devices_and_micro_batches_share_a_batch(whole):
     options = dataclasses.replace(OPTIONS, accumulate=2)
     shared = cost.training(tiny.NETWORK, MODEL, options, SCHEDULE, 3)
     assert shared.gradient.flops == pytest.approx(whole.gradient.flops / 4, rel=0.1)
-    assert shared.flops == pytest.approx(3 * 2 * shared.gradient.flops, rel=0.1)
+    assert shared.flops == 3 * (2 * shared.gradient.flops + shared.update.flops)
+    assert shared.update.flops == whole.update.flops
     assert shared.temporaries < whole.temporaries
     pictures = 2 * (2 * 8 * 8 * 3 + 2) * 4
     assert whole.kept - shared.kept == 2 * pictures
@@ -75,7 +76,8 @@ def test_a_gradient_costs_three_evaluations_and_four_where_it_keeps_nothing(whol
     assert 2.5 < whole.gradient.flops / single.flops < 3.3
     again = dataclasses.replace(tiny.NETWORK, remat=True)
     remat = cost.training(again, backbone.unet(again, SCHEDULE), OPTIONS, SCHEDULE, 1)
-    assert 0.8 < (remat.gradient.flops - whole.gradient.flops) / single.flops < 1.1
+    # The stem, the head and the time embedding lie outside of the blocks.
+    assert 0.6 < (remat.gradient.flops - whole.gradient.flops) / single.flops < 1.1
 
 
 def test_the_roofline_is_the_slower_of_the_two(monkeypatch):
@@ -102,12 +104,12 @@ def test_a_step_is_its_micro_batches_its_update_and_the_sum_over_devices(monkeyp
 def test_the_evaluations_of_a_query_are_those_counted_by_hand():
     config = config_of("colormnist.py", "tiny")
     expected = {
-        # 8 chains of 8 steps; 8 modes with their curvature (1 + 2) and their probes (1 + 2).
-        "discover": 8 * 8 + 8 * 3 + 8 * 3,
+        # 8 chains of 8 steps; 8 modes, linearised once for their curvature (2) and their probes (2).
+        "discover": 8 * 8 + 8 * (1 + 2 + 2),
         # 120 classes, a pool of 8 in 4 steps, two candidates and then LoRA of 3 steps of 4 pictures.
         "adapt": 120 + 8 * 4 + 3 * (2 * 3 * 4 + 3 * 4),
-        # Three guided levels, the teacher, Top-1, Top-3 and Query-only at three widths: 8 samples of 4 steps.
-        "evaluate": 8 * 4 * (3 * 2 + 1 + 2 + 4 + 3),
+        # Two guided levels, the teacher, Top-1, Top-3 and Query-only at three widths: 8 samples of 4 steps.
+        "evaluate": 8 * 4 * (2 * 2 + 1 + 2 + 4 + 3),
     }
     assert cost.evaluations(config, 120, SCHEDULE) == expected
 
