@@ -107,13 +107,16 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
     }
     if config.data.name not in (*loaders, "queries"):
         raise UserError(f"config.data.name is {config.data.name!r}: use one of {', '.join(loaders)}, queries.")
-    if (config.data.name == "queries") != (config.network.kind == "diffusers"):
+    kind = config.network.kind
+    if kind not in ("unet", "exact", "diffusers"):
+        raise UserError(f"config.network.kind is {kind!r}: use 'unet', 'exact' or 'diffusers'.")
+    if (config.data.name == "queries") != (kind == "diffusers"):
         raise UserError(
-            f"config.data.name is {config.data.name!r} and config.network.kind is {config.network.kind!r}: 'queries' "
-            "and 'diffusers' go together, as in configs/pretrained.py."
+            f"config.data.name is {config.data.name!r} and config.network.kind is {kind!r}: 'queries' and 'diffusers' "
+            "go together, as in configs/pretrained.py."
         )
     network: UNetConfig | None = None
-    if config.network.kind == "diffusers":
+    if kind == "diffusers":
         network, scheduler = pretrained_options(config)
         shape = (network.sample_size, network.sample_size, network.in_channels)
         dataset = queries_data.load(pathlib.Path(config.network.path).resolve().name, shape)
@@ -124,33 +127,17 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         schedule = schedule_lib.linear_beta(
             config.diffusion.num_timesteps, config.diffusion.beta_start, config.diffusion.beta_end
         )
+        if kind == "unet":
+            network = network_options(config, len(dataset.split.trained))
+            backbone = backbone_lib.unet(network, schedule, config.diffusion.prediction_type)
+        else:
+            backbone = backbone_lib.mixture(schedule)
     discovery_options(config, schedule)
     level_options(config)
     for name, method in method_options(config).items():
         if method.level not in config.adapt.levels:
             hint = config_lib.nearest(method.level, config.adapt.levels)
             raise UserError(f"config.evaluate.methods.{name}.level names no level: {method.level!r}{hint}")
-    if config.network.kind == "unet":
-        network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
-        classes = len(dataset.split.trained)
-        if network.num_class_embeds != classes + 1:
-            raise UserError(
-                f"config.network.num_class_embeds is {network.num_class_embeds}, but the split trains {classes}: "
-                f"set it to {classes + 1}, one row for the null class."
-            )
-        if network.class_embed_type is not None:
-            raise UserError(
-                f"config.network.class_embed_type is {network.class_embed_type!r}: a run needs a table, None."
-            )
-        prediction = config.diffusion.prediction_type
-        if prediction not in backbone_lib.PREDICTION_TYPES:
-            known = ", ".join(backbone_lib.PREDICTION_TYPES)
-            raise UserError(f"config.diffusion.prediction_type is {prediction!r}: use one of {known}.")
-        backbone = backbone_lib.unet(network, schedule, prediction)
-    elif config.network.kind == "exact":
-        backbone = backbone_lib.mixture(schedule)
-    elif config.network.kind != "diffusers":
-        raise UserError(f"config.network.kind is {config.network.kind!r}: use 'unet', 'exact' or 'diffusers'.")
     queries = own_queries(query_paths, dataset.shape) if query_paths else held_out_queries(config, dataset)
     for query in queries:
         if query.composition is not None:
@@ -159,6 +146,27 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
     checkpoints.writable(workdir)
     bind(workdir, config, queries)
     return Run(config, workdir, dataset, schedule, network, backbone, queries)
+
+
+def network_options(config: ml_collections.ConfigDict, classes: int) -> UNetConfig:
+    """`config.network` as options of a network for `classes` trained classes.
+
+    Raises:
+      UserError: for a network that cannot be trained on them, or another prediction type than there is.
+    """
+    network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
+    if network.num_class_embeds != classes + 1:
+        raise UserError(
+            f"config.network.num_class_embeds is {network.num_class_embeds}, but the split trains {classes}: "
+            f"set it to {classes + 1}, one row for the null class."
+        )
+    if network.class_embed_type is not None:
+        raise UserError(f"config.network.class_embed_type is {network.class_embed_type!r}: a run needs a table, None.")
+    prediction = config.diffusion.prediction_type
+    if prediction not in backbone_lib.PREDICTION_TYPES:
+        known = ", ".join(backbone_lib.PREDICTION_TYPES)
+        raise UserError(f"config.diffusion.prediction_type is {prediction!r}: use one of {known}.")
+    return network
 
 
 def pretrained_options(config: ml_collections.ConfigDict) -> tuple[UNetConfig, interop.SchedulerConfig]:
