@@ -101,7 +101,7 @@ def test_command_lines_that_cannot_be_used(refused, arguments, sentence):
             "discover.timesteps is (0,): name at least one timestep, each from 1 to T",
         ),
         (("--config.discover.probes=0",), "discover"),
-        (("--config.data.name=mnist",), "config.data.name is 'mnist': use one of colormnist, avatars, celeba, planar, queries"),
+        (("--config.data.name=mnist",), "config.data.name is 'mnist': use one of colormnist, avatars, celeba, planar"),
         (("--config.data.held_out=('digit_color=cyan',)",), "digit_colour"),
         (("--config.network.kind=mlp",), "config.network.kind is 'mlp': use 'unet', 'exact' or 'diffusers'"),
         (("--config.network.num_class_embeds=120",), "set it to 121, one row for the null class"),
