@@ -28,14 +28,14 @@ def main(_: list[str]) -> None:
 
     from cdisc import config as config_lib
     from cdisc import cost
-    from cdisc.diffusion import schedule as schedule_lib
     from cdisc.learning import pretrain
     from cdisc.networks import backbone
     from cdisc.networks.unet import UNetConfig
+    from cdisc.run import schedule_of
     from cdisc.stages.pretrain import pretrain_options
 
     config = _CONFIG.value
-    schedule = schedule_lib.linear_beta(config.diffusion.num_timesteps)
+    schedule = schedule_of(config)
     network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
     model = backbone.unet(network, schedule, config.diffusion.prediction_type)
     options = pretrain_options(config)

@@ -16,13 +16,12 @@ import ml_collections
 from jax.extend.core import jaxprs_in_params
 
 from cdisc import config as config_lib
-from cdisc.diffusion import schedule as schedule_lib
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError
 from cdisc.learning import pretrain
 from cdisc.networks import backbone, denoiser
 from cdisc.networks.unet import UNetConfig
-from cdisc.run import discovery_options, level_options, method_options
+from cdisc.run import discovery_options, level_options, method_options, schedule_of
 from cdisc.stages.pretrain import pretrain_options
 
 EFFICIENCY = 0.4
@@ -231,9 +230,7 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
         raise UserError(f"--device_count is {devices}: use a whole number from 1 on.")
     if config.network.kind != "unet":
         raise UserError(f"--dry_run tells what a U-Net costs, and config.network.kind is {config.network.kind!r}.")
-    schedule = schedule_lib.linear_beta(
-        config.diffusion.num_timesteps, config.diffusion.beta_start, config.diffusion.beta_end
-    )
+    schedule = schedule_of(config)
     network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
     config_lib.require_known("config.network.dtype", network.dtype, tuple(_A100))
     model = backbone.unet(network, schedule, config.diffusion.prediction_type)

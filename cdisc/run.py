@@ -124,9 +124,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         backbone = backbone_lib.unet(network, schedule, scheduler.prediction_type)
     else:
         dataset = loaders[config.data.name](config.data)
-        schedule = schedule_lib.linear_beta(
-            config.diffusion.num_timesteps, config.diffusion.beta_start, config.diffusion.beta_end
-        )
+        schedule = schedule_of(config)
         if kind == "unet":
             network = network_options(config, len(dataset.split.trained))
             backbone = backbone_lib.unet(network, schedule, config.diffusion.prediction_type)
@@ -146,6 +144,12 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
     checkpoints.writable(workdir)
     bind(workdir, config, queries)
     return Run(config, workdir, dataset, schedule, network, backbone, queries)
+
+
+def schedule_of(config: ml_collections.ConfigDict) -> schedule_lib.Schedule:
+    """The forward process of `config.diffusion`."""
+    settings = config.diffusion
+    return schedule_lib.linear_beta(settings.num_timesteps, settings.beta_start, settings.beta_end)
 
 
 def network_options(config: ml_collections.ConfigDict, classes: int) -> UNetConfig:

@@ -167,6 +167,11 @@ def face(seed: int, part: str, composition: compositions.Composition, index: int
     return svg(compositions.attributes(FACTORS, composition), rng, size)
 
 
+def missing(error: ImportError) -> UserError:
+    """The complaint that what draws faces is not installed."""
+    return UserError(f"avatars need a package that is missing ({error}): pip install 'cdisc[faces]'.")
+
+
 def load(config: Any) -> Dataset:
     """Builds the data set that a configuration describes; draws its faces the first time.
 
@@ -200,7 +205,7 @@ def load(config: Any) -> Dataset:
         sketches = "".join(face(config.seed, "train", c, 0, config.size) for c in everything)
         version = importlib.metadata.version("svg2png-py")
     except ImportError as error:
-        raise UserError(f"avatars need a package that is missing ({error}): pip install 'cdisc[faces]'.") from error
+        raise missing(error) from error
     about = {
         "drawings": hashlib.sha256(sketches.encode()).hexdigest(),
         "rasterizer": version,

@@ -11,7 +11,6 @@ from PIL import Image
 
 from cdisc import checkpoints, console, runtime
 from cdisc.data import avatars
-from cdisc.errors import UserError
 
 # fmt: off
 NAMES = (
@@ -119,5 +118,5 @@ def folder(count: int, seed: int) -> pathlib.Path:
         try:
             write(root, count, seed)
         except ImportError as error:
-            raise UserError(f"avatars need a package that is missing ({error}): pip install 'cdisc[faces]'.") from error
+            raise avatars.missing(error) from error
     return root
