@@ -156,7 +156,7 @@ def network_options(config: ml_collections.ConfigDict, classes: int) -> UNetConf
     """`config.network` as options of a network for `classes` trained classes.
 
     Raises:
-      UserError: for a network that cannot be trained on them, or another prediction type than there is.
+      UserError: for a network that cannot be trained on them.
     """
     network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
     if network.num_class_embeds != classes + 1:
@@ -166,10 +166,6 @@ def network_options(config: ml_collections.ConfigDict, classes: int) -> UNetConf
         )
     if network.class_embed_type is not None:
         raise UserError(f"config.network.class_embed_type is {network.class_embed_type!r}: a run needs a table, None.")
-    prediction = config.diffusion.prediction_type
-    if prediction not in backbone_lib.PREDICTION_TYPES:
-        known = ", ".join(backbone_lib.PREDICTION_TYPES)
-        raise UserError(f"config.diffusion.prediction_type is {prediction!r}: use one of {known}.")
     return network
 
 

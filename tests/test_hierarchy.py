@@ -66,6 +66,16 @@ def test_the_modes_of_each_level_are_the_exact_ones(whole):
         assert distance.max() < 1.2
 
 
+def test_modes_stay_apart_where_the_picture_has_shrunk():
+    # Catches: a start, or an end, that is compared with clean modes without the level's root, 0.45 at this one.
+    pair = exact.GaussianMixture(
+        weights=jnp.full(2, 0.5), means=jnp.asarray([[10.0], [20.0]]), variances=jnp.full((2, 1), 4e-4)
+    )
+    options = concepts.DiscoveryOptions(**{**vars(OPTIONS), "hierarchy": LEVELS[-1:]})
+    tree = followed(pair.means, np.zeros(2), options, exact.mixture_eps(pair, SCHEDULE))
+    np.testing.assert_allclose(tree.m[0][tree.place[0]], pair.means, rtol=1e-3)
+
+
 def test_points_enter_at_their_own_level_in_any_order():
     # Catches: entering a level early or late, at the clean picture instead of the level's noise, or twice.
     means = np.asarray(nested().means)

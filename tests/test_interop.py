@@ -301,23 +301,25 @@ def test_an_unconditional_export_is_a_pipeline(tmp_path):
 CONDITIONAL = dataclasses.replace(tiny.NETWORK, patch_size=1, downsample_padding=0)
 
 
-def test_an_adapter_in_peft_is_the_adapter_here(tmp_path):
-    """And so is the adapted model written as a whole."""
-    params = tiny.random_params(CONDITIONAL)
+@pytest.mark.parametrize("patch", [1, 2])
+def test_an_adapter_in_peft_is_the_adapter_here(tmp_path, patch):
+    """And so is the adapted model written as a whole; patches of pixels are channels there."""
+    network = dataclasses.replace(CONDITIONAL, patch_size=patch)
+    params = tiny.random_params(network)
     rng = np.random.default_rng(6)
     adapter = jax.tree.map(
         lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32),
         lora.init(params, jax.random.key(0), 3),
     )
-    embedding = jnp.asarray(rng.standard_normal(CONDITIONAL.embedding_dim), jnp.float32)
+    embedding = jnp.asarray(rng.standard_normal(network.embedding_dim), jnp.float32)
     alpha = 5.0
-    interop.save(tmp_path / "base", CONDITIONAL, params, interop.SchedulerConfig())
-    interop.save_adapter(tmp_path / "adapter", CONDITIONAL, adapter, alpha, embedding)
-    whole = denoiser.add_class(CONDITIONAL, lora.merge(params, adapter, alpha / 3), embedding)
+    interop.save(tmp_path / "base", network, params, interop.SchedulerConfig())
+    interop.save_adapter(tmp_path / "adapter", network, adapter, alpha, embedding)
+    whole = denoiser.add_class(network, lora.merge(params, adapter, alpha / 3), embedding)
     interop.save(tmp_path / "whole", *whole, interop.SchedulerConfig())
 
-    x, t, _ = _inputs(CONDITIONAL)
-    model = backbone.unet(CONDITIONAL, interop.SchedulerConfig().schedule())
+    x, t, _ = _inputs(network)
+    model = backbone.unet(network, interop.SchedulerConfig().schedule())
     # The base's parameters as an argument: the compiled program does not hold them.
     out = jax.jit(
         lambda params, adapter: lora.adapt(backbone.class_eps(model, params, embedding), adapter, alpha / 3)(x, t + 1)
@@ -331,10 +333,12 @@ def test_an_adapter_in_peft_is_the_adapter_here(tmp_path):
     merged = diffusers.UNet2DModel.from_pretrained(tmp_path / "whole")
     with torch.no_grad():
         for there in (adapted, merged):
-            theirs = _numpy(_forward(there, _torch(x), t, [3, 3]))
+            folded = torch.nn.functional.pixel_unshuffle(_torch(x), patch)
+            theirs = _numpy(torch.nn.functional.pixel_shuffle(_forward(there, folded, t, [3, 3]), patch))
             print(f"parity {_error(out, theirs):.1e}")
             assert _error(out, theirs) < 2e-5
-        assert _error(out, _numpy(_forward(there, _torch(x), t, [4, 4]))) > 0.01
+        other = _forward(there, folded, t, [4, 4])
+        assert _error(out, _numpy(torch.nn.functional.pixel_shuffle(other, patch))) > 0.01
 
     adapted.save_pretrained(tmp_path / "theirs")
     ours, theirs = (

@@ -296,13 +296,23 @@ def test_a_scheduler_s_betas_make_its_schedule():
     np.testing.assert_allclose(trained.alpha_bar, [1.0, 0.5, 0.4, 0.36], rtol=1e-6)
 
 
-def test_patches_cannot_be_exported(tmp_path):
-    match = r"the network has patch_size 2, a stem that diffusers does not have: only networks with patch_size 1"
-    with pytest.raises(UserError, match=match):
-        interop.save(tmp_path / "out", tiny.NETWORK, tiny.random_params(), SCHEDULER)
-    with pytest.raises(UserError, match=match):
-        interop.save_adapter(tmp_path / "out", tiny.NETWORK, {}, 1.0, jnp.zeros(32))
-    assert not (tmp_path / "out").exists()
+def test_patches_are_exported_as_channels(tmp_path):
+    # Catches: channels in the order of cdisc's own stem, at either end; a size that is still the picture's.
+    whole = tiny.random_params()
+    interop.save(tmp_path, tiny.NETWORK, whole, SCHEDULER)
+    there = interop.load(tmp_path)
+    assert (there.network.sample_size, there.network.in_channels, there.network.patch_size) == (4, 12, 1)
+
+    def pixel_unshuffle(x):  # as PyTorch defines it: channel, then row, then column
+        return x.reshape(2, 4, 2, 4, 2, 3).transpose(0, 1, 3, 5, 2, 4).reshape(2, 4, 4, 12)
+
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    t, labels = jnp.asarray([3, 70]), jnp.asarray([0, 3])
+    out, folded = (
+        denoiser.apply(network, params, jnp.asarray(x), t, denoiser.embed(params, labels))
+        for network, params, x in ((tiny.NETWORK, whole, x), (there.network, there.params, pixel_unshuffle(x)))
+    )
+    np.testing.assert_allclose(folded, pixel_unshuffle(np.asarray(out)), atol=1e-5)
 
 
 def test_parameters_of_another_network_are_not_written(params, tmp_path):

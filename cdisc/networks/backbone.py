@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cdisc.config import require_known
 from cdisc.diffusion import exact
 from cdisc.diffusion.parameterization import EpsFn, eps_from_v, eps_from_x0
 from cdisc.diffusion.schedule import Schedule
@@ -45,11 +46,9 @@ def unet(config: UNetConfig, schedule: Schedule, prediction_type: str = "epsilon
         names).
 
     Raises:
-      ValueError: for another prediction type.
-      UserError: for a network that has no answer at the first timestep of a schedule.
+      UserError: for another prediction type, or a network that has no answer at the first timestep of a schedule.
     """
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"{prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
+    require_known("prediction_type", prediction_type, PREDICTION_TYPES)
     if config.time_embedding_type == "fourier":
         raise UserError(
             "time_embedding_type is 'fourier', which takes the logarithm of the timestep, and schedules begin at 0: "

@@ -224,7 +224,9 @@ def save(
     """Writes a network for diffusers: `UNet2DModel.from_pretrained(folder)`, `DDIMScheduler.from_pretrained(folder)`.
 
     An adapted model is written as the result of `lora.merge` and `denoiser.add_class`. The null class becomes the last
-    row of `class_embedding.weight`. An unconditional network is a `DDPMPipeline` as well.
+    row of `class_embedding.weight`. An unconditional network is a `DDPMPipeline` as well. diffusers has no patches: a
+    network with `patch_size` p becomes one of pictures that `torch.nn.functional.pixel_unshuffle(x, p)` has folded,
+    whose samples `pixel_shuffle` unfolds.
 
     Args:
       folder: where to; files of the same names are replaced.
@@ -233,11 +235,11 @@ def save(
       scheduler: its forward process and what it predicts.
 
     Raises:
-      UserError: if `patch_size` is not 1, which diffusers does not have, or if the folder cannot be written.
+      UserError: if the folder cannot be written.
       ValueError: if the parameters are not those of the network.
     """
-    _require_no_patches(network)
-    leaves = flax.traverse_util.flatten_dict(params, sep="/")
+    leaves = _shuffled(network, flax.traverse_util.flatten_dict(params, sep="/"))
+    network = _folded(network)
     expected = layout(network)
     turned = {path: _turned(path, np.asarray(leaf, np.float32)) for path, leaf in leaves.items()}
     if {path: array.shape for path, array in turned.items()} != dict(expected.values()):
@@ -275,15 +277,15 @@ def save_adapter(
       embedding: (E,) the new class embedding.
 
     Raises:
-      UserError: if `patch_size` is not 1, which diffusers does not have, or if the folder cannot be written.
+      UserError: if the folder cannot be written.
     """
-    _require_no_patches(network)
     tensors = {EMBEDDING_FILE: {"class_embedding.weight": np.asarray(embedding)[None]}}
     texts = {}
     if adapter:
         tensors[ADAPTER_FILE] = {}
-        for path, factors in adapter.items():
-            a, b = (np.asarray(factors[name]) for name in "ab")
+        leaves = _shuffled(network, flax.traverse_util.flatten_dict(adapter, sep="/"))
+        for path in adapter:
+            a, b = (np.asarray(leaves[f"{path}/{name}"]) for name in "ab")
             prefix = f"base_model.model.{_module_name(path)}"
             tensors[ADAPTER_FILE][f"{prefix}.lora_A.weight"] = _turned("kernel", a)
             # To PEFT the second factor of a convolution is a convolution too, of one pixel.
@@ -352,12 +354,29 @@ def layout(network: UNetConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
     return keys
 
 
-def _require_no_patches(network: UNetConfig) -> None:
-    if network.patch_size != 1:
-        raise UserError(
-            f"the network has patch_size {network.patch_size}, a stem that diffusers does not have: only networks with "
-            "patch_size 1 can be written for it."
-        )
+def _folded(network: UNetConfig) -> UNetConfig:
+    """The same network without patches, on pictures whose patches have become channels."""
+    patch = network.patch_size
+    return dataclasses.replace(
+        network,
+        patch_size=1,
+        sample_size=network.sample_size // patch,
+        in_channels=network.in_channels * patch**2,
+        out_channels=network.out_channels * patch**2,
+    )
+
+
+def _shuffled(network: UNetConfig, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves whose axes of folded pixels are turned from (row, column, channel) to PyTorch's (channel, row, column)."""
+    patch, shuffled = network.patch_size, dict(leaves)
+
+    def turn(channels: int, axis: int, paths: Iterable[str]) -> None:
+        order = np.arange(patch**2 * channels).reshape(patch, patch, channels).transpose(2, 0, 1).ravel()
+        shuffled.update({path: np.take(np.asarray(leaves[path]), order, axis) for path in paths if path in leaves})
+
+    turn(network.in_channels, -2, ("conv_in/kernel", "conv_in/a"))
+    turn(network.out_channels, -1, ("conv_out/kernel", "conv_out/bias", "conv_out/b"))
+    return shuffled
 
 
 def _module_name(path: str) -> str:
