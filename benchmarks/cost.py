@@ -31,13 +31,14 @@ def main(_: list[str]) -> None:
     from cdisc.learning import pretrain
     from cdisc.networks import backbone
     from cdisc.networks.unet import UNetConfig
-    from cdisc.run import schedule_of
+    from cdisc.run import scheduler_of
     from cdisc.stages.pretrain import pretrain_options
 
     config = _CONFIG.value
-    schedule = schedule_of(config)
+    scheduler = scheduler_of(config)
+    schedule = scheduler.schedule()
     network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
-    model = backbone.unet(network, schedule, config.diffusion.prediction_type)
+    model = backbone.unet(network, schedule, scheduler.prediction_type)
     options = pretrain_options(config)
 
     def seconds(fn, *args) -> float:

@@ -21,7 +21,7 @@ from cdisc.errors import UserError
 from cdisc.learning import pretrain
 from cdisc.networks import backbone, denoiser
 from cdisc.networks.unet import UNetConfig
-from cdisc.run import discovery_options, level_options, method_options, schedule_of
+from cdisc.run import discovery_options, level_options, method_options, scheduler_of
 from cdisc.stages.pretrain import pretrain_options
 
 EFFICIENCY = 0.4
@@ -230,10 +230,11 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
         raise UserError(f"--device_count is {devices}: use a whole number from 1 on.")
     if config.network.kind != "unet":
         raise UserError(f"--dry_run tells what a U-Net costs, and config.network.kind is {config.network.kind!r}.")
-    schedule = schedule_of(config)
+    scheduler = scheduler_of(config)
+    schedule = scheduler.schedule()
     network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
     config_lib.require_known("config.network.dtype", network.dtype, tuple(_A100))
-    model = backbone.unet(network, schedule, config.diffusion.prediction_type)
+    model = backbone.unet(network, schedule, scheduler.prediction_type)
     options = pretrain_options(config)
     step = training(network, model, options, schedule, devices)
     lanes = discovery_options(config, schedule).lanes

@@ -22,12 +22,17 @@ from cdisc.run import STAGES, Run, prepare, read_seconds
 from cdisc.stages.adapt import adapt
 from cdisc.stages.discover import discover, follow
 from cdisc.stages.evaluate import evaluate, versions
+from cdisc.stages.export import export
 from cdisc.stages.pretrain import pretrain
 from cdisc.stages.report import report
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, stages: Sequence[str], query_paths: Sequence[str]
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    stages: Sequence[str],
+    query_paths: Sequence[str],
+    export_to: pathlib.Path | None = None,
 ) -> None:
     """Runs `stages`, in their order, and leaves their results in `workdir`.
 
@@ -36,6 +41,7 @@ def run(
       workdir: a folder, made if it is not there.
       stages: some of `STAGES`. What the others should have left is taken from the workdir.
       query_paths: pictures to compose; none takes held-out ones.
+      export_to: a folder for what was learnt, in the form of diffusers and PEFT; None writes none.
 
     Raises:
       UserError: for whatever the person can mend.
@@ -43,13 +49,15 @@ def run(
     for stage in stages:
         if stage not in STAGES:
             raise UserError(f"there is no stage {stage!r}{config_lib.nearest(stage, STAGES)}: use {', '.join(STAGES)}.")
+    if export_to is not None and config.network.kind == "exact":
+        raise UserError("--export writes a network, and config.network.kind is 'exact': leave it out.")
     this = prepare(config, workdir, query_paths)
     with checkpoints.locked(workdir):
         console.say(
             f"{machine()}, config {config_lib.digest(config.to_dict())[:12]}, seed {config.seed}, "
             f"{len(this.queries)} queries"
         )
-        run_stages(this, stages)
+        run_stages(this, stages, export_to)
 
 
 def machine() -> str:
@@ -66,10 +74,10 @@ def machine() -> str:
     )
 
 
-def run_stages(this: Run, stages: Sequence[str]) -> None:
-    """Runs `stages` in their order."""
+def run_stages(this: Run, stages: Sequence[str], export_to: pathlib.Path | None) -> None:
+    """Runs `stages` in their order, and the export where adaptation is there."""
     # A stage that nobody asked for is needed only by a later one that was.
-    last = max(STAGES.index(stage) for stage in stages)
+    last = max(STAGES.index(stage) for stage in ([*stages, "adapt"] if export_to else stages))
     with clock(this, "pretrain", stages) as active:
         params = pretrain(this, active)
     if last == STAGES.index("pretrain"):
@@ -81,6 +89,8 @@ def run_stages(this: Run, stages: Sequence[str]) -> None:
         return
     with clock(this, "adapt", stages) as active:
         models = adapt(this, params, discoveries, active)
+    if export_to is not None:
+        export(this, params, models, export_to)
     if last == STAGES.index("adapt"):
         return
     with clock(this, "evaluate", stages) as active:

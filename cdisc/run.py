@@ -68,7 +68,8 @@ class Run:
       config: the whole configuration.
       workdir: where the stages leave their results.
       dataset: the pictures.
-      schedule: the forward process.
+      scheduler: the forward process, and what the network predicts, as diffusers has them.
+      schedule: the same forward process by its numbers.
       network: the U-Net's options; None where the score is exact.
       backbone: the model as functions of its parameters.
       queries: the pictures to compose.
@@ -77,6 +78,7 @@ class Run:
     config: ml_collections.ConfigDict
     workdir: pathlib.Path
     dataset: Dataset
+    scheduler: interop.SchedulerConfig
     schedule: schedule_lib.Schedule
     network: UNetConfig | None
     backbone: backbone_lib.Backbone
@@ -120,16 +122,16 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         network, scheduler = pretrained_options(config)
         shape = (network.sample_size, network.sample_size, network.in_channels)
         dataset = queries_data.load(pathlib.Path(config.network.path).resolve().name, shape)
-        schedule = scheduler.schedule()
-        backbone = backbone_lib.unet(network, schedule, scheduler.prediction_type)
     else:
         dataset = loaders[config.data.name](config.data)
-        schedule = schedule_of(config)
+        scheduler = scheduler_of(config)
         if kind == "unet":
             network = network_options(config, len(dataset.split.trained))
-            backbone = backbone_lib.unet(network, schedule, config.diffusion.prediction_type)
-        else:
-            backbone = backbone_lib.mixture(schedule)
+    schedule = scheduler.schedule()
+    if network is None:
+        backbone = backbone_lib.mixture(schedule)
+    else:
+        backbone = backbone_lib.unet(network, schedule, scheduler.prediction_type)
     discovery_options(config, schedule)
     level_options(config)
     for name, method in method_options(config).items():
@@ -143,13 +145,23 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
             dataset.references(query.composition, config.evaluate.references + config.evaluate.samples)
     checkpoints.writable(workdir)
     bind(workdir, config, queries)
-    return Run(config, workdir, dataset, schedule, network, backbone, queries)
+    return Run(config, workdir, dataset, scheduler, schedule, network, backbone, queries)
 
 
-def schedule_of(config: ml_collections.ConfigDict) -> schedule_lib.Schedule:
-    """The forward process of `config.diffusion`."""
+def scheduler_of(config: ml_collections.ConfigDict) -> interop.SchedulerConfig:
+    """The forward process of `config.diffusion`, what a network predicts there, and where samplers clip.
+
+    Raises:
+      UserError: for a process or a prediction type that there is not.
+    """
     settings = config.diffusion
-    return schedule_lib.linear_beta(settings.num_timesteps, settings.beta_start, settings.beta_end)
+    return interop.SchedulerConfig(
+        num_train_timesteps=settings.num_timesteps,
+        beta_start=settings.beta_start,
+        beta_end=settings.beta_end,
+        prediction_type=settings.get("prediction_type", "epsilon"),  # an exact score's configuration has none
+        clip=config.sampling.clip,
+    )
 
 
 def network_options(config: ml_collections.ConfigDict, classes: int) -> UNetConfig:

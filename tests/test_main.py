@@ -109,7 +109,10 @@ def test_command_lines_that_cannot_be_used(refused, arguments, sentence):
             ("--config.network.up_block_types=('AttenUpBlock2D',)",),
             "up_block_types has 'AttenUpBlock2D', which cdisc does not know; did you mean 'AttnUpBlock2D'?",
         ),
-        (("--config.diffusion.prediction_type=noise",), "prediction_type has 'noise', which cdisc does not know: use one of"),
+        (
+            ("--config.diffusion.prediction_type=noise",),
+            "prediction_type has 'noise', which cdisc does not know: use one of",
+        ),
         (("--config.evaluate.num_queries=0",), "num_queries is 0: use a whole number from 1 on"),
         (("--config.evaluate.methods.lora.level=lara",), "names no level: 'lara'; did you mean 'lora'?"),
         (("--config.adapt.levels.lora.steps=0",), "config.adapt.levels.lora.steps is 0"),

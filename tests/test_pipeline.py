@@ -169,6 +169,12 @@ def test_a_stage_without_what_it_needs(tmp_path, planar_run, stages, missing):
 def test_an_unknown_stage(tmp_path):
     with pytest.raises(UserError, match=r"no stage 'raport'; did you mean 'report'\?"):
         pipeline.run(planar_config(), tmp_path / "run", ["raport"], [])
+
+
+def test_an_exact_score_cannot_be_exported(tmp_path):
+    with pytest.raises(UserError, match="--export writes a network, and config.network.kind is 'exact'"):
+        pipeline.run(planar_config(), tmp_path / "run", ["adapt"], [], tmp_path / "out")
+    assert not (tmp_path / "run").exists()
     assert not (tmp_path / "run").exists()
 
 

@@ -9,6 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import tiny
 from commands import arrays_of, config_of, marked, run_command
 from PIL import Image
@@ -118,6 +119,29 @@ def test_its_report_shows_the_modes_and_their_tree(readme_run):
     page = (run / "report" / "index.html").read_text()
     for sentence in ("The hierarchy of modes", "Modes of the noised density", f"{tree['nfe']:,} network evaluations"):
         assert sentence in page
+
+
+def test_what_it_learnt_goes_to_diffusers(readme_run, tmp_path):
+    # Catches: a scheduler that is not the folder's, another level's adapter or alpha, an export that asks for more
+    # stages than it needs.
+    run, _ = readme_run
+    config = config_with(run.parent / "network")
+    (run / "evaluate").rename(tmp_path / "evaluate")
+    pipeline.run(config, run, ["discover"], [str(run.parent / "face.png")], tmp_path / "out")
+    (tmp_path / "evaluate").rename(run / "evaluate")
+    before, after = interop.load(run.parent / "network"), interop.load(tmp_path / "out" / "backbone")
+    assert (after.network, after.scheduler) == (before.network, before.scheduler)
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+    names = json.loads((tmp_path / "out" / "queries.json").read_text())
+    assert list(names) == ["query_0000"] and names["query_0000"]["name"] == "face.png"
+    learnt = arrays_of(run / "adapt" / "query_0000")
+    for level, settings in config.adapt.levels.items():
+        folder = tmp_path / "out" / "query_0000" / level
+        row = safetensors.numpy.load_file(folder / interop.EMBEDDING_FILE)["class_embedding.weight"]
+        np.testing.assert_array_equal(row[0], learnt[f"levels/{level}/embedding"])
+        assert (folder / interop.ADAPTER_FILE).exists() == ("rank" in settings)
+    adapter = json.loads((folder / interop.ADAPTER_CONFIG_FILE).read_text())
+    assert (level, adapter["r"], adapter["lora_alpha"]) == ("lora", 4, 8.0)
 
 
 def test_another_network_in_the_same_folder_is_noticed(folder, picture, tmp_path):

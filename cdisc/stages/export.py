@@ -1,0 +1,33 @@
+"""What a run has learnt, for diffusers and PEFT."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from cdisc import checkpoints, console
+from cdisc.networks import interop
+from cdisc.run import Run, level_options
+from cdisc.stages.adapt import QueryModel
+
+
+def export(this: Run, params: Any, models: Sequence[QueryModel], folder: pathlib.Path) -> None:
+    """Writes the backbone to `folder/backbone`, and every level of every query as an adapter of that backbone.
+
+    `folder/query_0000/LEVEL` is what `interop.save_adapter` writes; `folder/queries.json` says which query that is.
+    """
+    assert this.network is not None  # `pipeline.run` has refused an exact score
+    interop.save(folder / "backbone", this.network, params, this.scheduler)
+    levels = level_options(this.config)
+    for i, model in enumerate(models):
+        for name, adaptation in model.levels.items():
+            interop.save_adapter(
+                folder / f"query_{i:04d}" / name,
+                this.network,
+                adaptation.adapter,
+                levels[name].alpha,
+                adaptation.embedding,
+            )
+    names = {f"query_{i:04d}": {"name": query.name, "source": query.source} for i, query in enumerate(this.queries)}
+    checkpoints.write_text(folder / "queries.json", json.dumps(names, indent=2) + "\n")
+    console.say(f"export: {folder}, the backbone and {len(models)} queries")
