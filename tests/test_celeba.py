@@ -5,6 +5,7 @@ import math
 import pathlib
 import shutil
 import sys
+import time
 import zipfile
 
 import jax
@@ -246,6 +247,32 @@ def test_every_picture_is_where_the_manifest_says(config):
         files = [name for one in manifest.classes for p in parts for name in one.files.get(p, ())]
         files += manifest.judge if part == "train" else ()
         assert set(numbers_of(seen)) == set(map(number, files))
+
+
+def test_the_next_rows_are_decoded_while_these_are_written(tmp_path, monkeypatch):
+    # Catches: rows that are decoded twice, left out or put elsewhere, and a pool that waits for the disk.
+    asked, images = [], np.random.default_rng(0).integers(1, 256, (600, 4, 4, 3), np.uint8)
+    monkeypatch.setattr(celeba, "decode", lambda data, size: images[data])
+
+    def read(name):
+        asked.append(name)
+        return int(name)
+
+    seen, write = [], celeba.cache.checkpoints.write_text
+    monkeypatch.setattr(celeba.cache.checkpoints, "write_text", lambda *args: (seen.append(len(asked)), write(*args)))
+    monkeypatch.setattr(
+        celeba.cache.os, "fsync", lambda file: wait_for(lambda: len(asked) >= min(len(seen) * 256, 600))
+    )
+    found, row_of = celeba._decode_all(tmp_path, {}, 4, [str(i) for i in range(600)], read)
+    np.testing.assert_array_equal(found, images)
+    assert sorted(map(int, asked)) == list(range(600)) and row_of["599"] == 599
+
+
+def wait_for(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def test_a_frozen_manifest_decides(config):

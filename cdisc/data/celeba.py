@@ -245,9 +245,7 @@ def decode(data: bytes, size: int) -> np.ndarray:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         square = (left, top, left + side, top + side)
-        # Converting what is RGB already would copy it.
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
-        return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=square))
+        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=square))
 
 
 def _root(config: Any) -> pathlib.Path:
@@ -284,15 +282,19 @@ def _decode_all(
     def one(name: str) -> np.ndarray:
         try:
             return decode(read(name), size)
-        # What Pillow, zip files and array_record raise where they are damaged; a black picture stands for it in the
-        # cache.
-        except (OSError, SyntaxError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        # What Pillow and zip files raise where they are damaged; a black picture stands for it in the cache.
+        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error):
             return np.zeros((size, size, 3), np.uint8)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        begun: dict[str, concurrent.futures.Future[np.ndarray]] = {}
 
         def make(rows: range) -> np.ndarray:
-            return np.stack(list(pool.map(one, files[rows.start : rows.stop])))
+            # The next rows are begun as well: they are decoded while these are written.
+            for name in files[rows.start : rows.stop + len(rows)]:
+                if name not in begun:
+                    begun[name] = pool.submit(one, name)
+            return np.stack([begun.pop(name).result() for name in files[rows.start : rows.stop]])
 
         images = cache.pictures(folder, about, (len(files), size, size, 3), make, "decoding photographs")
     rows = {name: row for row, name in enumerate(files) if images[row].any()}
