@@ -3,7 +3,8 @@
 Command:  python -m cdisc.main --config=configs/celeba.py --workdir=runs/celeba --config.data.root=FOLDER
 
 FOLDER holds what people have: `img_align_celeba/` or its zip, `list_attr_celeba.txt` or Kaggle's .csv, and
-`list_eval_partition.*` if there. CelebA is for non-commercial research and is never downloaded. How the classes are
+`list_eval_partition.*` if there; or it is the version folder of a `celeb_a` that TensorFlow Datasets has prepared as
+array_record (pip install '.[tfds]'). CelebA is for non-commercial research and is never downloaded. How the classes are
 chosen is said in `cdisc.data.manifest`; `--config.data.manifest=FILE` freezes them.
 
 Variants: the file alone has the paper's settings (arXiv 2605.07078, tables 4 and 5), a network of 113 M parameters at
@@ -46,8 +47,15 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
                 "Wearing_Necklace",
                 "Bald",
             ),
-            # Classes; files of a seen class, and queries of a held-out one; files outside of all classes.
-            "sizes": {"seen": 51, "held_out": 23, "train": 525, "validation": 75, "query": 100, "judge": 20_000},
+            "sizes": {
+                "seen": 51,  # classes
+                "held_out": 23,
+                "train": 525,  # files of a seen class
+                "validation": 75,
+                "held_out_files": 9_914,  # of all held-out classes together
+                "query": 100,  # of each of them
+                "judge": 20_000,  # files outside of all classes
+            },
             "seed": 0,  # of the order of files
             "size": 128,  # pixels a side
             "manifest": "",  # a file that freezes the benchmark: read if it is there, else written

@@ -1,8 +1,11 @@
 import functools
 import io
+import json
 import math
 import pathlib
 import shutil
+import sys
+import time
 import zipfile
 
 import jax
@@ -63,7 +66,10 @@ def test_attributes_of_the_text_and_of_kaggles_csv(copy, tmp_path):
     lines = (copy / "list_attr_celeba.txt").read_text().splitlines()
     table = [",".join(["image_id", *lines[1].split()]), *(",".join(line.split()) for line in lines[2:])]
     (tmp_path / "list_attr_celeba.csv").write_text("\n".join(table))
-    for root in (copy, tmp_path):
+    uncounted = tmp_path / "uncounted"
+    uncounted.mkdir()
+    (uncounted / "list_attr_celeba.txt").write_text("\n".join(lines[1:]))
+    for root in (copy, tmp_path, uncounted):
         read = celeba.read_attributes(root, ("Smiling", "Bald", "Male"))
         assert read.names == ("Smiling", "Bald", "Male") and read.files[:2] == ("000001.jpg", "000002.jpg")
         np.testing.assert_array_equal(read.table, np.stack([found[n] for n in read.names], axis=1))
@@ -81,6 +87,7 @@ def edited(path, edit):
         (lambda text: text.replace("000002.jpg -1", "000002.jpg", 1), "has 40 columns at 000002.jpg where 41"),
         (lambda text: text.replace("000002.jpg", "000001.jpg", 1), "names a file twice"),
         (lambda text: text.replace(" 1", " 0"), "has the value '0': attributes are 1 or -1"),
+        (lambda text: text.split("Young", 1)[1], "has 41 columns at 000001.jpg where 2 are expected"),
         (lambda text: "", "has 0 lines"),
     ],
 )
@@ -140,6 +147,80 @@ def test_decode_takes_the_middle_square():
     assert celeba.decode(grey.getvalue(), 32).shape == (32, 32, 3)
 
 
+@pytest.mark.parametrize("size", [64, 128])
+def test_decode_averages_what_a_pixel_covers(size):
+    # Catches: filters that leave out pixels or blur, and decoding at a size that is too small.
+    draw = np.random.default_rng(0).integers(0, 256, (28, 23, 3), np.uint8)
+    pixels = Image.fromarray(draw).resize((178, 218), Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    pixels.save(data, "JPEG", quality=95)
+    # The share of source pixel j in pixel i, exactly.
+    edges = np.linspace(0, 178, size + 1)
+    inside = np.minimum(edges[1:, None], np.arange(1, 179)) - np.maximum(edges[:-1, None], np.arange(178))
+    share = np.clip(inside, 0, None) * size / 178
+    expected = np.einsum("ij,jkc,lk->ilc", share, np.asarray(pixels, float)[20:198], share, optimize=True)
+    assert np.abs(celeba.decode(data.getvalue(), size) - expected).mean() < 3.0
+
+
+def write_prepared(root, copy):
+    """The copy as TensorFlow Datasets prepares it; the records of a split are in another order than its files."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    serializer = pytest.importorskip("tensorflow_datasets.core.example_serializer")
+    array_record = pytest.importorskip("array_record.python.array_record_module")
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(218, 178, 3), encoding_format="jpeg"),
+            "attributes": {name: np.bool_ for name in stand_in.NAMES},
+            "identity": {"Identity_No": np.int64},
+        }
+    )
+    root.mkdir()
+    features.save_config(str(root))
+    serialize = serializer.ExampleSerializer(features.get_serialized_info()).serialize_example
+    known = celeba.read_attributes(copy, stand_in.NAMES)
+    partition, splits = celeba.read_partition(copy, known.files), []
+    for part, split in enumerate(("train", "validation", "test")):
+        rows = np.random.default_rng(part).permutation(np.flatnonzero(partition == part))
+        writer = array_record.ArrayRecordWriter(
+            str(root / f"celeb_a-{split}.array_record-00000-of-00001"), "group_size:1"
+        )
+        for row in rows:
+            image = (copy / "img_align_celeba" / known.files[row]).read_bytes()
+            values = dict(zip(stand_in.NAMES, known.table[row].astype(bool), strict=True))
+            example = {"image": image, "attributes": values, "identity": {"Identity_No": 1}}
+            writer.write(serialize(features.encode_example(example)))
+        writer.close()
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        splits.append({"name": split, "filepathTemplate": template, "shardLengths": [str(len(rows))]})
+    info = {"name": "celeb_a", "version": "2.1.0", "fileFormat": "array_record", "splits": splits}
+    (root / "dataset_info.json").write_text(json.dumps(info | {"moduleName": "celeb_a"}))
+    return root
+
+
+def test_a_prepared_celeb_a_is_the_same_data(config, copy, tmp_path, capsys):
+    # Catches: attributes or partitions of another record, pictures out of step with them, TensorFlow.
+    root = write_prepared(tmp_path / "celeb_a", copy)
+    known, partition, read = celeba.read_prepared(root, WANTED)
+    files = celeba.read_attributes(copy, WANTED)
+    assert known.files[0] == "train/000000" and known.files[-1] == "test/000015"
+    assert np.bincount(partition).tolist() == [128, 16, 16]
+    # A picture's grey is its number.
+    numbers = [int(celeba.decode(read(name), 16)[8, 8, 0]) for name in known.files]
+    assert sorted(numbers) == list(range(1, COUNT + 1)) != numbers
+    np.testing.assert_array_equal(known.table, files.table[np.asarray(numbers) - 1])
+    np.testing.assert_array_equal(partition, celeba.read_partition(copy, files.files)[np.asarray(numbers) - 1])
+    config.root = str(root)
+    data = celeba.load(config)
+    images, attributes = data.labelled("train", 300, 0)
+    np.testing.assert_array_equal(attributes, files.table[numbers_of(images) - 1])
+    assert "tensorflow" not in sys.modules
+    with pytest.raises(UserError, match=r"data\.attributes has 'Smilling', .*; did you mean 'Smiling'\?"):
+        celeba.read_prepared(root, ("Smilling",))
+    (root / "celeb_a-test.array_record-00000-of-00001").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"celeb_a cannot be read as celeb_a \(.*splits train, validation, test"):
+        celeba.load(config)
+
+
 def test_every_picture_is_where_the_manifest_says(config):
     # Catches: rows and files out of step, parts confused, held-out files in training, a judge that sees queries.
     config.manifest = str(pathlib.Path(config.cache) / "frozen.json")
@@ -166,6 +247,32 @@ def test_every_picture_is_where_the_manifest_says(config):
         files = [name for one in manifest.classes for p in parts for name in one.files.get(p, ())]
         files += manifest.judge if part == "train" else ()
         assert set(numbers_of(seen)) == set(map(number, files))
+
+
+def test_the_next_rows_are_decoded_while_these_are_written(tmp_path, monkeypatch):
+    # Catches: rows that are decoded twice, left out or put elsewhere, and a pool that waits for the disk.
+    asked, images = [], np.random.default_rng(0).integers(1, 256, (600, 4, 4, 3), np.uint8)
+    monkeypatch.setattr(celeba, "decode", lambda data, size: images[data])
+
+    def read(name):
+        asked.append(name)
+        return int(name)
+
+    seen, write = [], celeba.cache.checkpoints.write_text
+    monkeypatch.setattr(celeba.cache.checkpoints, "write_text", lambda *args: (seen.append(len(asked)), write(*args)))
+    monkeypatch.setattr(
+        celeba.cache.os, "fsync", lambda file: wait_for(lambda: len(asked) >= min(len(seen) * 256, 600))
+    )
+    found, row_of = celeba._decode_all(tmp_path, {}, 4, [str(i) for i in range(600)], read)
+    np.testing.assert_array_equal(found, images)
+    assert sorted(map(int, asked)) == list(range(600)) and row_of["599"] == 599
+
+
+def wait_for(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def test_a_frozen_manifest_decides(config):

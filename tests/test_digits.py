@@ -199,5 +199,5 @@ def test_without_tfds_the_message_says_what_to_install(tmp_path, monkeypatch):
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_tfds)
-    with pytest.raises(errors.UserError, match="pip install tensorflow-datasets"):
+    with pytest.raises(errors.UserError, match=r"pip install 'cdisc\[tfds\]'"):
         digits.load("tfds", str(tmp_path))

@@ -18,7 +18,7 @@ REFERENCE = {(1, 1): np.asarray([38, 37, 36])}
 
 def make(**changes):
     rows = {"train": TRAIN, "query": QUERY, "reference": REFERENCE, "judge": JUDGE} | changes
-    return stored.dataset("stored", IMAGES, SPLIT, fingerprint="f", **rows)
+    return stored.dataset("stored", IMAGES, SPLIT, digest="d", **rows)
 
 
 def rows_of(images):

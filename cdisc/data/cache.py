@@ -1,6 +1,7 @@
 """Pictures that are made once and kept: a memory-mapped array of bytes that a stopped run goes on filling."""
 
 import json
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -57,7 +58,9 @@ def pictures(
     for start in console.progress(starts, what, total=-(-shape[0] // at_once), first=first // at_once):
         rows = range(start, min(start + at_once, shape[0]))
         images[rows.start : rows.stop] = make(rows)
-        images.flush()
+        # Unlike images.flush(), lets the threads that make the next rows go on.
+        with file.open("r+b") as written:
+            os.fsync(written.fileno())
         checkpoints.write_text(done, str(rows.stop))
     images.flags.writeable = False
     return images

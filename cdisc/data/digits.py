@@ -10,11 +10,12 @@ import hashlib
 import math
 import pathlib
 import zlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cdisc import errors
+from cdisc.data import prepared
 
 BUNDLED = pathlib.Path(__file__).with_name("mnist_10k.npz")
 NUM_VALUES = 10
@@ -164,28 +165,10 @@ def _read_idx_array(path: pathlib.Path, rank: int) -> np.ndarray:
 
 def _read_tfds(root: pathlib.Path, half: str) -> tuple[np.ndarray, np.ndarray]:
     """Pictures and labels of one split of a prepared TensorFlow Datasets folder."""
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise errors.UserError(
-            f'the digit source "tfds" needs a package that is missing ({error}): '
-            "pip install tensorflow-datasets array_record, or choose another source."
-        ) from error
-    # Asked before tfds is: it would look for a missing folder on the network.
-    if not (root / "dataset_info.json").is_file():
-        raise errors.UserError(
-            f"{root} has no dataset_info.json, so it is no prepared data set: set data.root to the version folder."
-        )
-    try:
-        records: Any = tfds.builder_from_directory(str(root)).as_data_source(split=half)
+    with prepared.opened(root, "digits", '"train" and "test"') as builder:
+        records = builder.as_data_source(split=half)
         images = np.stack([np.squeeze(record["image"], axis=-1) for record in records])
         labels = np.asarray([record["label"] for record in records])
-    # What tfds raises for damaged or foreign folders differs from version to version.
-    except Exception as error:
-        raise errors.UserError(
-            f"{root} cannot be read as digits ({type(error).__name__}: {' '.join(str(error).split())[:200]}): "
-            'prepare it with tfds as array_record, with the splits "train" and "test".'
-        ) from error
     return images, labels
 
 

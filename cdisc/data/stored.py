@@ -1,6 +1,9 @@
 """Data sets whose pictures are kept as bytes, found by composition: what avatars and photographs have in common."""
 
+import dataclasses
+import hashlib
 import itertools
+import json
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -54,7 +57,7 @@ def dataset(
     query: Rows,
     reference: Rows,
     judge: Rows,
-    fingerprint: str,
+    digest: str,
 ) -> Dataset:
     """The data set of pictures that are already there.
 
@@ -66,7 +69,7 @@ def dataset(
       query: the rows that are composed, and on which the judge is validated.
       reference: the rows that samples are compared with.
       judge: the rows that the judge learns from.
-      fingerprint: see `Dataset`.
+      digest: of all that decides the pictures; with the split, it makes the fingerprint.
 
     Raises:
       ValueError: if a held-out composition is trained on, or a row is in two of training (the judge's included),
@@ -113,5 +116,5 @@ def dataset(
         queries=lambda composition, n: of(query, "query", composition, n),
         references=lambda composition, n: of(reference, "reference", composition, n),
         labelled=labelled,
-        fingerprint=fingerprint,
+        fingerprint=hashlib.sha256(json.dumps([digest, dataclasses.asdict(split)]).encode()).hexdigest(),
     )
