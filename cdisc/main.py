@@ -19,6 +19,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, su
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where all results go; a run that was stopped goes on from there.")
 _STAGES = flags.DEFINE_list("stages", None, "Some of pretrain,discover,adapt,evaluate,report; all by default.")
 _QUERY = flags.DEFINE_multi_string("query", [], "A picture of your own to compose; may be repeated.")
+_PROFILE = flags.DEFINE_string("profile", None, "A folder for traces of a few steps of each stage that works.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only say what the configuration would cost; needs no --workdir.")
 _DEVICE_COUNT = flags.DEFINE_integer("device_count", 1, "How many devices a dry run reckons with.")
 
@@ -41,7 +42,8 @@ def main(argv: list[str]) -> int:
         if _STAGES.value == []:
             raise UserError("--stages names no stage: leave it out for all of them.")
         stages = pipeline.STAGES if _STAGES.value is None else _STAGES.value
-        pipeline.run(_CONFIG.value, pathlib.Path(_WORKDIR.value), stages, _QUERY.value)
+        profile = None if _PROFILE.value is None else pathlib.Path(_PROFILE.value)
+        pipeline.run(_CONFIG.value, pathlib.Path(_WORKDIR.value), stages, _QUERY.value, profile)
         signals.obey()  # the last moments count too: a script must not go on after a Ctrl-C
     except UserError as error:
         console.fail(str(error))

@@ -5,6 +5,7 @@ and takes it from there the next time, so a run that was stopped, however, goes 
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -18,7 +19,7 @@ import ml_collections
 from cdisc import checkpoints, console, signals
 from cdisc import config as config_lib
 from cdisc.errors import UserError
-from cdisc.run import STAGES, Run, prepare, read_seconds
+from cdisc.run import STAGES, Run, opened, read_seconds
 from cdisc.stages.adapt import adapt
 from cdisc.stages.discover import discover, follow
 from cdisc.stages.evaluate import evaluate, versions
@@ -27,7 +28,11 @@ from cdisc.stages.report import report
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, stages: Sequence[str], query_paths: Sequence[str]
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    stages: Sequence[str],
+    query_paths: Sequence[str],
+    profile: pathlib.Path | None = None,
 ) -> None:
     """Runs `stages`, in their order, and leaves their results in `workdir`.
 
@@ -36,6 +41,7 @@ def run(
       workdir: a folder, made if it is not there.
       stages: some of `STAGES`. What the others should have left is taken from the workdir.
       query_paths: pictures to compose; none takes held-out ones.
+      profile: a folder for traces of a few steps of each stage.
 
     Raises:
       UserError: for whatever the person can mend.
@@ -43,13 +49,12 @@ def run(
     for stage in stages:
         if stage not in STAGES:
             raise UserError(f"there is no stage {stage!r}{config_lib.nearest(stage, STAGES)}: use {', '.join(STAGES)}.")
-    this = prepare(config, workdir, query_paths)
-    with checkpoints.locked(workdir):
+    with opened(config, workdir, query_paths) as this:
         console.say(
             f"{machine()}, config {config_lib.digest(config.to_dict())[:12]}, seed {config.seed}, "
             f"{len(this.queries)} queries"
         )
-        run_stages(this, stages)
+        run_stages(dataclasses.replace(this, profile=profile), stages)
 
 
 def machine() -> str:

@@ -92,9 +92,11 @@ def test_mixture_end_to_end(planar_run):
 def test_mixture_again_repeats_nothing(planar_run, capsys):
     # Catches: a stage that works although its results are there, seconds that a restored stage overwrites.
     before, seconds = snapshot(planar_run), json.loads((planar_run / "seconds.json").read_text())
+    hierarchy = (planar_run / "discover" / "hierarchy.json").stat().st_mtime_ns
     results = results_lib.read(planar_run / "results.json")
     pipeline.run(planar_config(), planar_run, ["discover", "adapt", "evaluate"], [])
     assert snapshot(planar_run) == before
+    assert (planar_run / "discover" / "hierarchy.json").stat().st_mtime_ns == hierarchy
     assert re.findall(r"^(\w+): [\d.]+ s$", capsys.readouterr().out, re.MULTILINE) == ["discover", "adapt", "evaluate"]
     again = results_lib.read(planar_run / "results.json")
     assert again["methods"] == results["methods"]
@@ -108,11 +110,14 @@ def test_a_damaged_or_missing_piece_is_made_again_alone(planar_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(planar_run, workdir)
     shutil.rmtree(workdir / "discover" / "query_0001")
+    (workdir / "discover" / "hierarchy.json").write_text("{}\n")
     before = snapshot(workdir)
     pipeline.run(planar_config(), workdir, ["discover"], [])
     after = snapshot(workdir)
     assert after.items() >= before.items()
     assert {tuple(name.split("/")[:2]) for name in after.keys() - before.keys()} == {("discover", "query_0001")}
+    trees = [(folder / "discover" / "hierarchy.json").read_text() for folder in (workdir, planar_run)]
+    assert trees[0] == trees[1]
     made, found = (arrays_of(folder / "discover" / "query_0001") for folder in (workdir, planar_run))
     assert made.keys() == found.keys()
     for name, array in found.items():
@@ -129,7 +134,7 @@ def test_a_query_is_made_again_in_the_same_company(tmp_path):
         return [{"x": np.full(2, float(len(batches)))} for _ in batch]
 
     def values():
-        this = types.SimpleNamespace(queries=range(5), path=tmp_path.joinpath)
+        this = types.SimpleNamespace(queries=range(5), path=tmp_path.joinpath, trace_folder=lambda _: None)
         return [int(result["x"][0]) for result in saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 2, work)]
 
     assert values() == [1, 1, 2, 2, 3]
@@ -149,7 +154,7 @@ def test_a_stop_between_queries(tmp_path, monkeypatch):
         signals._note(signal.SIGTERM, None)
         return [{"x": np.zeros(2)}]
 
-    this = types.SimpleNamespace(queries=range(2), path=tmp_path.joinpath)
+    this = types.SimpleNamespace(queries=range(2), path=tmp_path.joinpath, trace_folder=lambda _: None)
     with pytest.raises(signals.Stopped):
         saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 1, work)
     assert [checkpoints.exists(tmp_path / "adapt" / f"query_{i:04d}") for i in range(2)] == [True, False]
