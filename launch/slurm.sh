@@ -18,9 +18,9 @@
 # where the virtual environment .venv was made by the README's command; all nodes must see that folder and the workdir.
 set -euo pipefail
 
-several=()
-if ((${SLURM_JOB_NUM_NODES:-1} > 1)); then
-  several=(--distributed)
+run=(.venv/bin/python -m cdisc.main)
+if ((SLURM_JOB_NUM_NODES > 1)); then
+  run+=(--distributed)
   # Under Slurm, JAX gives a process one GPU unless it is told which; here a process has all those of its node.
   if [[ -n "${SLURM_GPUS_ON_NODE:-}" ]]; then
     JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((SLURM_GPUS_ON_NODE - 1)))
@@ -30,17 +30,17 @@ fi
 
 # From Slurm 22.05 on, srun does not know how many cores the job has asked for. When one process has ended, the others
 # have a minute to do the same.
-export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
-srun --wait=60 .venv/bin/python -m cdisc.main "${several[@]}" "$@" &
-run=$!
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+srun --wait=60 "${run[@]}" "$@" &
+running=$!
 
 requeue() {
   # Not `kill`: srun answers SIGTERM by killing its processes, and these are to save what they have.
   scancel --signal=TERM "$SLURM_JOB_ID"
-  wait "$run" && exit 0
+  wait "$running" && exit 0
   scontrol requeue "$SLURM_JOB_ID"
   exit 0
 }
 trap requeue USR1
 
-wait "$run"
+wait "$running"

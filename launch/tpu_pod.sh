@@ -27,14 +27,14 @@ fail() {
   exit 2
 }
 
-type="" zone="" version=tpu-ubuntu2204-base share="" workdir="" spot=() keep="" dry_run="" arguments=()
+type="" zone="" version=tpu-ubuntu2204-base share="" workdir="" keep="" dry_run="" creating=(create) arguments=()
 while (($#)); do
   case "$1" in
     --tpu_type=*) type=${1#*=} ;;
     --tpu_zone=*) zone=${1#*=} ;;
     --tpu_version=*) version=${1#*=} ;;
     --tpu_share=*) share=${1#*=} ;;
-    --tpu_spot) spot=(--spot) ;;
+    --tpu_spot) creating+=(--spot) ;;
     --keep) keep=yes ;;
     --dry_run) dry_run=yes ;;
     --tpu_*) fail "there is no option $1" ;;
@@ -84,7 +84,7 @@ bundle="${TMPDIR:-/tmp}/$name.tar.gz"
 trap finish EXIT
 step bash -o pipefail -c \
   "git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- -czf $(printf %q "$bundle")"
-step "${pod[@]}" create "$name" --zone="$zone" --accelerator-type="$type" --version="$version" "${spot[@]}"
+step "${pod[@]}" "${creating[@]}" "$name" --zone="$zone" --accelerator-type="$type" --version="$version"
 step "${pod[@]}" scp "$bundle" "$name:cdisc.tar.gz" --zone="$zone" --worker=all
 on_all_workers "mkdir -p cdisc/$(printf %q "$(dirname "$workdir")") && tar -xzf cdisc.tar.gz -C cdisc"
 if [[ -n "$share" ]]; then

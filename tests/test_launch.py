@@ -125,7 +125,7 @@ def test_a_dry_run_prints_every_command_and_runs_none(pod):
     calls = kept(pod.root / "gcloud.calls")
     assert [words[1:] for words in printed if words[0] == "gcloud"] == calls
     assert verbs(calls) == "create scp ssh scp ssh ssh scp delete"
-    assert calls[0][5:] == ["--zone=here", "--accelerator-type=v4-8", "--version=v5", "--spot"]
+    assert calls[0][4:5] + calls[0][6:] == ["--spot", "--zone=here", "--accelerator-type=v4-8", "--version=v5"]
     assert all("--zone=here" in call for call in calls)
     assert all("--worker=all" in call for call in calls[1:6])
 
@@ -211,7 +211,8 @@ def stop(*_):
     pathlib.Path(f"saved.{os.getpid()}").touch()
     sys.exit(int(os.environ["STOPPED"]))
 signal.signal(signal.SIGTERM, stop)
-pathlib.Path(f"started.{os.getpid()}").write_text(os.environ.get("JAX_LOCAL_DEVICE_IDS", "all"))
+given = [os.environ.get(name, "all") for name in ("SRUN_CPUS_PER_TASK", "JAX_LOCAL_DEVICE_IDS")]
+pathlib.Path(f"started.{os.getpid()}").write_text(" ".join(given))
 if "ENDS" in os.environ:
     sys.exit(int(os.environ["ENDS"]))
 time.sleep(60)
@@ -227,7 +228,7 @@ def slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
 
     def start(nodes, *arguments, **environment):
-        environment = {"SLURM_JOB_ID": "42", "SLURM_JOB_NUM_NODES": str(nodes), **environment}
+        environment |= {"SLURM_JOB_ID": "42", "SLURM_JOB_NUM_NODES": str(nodes), "SLURM_CPUS_PER_TASK": "8"}
         script = [LAUNCH / "slurm.sh", *arguments]
         return subprocess.Popen(
             script,
@@ -242,22 +243,22 @@ def slurm(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("nodes", "environment", "flags", "devices"),
+    ("nodes", "environment", "flags", "cores_and_gpus"),
     [
-        (1, {}, [], "all"),
-        (1, {"SLURM_GPUS_ON_NODE": "8"}, [], "all"),
-        (3, {}, ["--distributed"], "all"),
-        (3, {"SLURM_GPUS_ON_NODE": "4"}, ["--distributed"], "0,1,2,3"),
+        (1, {}, [], "8 all"),
+        (1, {"SLURM_GPUS_ON_NODE": "8"}, [], "8 all"),
+        (3, {}, ["--distributed"], "8 all"),
+        (3, {"SLURM_GPUS_ON_NODE": "4"}, ["--distributed"], "8 0,1,2,3"),
     ],
 )
 @pytest.mark.parametrize("code", [0, 2])
-def test_a_job_ends_as_its_run(slurm, tmp_path, nodes, environment, flags, devices, code):
-    # Catches: one process for all nodes, processes that do not know of one another, one GPU for each of them.
+def test_a_job_ends_as_its_run(slurm, tmp_path, nodes, environment, flags, cores_and_gpus, code):
+    # Catches: one process for all nodes; processes that do not know of one another, or have one core or one GPU each.
     job = slurm(nodes, *AWKWARD, ENDS=str(code), **environment)
     assert job.communicate(timeout=60)[1] == ""
     assert job.returncode == code
     assert kept(tmp_path / "python") == [["-m", "cdisc.main", *flags, *AWKWARD]] * nodes
-    assert [path.read_text() for path in tmp_path.glob("started.*")] == [devices] * nodes
+    assert [path.read_text() for path in tmp_path.glob("started.*")] == [cores_and_gpus] * nodes
     assert not (tmp_path / "scontrol").exists()
 
 
