@@ -23,7 +23,9 @@ class Board:
     def __init__(self, folder: pathlib.Path):
         self._writer: Any = None
         if all(importlib.util.find_spec(name) is not None for name in ("tensorflow", "tensorboard")):
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its greetings
+            # Its greetings, of which one is about oneDNN.
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+            os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
             import tensorflow
             from clu.metric_writers import SummaryWriter
 

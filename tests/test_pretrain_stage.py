@@ -57,9 +57,11 @@ def test_fewer_classes_than_columns():
     assert pictures_of(3).shape == (4, 3, 3)
 
 
-@pytest.mark.parametrize(("field", "value"), [("save_every", 0), ("samples_every", -1)])
+@pytest.mark.parametrize(("field", "value"), [("save_every", 0), ("samples_every", -1), ("samples_every", None)])
 def test_intervals_that_cannot_be_used(field, value):
     config = config_of("colormnist.py", "tiny")
-    config.pretrain[field] = value
+    del config.pretrain[field]
+    if value is not None:
+        config.pretrain[field] = value
     with pytest.raises(UserError, match=rf"config\.pretrain\.{field} is {value}: use a whole number"):
         stage.pretrain_options(config)

@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import os
 import sys
 import types
 
@@ -82,7 +83,7 @@ def test_a_board_keeps_what_it_is_given(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(config=hidden))
     monkeypatch.setitem(sys.modules, "clu.metric_writers", types.SimpleNamespace(SummaryWriter=SummaryWriter))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    monkeypatch.setattr(os, "environ", {})
     board = watch.Board(tmp_path)
     board.scalars([{"step": 1, "loss": 0.5, "grad_norm": 2.0}, {"step": 2, "loss": 0.25, "grad_norm": 1.0}])
     board.image(2, "samples", np.zeros((3, 5, 4), np.uint8))

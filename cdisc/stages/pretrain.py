@@ -94,8 +94,9 @@ def pretrain_options(config: ml_collections.ConfigDict) -> pretrain_lib.Pretrain
       UserError: for values that cannot be used.
     """
     for name, least in (("save_every", 1), ("samples_every", 0)):
-        if config.pretrain[name] < least:
-            raise UserError(f"config.pretrain.{name} is {config.pretrain[name]}: use a whole number from {least} on.")
+        value = config.pretrain.get(name)
+        if value is None or value < least:
+            raise UserError(f"config.pretrain.{name} is {value}: use a whole number from {least} on.")
     ignore = ("seed", "from_scratch", "bundle", "save_every", "samples_every")
     return config_lib.options(pretrain_lib.PretrainOptions, config.pretrain, "pretrain", ignore)
 
@@ -168,7 +169,7 @@ def class_pictures(this: Run) -> Callable[[denoiser.Params], figures.Pixels]:
         start, settings = jnp.repeat(noise, columns, axis=0), this.config.sampling
         return sampling.ddim(eps_fn, this.schedule, start, num_steps=settings.num_steps, clip=settings.clip)
 
-    return lambda params: figures.grid(draw(params), columns=columns)
+    return lambda params: figures.grid(draw(parallel.one_copy(params)), columns=columns)
 
 
 def metric_rows(history: Sequence[dict[str, jax.Array]], done: int, folder: pathlib.Path) -> list[dict[str, float]]:
