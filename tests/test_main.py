@@ -2,6 +2,7 @@ import errno
 import itertools
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -297,6 +298,14 @@ def test_a_signal_in_the_last_moment(cdisc, tmp_path, monkeypatch):
         2,
         "cdisc: stopped by SIGINT; the same command goes on from what was finished.\n",
     )
+
+
+def test_where_traces_go(cdisc, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(pipeline, "run", lambda *arguments: given.append(arguments[4]))
+    for options, folder in (((), None), (("--profile=here",), pathlib.Path("here"))):
+        assert cdisc(TINY, f"--workdir={tmp_path}", *options)[0] == 0
+        assert given.pop() == folder
 
 
 def assert_same_training(workdir, unbroken):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import types
 
+import jax
 import numpy as np
 import pytest
 from commands import ROOT, arrays_of, config_of, run_command
@@ -158,6 +159,23 @@ def test_a_stop_between_queries(tmp_path, monkeypatch):
     with pytest.raises(signals.Stopped):
         saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 1, work)
     assert [checkpoints.exists(tmp_path / "adapt" / f"query_{i:04d}") for i in range(2)] == [True, False]
+
+
+def test_traces_of_a_stage(tmp_path, monkeypatch):
+    # Catches: the folder lost on its way, stages that share one, the first query traced, which compiles.
+    told = []
+    monkeypatch.setattr(jax.profiler, "start_trace", told.append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: told.append("stop"))
+
+    def work(batch):
+        told.extend(batch)
+        return [{"x": np.zeros(2)}]
+
+    monkeypatch.setattr(
+        pipeline, "run_stages", lambda this, _: saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 1, work)
+    )
+    pipeline.run(planar_config(), tmp_path / "run", ["adapt"], [], tmp_path / "traces")
+    assert told == [0, tmp_path / "traces" / "adapt", 1, "stop"]
 
 
 @pytest.mark.parametrize(

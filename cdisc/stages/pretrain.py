@@ -158,7 +158,7 @@ def class_pictures(this: Run) -> Callable[[denoiser.Params], figures.Pixels]:
     """What parameters draw of some trained classes, each a column, from noise that is one for each row and fixed."""
     trained = len(this.dataset.split.trained)
     columns, rows = min(_SAMPLE_CLASSES, trained), _SAMPLES_A_CLASS
-    labels = np.tile(np.rint(np.linspace(0, trained - 1, columns)).astype(np.int32), rows)
+    labels = jnp.asarray(np.tile(np.rint(np.linspace(0, trained - 1, columns)).astype(np.int32), rows))
     noise = jax.random.normal(jax.random.fold_in(this.key("pretrain"), 0), (rows, *this.dataset.shape))
 
     @jax.jit
