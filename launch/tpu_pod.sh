@@ -69,6 +69,7 @@ on_all_workers() { step "${pod[@]}" ssh "$name" --zone="$zone" --worker=all --co
 finish() {
   local code=$? missing=""
   trap - EXIT
+  set +e # whatever else fails, the pod is to be deleted
   step rm -f "$bundle"
   step mkdir -p "$(dirname "$workdir")"
   step "${pod[@]}" scp --recurse "$name:cdisc/$workdir" "$(dirname "$workdir")" --zone="$zone" --worker=0 || missing=yes

@@ -165,11 +165,12 @@ def test_the_workers_get_what_git_does_not_ignore(pod):
         # What the run has left is only there.
         ("fetch", (), 1, "ssh scp"),
         ("delete", (), 0, "scp delete"),
+        ("here", ("--workdir=runs/data.zip/one",), 1, "ssh scp"),
     ],
 )
 def test_a_pod_is_deleted_however_its_run_ends(pod, fails, options, code, last):
     # Catches: a pod left behind, or deleted against the person's word or with the only copy of the results.
-    ended = pod.run(*options, *AWKWARD, fails=fails)
+    ended = pod.run(*AWKWARD, *options, fails=fails)
     assert ended.returncode == code
     assert verbs(kept(pod.root / "gcloud.calls")).endswith(last)
     left = "the pod costs money until it is deleted by: gcloud compute tpus tpu-vm delete cdisc-"
