@@ -124,6 +124,7 @@ def test_a_dry_run_prints_every_command_and_runs_none(pod):
     assert name.sub("POD", dry.stdout) == name.sub("POD", real.stdout)
     assert len(set(name.findall(dry.stdout + real.stdout))) == 2
     printed = [shlex.split(line) for line in real.stdout.splitlines()]
+    assert [words[0] for words in printed if words[0] != "gcloud"] == ["bash", "rm", "mkdir"]
     calls = kept(pod.root / "gcloud.calls")
     assert [words[1:] for words in printed if words[0] == "gcloud"] == calls
     assert verbs(calls) == "create scp ssh scp ssh ssh scp delete"
