@@ -27,13 +27,13 @@ def main(_: list[str]) -> None:
     from cdisc.diffusion import guidance, sampling
     from cdisc.evaluation import protocol
     from cdisc.networks.backbone import null_eps
-    from cdisc.run import prepare
+    from cdisc.run import opened
     from cdisc.stages.evaluate import load_judge
     from cdisc.stages.pretrain import pretrain
 
-    run = prepare(_CONFIG.value, pathlib.Path(_WORKDIR.value), [])
-    params = pretrain(run, active=True)
-    judge = load_judge(run)
+    with opened(_CONFIG.value, pathlib.Path(_WORKDIR.value), []) as run:
+        params = pretrain(run, active=True)
+        judge = load_judge(run)
     table = run.backbone.table(params)
     wanted = jnp.asarray(run.dataset.split.trained)
 

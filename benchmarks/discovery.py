@@ -29,11 +29,11 @@ def main(_: list[str]) -> None:
 
     from cdisc.discovery import concepts
     from cdisc.networks.backbone import null_eps
-    from cdisc.run import discovery_options, prepare
+    from cdisc.run import discovery_options, opened
     from cdisc.stages.pretrain import pretrain
 
-    run = prepare(_CONFIG.value, pathlib.Path(_WORKDIR.value), [])
-    params = pretrain(run, active=True)
+    with opened(_CONFIG.value, pathlib.Path(_WORKDIR.value), []) as run:
+        params = pretrain(run, active=True)
     options = discovery_options(run.config, run.schedule)
 
     @jax.jit

@@ -29,17 +29,17 @@ def main(_: list[str]) -> int:
     if _CONFIG.value is None or _WORKDIR.value is None:
         console.fail("give --config=FILE and --workdir=DIR.")
         return 2
-    from cdisc.run import prepare  # jax reads its environment when it is first used
+    from cdisc.run import opened  # jax reads its environment when it is first used
     from cdisc.stages import evaluate, pretrain
 
     try:
-        run = prepare(_CONFIG.value, pathlib.Path(_WORKDIR.value), [])
-        if not run.config.pretrain.bundle:
-            raise UserError("config.pretrain.bundle is empty: give the bundle's name.")
-        backbone = pretrain.BUNDLED / f"{run.config.pretrain.bundle}.npz"
-        backbone.parent.mkdir(exist_ok=True)
-        checkpoints.save_npz(backbone, pretrain.pretrain(run, active=False), pretrain.bundle_about(run))
-        checkpoints.save_npz(evaluate.judge_bundle(run), evaluate.train_judge(run), evaluate.judge_about(run))
+        with opened(_CONFIG.value, pathlib.Path(_WORKDIR.value), []) as run:
+            if not run.config.pretrain.bundle:
+                raise UserError("config.pretrain.bundle is empty: give the bundle's name.")
+            backbone = pretrain.BUNDLED / f"{run.config.pretrain.bundle}.npz"
+            backbone.parent.mkdir(exist_ok=True)
+            checkpoints.save_npz(backbone, pretrain.pretrain(run, active=False), pretrain.bundle_about(run))
+            checkpoints.save_npz(evaluate.judge_bundle(run), evaluate.train_judge(run), evaluate.judge_about(run))
     except UserError as error:
         console.fail(str(error))
         return 2

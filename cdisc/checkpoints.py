@@ -54,6 +54,11 @@ def _checksums(folder: pathlib.Path) -> dict[str, str]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
+    """`write_bytes` of text, as UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """Replaces the file at `path` whole or not at all.
 
     Raises:
@@ -62,7 +67,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
         raise _unwritable(path, error) from error

@@ -51,11 +51,13 @@ def progress(items: Iterable[_Item], what: str, total: int | None = None, first:
     if sys.stderr.isatty():
         yield from tqdm.tqdm(items, desc=what, total=total, initial=first, leave=False, dynamic_ncols=True)
         return
-    start = last = time.monotonic()
+    told, last = first, time.monotonic()
     for done, item in enumerate(items, start=first):
         now = time.monotonic()
-        if done > first and now - last >= 20.0:
-            left = (now - start) / (done - first) * (total - done)
-            say(f"  {what}: {done}/{total}, {left:.0f} s left")
-            last = now
+        if done > told and now - last >= 20.0:
+            # The present speed: the first item may have taken a minute to compile.
+            each = (now - last) / (done - told)
+            rate = f"{each:.3g} s each" if each > 1.0 else f"{1.0 / each:.3g} a second"
+            say(f"  {what}: {done}/{total}, {rate}, {tqdm.tqdm.format_interval(each * (total - done))} left")
+            told, last = done, now
         yield item

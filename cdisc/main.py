@@ -20,6 +20,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where all results go; a run tha
 _STAGES = flags.DEFINE_list("stages", None, "Some of pretrain,discover,adapt,evaluate,report; all by default.")
 _QUERY = flags.DEFINE_multi_string("query", [], "A picture of your own to compose; may be repeated.")
 _EXPORT = flags.DEFINE_string("export", None, "A folder to write the backbone and what it learnt to, for diffusers.")
+_PROFILE = flags.DEFINE_string("profile", None, "A folder for traces of a few steps of each stage that works.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only say what the configuration would cost; needs no --workdir.")
 _DEVICE_COUNT = flags.DEFINE_integer("device_count", 1, "How many devices a dry run reckons with.")
 
@@ -43,7 +44,10 @@ def main(argv: list[str]) -> int:
             raise UserError("--stages names no stage: leave it out for all of them.")
         stages = pipeline.STAGES if _STAGES.value is None else _STAGES.value
         export_to = None if _EXPORT.value is None else pathlib.Path(_EXPORT.value)
-        pipeline.run(_CONFIG.value, pathlib.Path(_WORKDIR.value), stages, _QUERY.value, export_to)
+        profile = None if _PROFILE.value is None else pathlib.Path(_PROFILE.value)
+        pipeline.run(
+            _CONFIG.value, pathlib.Path(_WORKDIR.value), stages, _QUERY.value, export_to=export_to, profile=profile
+        )
         signals.obey()  # the last moments count too: a script must not go on after a Ctrl-C
     except UserError as error:
         console.fail(str(error))

@@ -37,6 +37,11 @@ def gather(tree: Any, queries: int) -> Any:
     return jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:])[:queries], tree)
 
 
+def one_copy(tree: Any) -> Any:
+    """A tree that every device has whole, as the first device of this process has it: for work that needs no other."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
 def side_by_side(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
     """`fn(item, *shared)` for spread items: at once on all devices, and vectorised over the items of each.
 

@@ -5,6 +5,7 @@ and takes it from there the next time, so a run that was stopped, however, goes 
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -18,7 +19,7 @@ import ml_collections
 from cdisc import checkpoints, console, signals
 from cdisc import config as config_lib
 from cdisc.errors import UserError
-from cdisc.run import STAGES, Run, prepare, read_seconds
+from cdisc.run import STAGES, Run, opened, read_seconds
 from cdisc.stages.adapt import adapt
 from cdisc.stages.discover import discover, follow
 from cdisc.stages.evaluate import evaluate, versions
@@ -33,6 +34,7 @@ def run(
     stages: Sequence[str],
     query_paths: Sequence[str],
     export_to: pathlib.Path | None = None,
+    profile: pathlib.Path | None = None,
 ) -> None:
     """Runs `stages`, in their order, and leaves their results in `workdir`.
 
@@ -42,6 +44,7 @@ def run(
       stages: some of `STAGES`. What the others should have left is taken from the workdir.
       query_paths: pictures to compose; none takes held-out ones.
       export_to: a folder for what was learnt, in the form of diffusers and PEFT; None writes none.
+      profile: a folder for traces of a few steps of each stage.
 
     Raises:
       UserError: for whatever the person can mend.
@@ -51,13 +54,12 @@ def run(
             raise UserError(f"there is no stage {stage!r}{config_lib.nearest(stage, STAGES)}: use {', '.join(STAGES)}.")
     if export_to is not None and config.network.kind == "exact":
         raise UserError("--export writes a network, and config.network.kind is 'exact': leave it out.")
-    this = prepare(config, workdir, query_paths)
-    with checkpoints.locked(workdir):
+    with opened(config, workdir, query_paths) as this:
         console.say(
             f"{machine()}, config {config_lib.digest(config.to_dict())[:12]}, seed {config.seed}, "
             f"{len(this.queries)} queries"
         )
-        run_stages(this, stages, export_to)
+        run_stages(dataclasses.replace(this, profile=profile), stages, export_to)
 
 
 def machine() -> str:

@@ -1,17 +1,18 @@
 """One run: its configuration, checked before work begins, and what all stages share."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from cdisc import checkpoints, console, parallel, signals
+from cdisc import checkpoints, console, parallel, signals, watch
 from cdisc import config as config_lib
 from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, pictures, planar
 from cdisc.data import queries as queries_data
@@ -73,6 +74,7 @@ class Run:
       network: the U-Net's options; None where the score is exact.
       backbone: the model as functions of its parameters.
       queries: the pictures to compose.
+      profile: a folder for traces of a few steps; None traces nothing.
     """
 
     config: ml_collections.ConfigDict
@@ -83,6 +85,7 @@ class Run:
     network: UNetConfig | None
     backbone: backbone_lib.Backbone
     queries: tuple[Query, ...]
+    profile: pathlib.Path | None = None
 
     def key(self, stage: str, query: Query | None = None) -> jax.Array:
         """The key of a stage, or of one query in it; a query's follows from its pixels, not from its place."""
@@ -94,12 +97,16 @@ class Run:
         """A path in the workdir."""
         return self.workdir.joinpath(*parts)
 
+    def trace_folder(self, stage: str) -> pathlib.Path | None:
+        """Where the traces of a stage go; None where nothing is traced."""
+        return None if self.profile is None else self.profile / stage
+
 
 def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths: Sequence[str]) -> Run:
-    """Checks everything that can be checked before work begins, and binds the workdir to this configuration.
+    """Checks everything that can be checked before work begins; the workdir is not touched.
 
     Raises:
-      UserError: for anything in the configuration, the queries or the workdir that cannot be used.
+      UserError: for anything in the configuration or the queries that cannot be used.
     """
     loaders = {
         "colormnist": colormnist.load,
@@ -143,9 +150,21 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         if query.composition is not None:
             # Said now, and not when everything else is done.
             dataset.references(query.composition, config.evaluate.references + config.evaluate.samples)
-    checkpoints.writable(workdir)
-    bind(workdir, config, queries)
     return Run(config, workdir, dataset, scheduler, schedule, network, backbone, queries)
+
+
+@contextlib.contextmanager
+def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths: Sequence[str]) -> Iterator[Run]:
+    """What `prepare` gives, in a workdir that is this process's alone and bound to this configuration and its queries.
+
+    Raises:
+      UserError: as `prepare`, and for a workdir that cannot be written, is in use, or was made with others.
+    """
+    this = prepare(config, workdir, query_paths)
+    checkpoints.writable(workdir)
+    with checkpoints.locked(workdir):
+        bind(workdir, config, this.queries)
+        yield this
 
 
 def scheduler_of(config: ml_collections.ConfigDict) -> interop.SchedulerConfig:
@@ -357,7 +376,7 @@ def saved_by_query(
         raise unfinished(stage, paths[missing[0]])
     # Always the same queries side by side: in other company, a query's last bits may be others.
     batches = [batch for batch in parallel.groups(range(len(paths)), at_once) if not set(batch).isdisjoint(missing)]
-    for batch in console.progress(batches, stage):
+    for batch in console.progress(watch.traced(batches, this.trace_folder(stage)), stage, len(batches)):
         signals.obey()
         for i, result in zip(batch, work(batch), strict=True):
             if i in missing:

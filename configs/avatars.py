@@ -48,7 +48,7 @@ def get_config(variant: str = "large") -> ml_collections.ConfigDict:
     if variant == "small":
         c.data.update(size=32, train=200, query=24, reference=150)
         c.network.update(sample_size=32, block_out_channels=(64, 80, 80))
-        c.pretrain.update(steps=12_000, decay_steps=3000, save_every=250)
+        c.pretrain.update(steps=12_000, decay_steps=3000, save_every=250, samples_every=1000)
     if variant == "tiny":
         c.data.update(size=32, train=6, query=2, reference=16)
         c.network.update(sample_size=32)

@@ -79,7 +79,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     )
     # 32 pictures at a time, as the paper's four GPUs; on a small machine, fewer: `--config.pretrain.accumulate=16`.
     c.network.remat = True
-    c.pretrain.update(steps=500_000, batch_size=128, accumulate=4, save_every=5000)
+    c.pretrain.update(steps=500_000, batch_size=128, accumulate=4, save_every=5000, samples_every=25_000)
     c.discover.update(
         timesteps=tuple(range(50, 501, 50)), starts_per_t=8, start_mode="query", learning_rate=0.09, max_steps=100
     )

@@ -82,6 +82,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
         null_dropout=0.1,
         loss="eps",  # "v" weighs high noise more, where the colours and the class are decided
         save_every=1000,  # steps between checkpoints
+        samples_every=2500,  # steps between pictures of samples, in pretrain/samples; 0 draws none
     )
     c.discover = _section(
         timesteps=tuple(range(50, 401, 25)),
@@ -197,6 +198,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
         from_scratch=False,
         bundle="colormnist_small",
         steps=10_000,
+        samples_every=1000,
         batch_size=32,
         learning_rate=1e-3,
         warmup_steps=500,
@@ -294,7 +296,14 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
         patch_size=4,
     )
     c.pretrain.update(
-        from_scratch=True, bundle="", steps=60, batch_size=16, warmup_steps=10, decay_steps=20, save_every=25
+        from_scratch=True,
+        bundle="",
+        steps=60,
+        batch_size=16,
+        warmup_steps=10,
+        decay_steps=20,
+        save_every=25,
+        samples_every=30,
     )
     c.discover.update(
         timesteps=(100, 400),

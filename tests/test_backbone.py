@@ -88,7 +88,7 @@ def test_a_predicted_picture_is_turned_into_eps(params, raw):
 
 
 def test_an_unknown_prediction_type_is_named():
-    with pytest.raises(UserError, match="prediction_type has 'noise'.*epsilon, v_prediction, sample"):
+    with pytest.raises(UserError, match=r"prediction_type has 'noise'.*epsilon, v_prediction, sample"):
         backbone.unet(tiny.NETWORK, SCHEDULE, "noise")
 
 

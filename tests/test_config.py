@@ -56,7 +56,14 @@ def make_config():
             "data": {"name": "colormnist", "held_out": ("a=b",)},
             "diffusion": {"num_timesteps": 10},
             "network": {"kind": "unet"},
-            "pretrain": {"steps": 5, "from_scratch": True, "bundle": "", "save_every": 2, "seed": 0},
+            "pretrain": {
+                "steps": 5,
+                "from_scratch": True,
+                "bundle": "",
+                "save_every": 2,
+                "samples_every": 2,
+                "seed": 0,
+            },
             "discover": {"probes": 2},
         }
     )
@@ -84,6 +91,7 @@ def test_digest():
         ("pretrain", "from_scratch", False, True),
         ("pretrain", "bundle", "small", True),
         ("pretrain", "save_every", 3, True),
+        ("pretrain", "samples_every", 3, True),
         ("pretrain", "accumulate", 2, True),
         ("network", "remat", True, True),
         ("discover", "probes", 3, True),

@@ -41,13 +41,19 @@ def test_progress_yields_all_items_in_order(capsys):
 
 
 def test_progress_elsewhere_than_on_a_terminal(capsys, monkeypatch):
-    # One item takes 15 s, so every second one is told: 30 s for two, and the speed is of this run's items alone.
-    # Catches: counting an earlier run's items into the speed, a line for each item.
+    # A line when 20 s have passed, of the speed in them. Catches: counting an earlier run's items into the speed, or
+    # the slow start into what follows; a line for each item.
     now = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    for _ in console.progress(range(10, 15), "train", total=15, first=10):
-        now[0] += 15.0
-    assert capsys.readouterr().out == "  train: 12/15, 45 s left\n  train: 14/15, 15 s left\n"
+    for item in console.progress(range(10, 10000), "train", total=10000, first=10):
+        now[0] += {10: 100.0, 11: 15.0, 12: 15.0}.get(item, 0.01)
+        if item == 2100:
+            break
+    assert capsys.readouterr().out == (
+        "  train: 11/10000, 100 s each, 277:28:20 left\n"
+        "  train: 13/10000, 15 s each, 41:36:45 left\n"
+        "  train: 2014/10000, 100 a second, 01:19 left\n"
+    )
 
 
 def test_progress_on_a_terminal(monkeypatch):

@@ -2,6 +2,7 @@ import errno
 import itertools
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -32,6 +33,7 @@ MINI = (
     "--config.pretrain.batch_size=2",
     "--config.pretrain.steps=200",
     "--config.pretrain.save_every=10",
+    "--config.pretrain.samples_every=80",
     "--stages=pretrain",
 )
 
@@ -210,10 +212,11 @@ def test_an_unwritable_workdir(refused, tmp_path):
 
 
 def test_a_workdir_in_use(refused, tmp_path):
-    # Catches: a run that does not take the lock.
+    # Catches: a run that does not take the lock, or takes it after it has written its configuration.
     with checkpoints.locked(tmp_path):
         error = refused(TINY, f"--workdir={tmp_path}", "--stages=report")
         assert f"{tmp_path} is in use by process {os.getpid()} on " in error
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
     assert "add pretrain to --stages" in refused(TINY, f"--workdir={tmp_path}", "--stages=report")
 
 
@@ -300,10 +303,24 @@ def test_a_signal_in_the_last_moment(cdisc, tmp_path, monkeypatch):
     )
 
 
+def test_where_traces_go(cdisc, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(pipeline, "run", lambda *arguments: given.append(arguments[4]))
+    for options, folder in (((), None), (("--profile=here",), pathlib.Path("here"))):
+        assert cdisc(TINY, f"--workdir={tmp_path}", *options)[0] == 0
+        assert given.pop() == folder
+
+
 def assert_same_training(workdir, unbroken):
     metrics, expected = ((folder / "pretrain" / "metrics.jsonl").read_text() for folder in (workdir, unbroken))
     assert metrics == expected
     assert [json.loads(line)["step"] for line in metrics.splitlines()] == list(range(1, 201))
+    samples, expected = (
+        {path.name: path.read_bytes() for path in (folder / "pretrain" / "samples").iterdir()}
+        for folder in (workdir, unbroken)
+    )
+    assert samples == expected
+    assert sorted(samples) == [f"step_{step:08d}.png" for step in (80, 160, 200)]
     arrays, expected = (arrays_of(folder / "pretrain" / "params") for folder in (workdir, unbroken))
     assert arrays.keys() == expected.keys()
     for name, array in expected.items():

@@ -44,7 +44,10 @@ state, spread = parallel.spread(jnp.zeros_like(queries)), parallel.spread(querie
 for _ in range(3):
     state = step((state, spread), jnp.float32(0.25))
 together = parallel.gather(state, 5)
+shared = jax.device_put(queries, jax.sharding.NamedSharding(jax.make_mesh((jax.device_count(),), ("d",)), jax.P()))
+copy = parallel.one_copy({"x": shared})["x"]
 answer = {"devices": jax.local_device_count(), "spread": list(spread.shape), "together": together, **out}
+answer |= {"copy": copy, "copy_on": [device.id for device in copy.devices()]}
 print(json.dumps({name: np.asarray(value).tolist() for name, value in answer.items()}))
 """
 
@@ -69,6 +72,8 @@ def test_results_do_not_depend_on_the_devices(answers, devices):
     assert answer["devices"] == devices
     assert answer["spread"] == [devices, -(-5 // devices), 3]
     queries = np.linspace(0.1, 0.9, 15, dtype=np.float32).reshape(5, 3)
+    np.testing.assert_allclose(answer["copy"], queries, rtol=1e-6)
+    assert answer["copy_on"] == [0]
     noise = np.stack([jax.random.normal(jax.random.key(i), (3,)) for i in range(5)])
     np.testing.assert_allclose(answer["value"], 3.0 * queries + noise, rtol=1e-5)
     np.testing.assert_allclose(answer["together"], queries * (1.0 - 0.75**3), rtol=1e-5)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import types
 
+import jax
 import numpy as np
 import pytest
 from commands import ROOT, arrays_of, config_of, run_command
@@ -92,9 +93,11 @@ def test_mixture_end_to_end(planar_run):
 def test_mixture_again_repeats_nothing(planar_run, capsys):
     # Catches: a stage that works although its results are there, seconds that a restored stage overwrites.
     before, seconds = snapshot(planar_run), json.loads((planar_run / "seconds.json").read_text())
+    hierarchy = (planar_run / "discover" / "hierarchy.json").stat().st_mtime_ns
     results = results_lib.read(planar_run / "results.json")
     pipeline.run(planar_config(), planar_run, ["discover", "adapt", "evaluate"], [])
     assert snapshot(planar_run) == before
+    assert (planar_run / "discover" / "hierarchy.json").stat().st_mtime_ns == hierarchy
     assert re.findall(r"^(\w+): [\d.]+ s$", capsys.readouterr().out, re.MULTILINE) == ["discover", "adapt", "evaluate"]
     again = results_lib.read(planar_run / "results.json")
     assert again["methods"] == results["methods"]
@@ -108,11 +111,14 @@ def test_a_damaged_or_missing_piece_is_made_again_alone(planar_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(planar_run, workdir)
     shutil.rmtree(workdir / "discover" / "query_0001")
+    (workdir / "discover" / "hierarchy.json").write_text("{}\n")
     before = snapshot(workdir)
     pipeline.run(planar_config(), workdir, ["discover"], [])
     after = snapshot(workdir)
     assert after.items() >= before.items()
     assert {tuple(name.split("/")[:2]) for name in after.keys() - before.keys()} == {("discover", "query_0001")}
+    trees = [(folder / "discover" / "hierarchy.json").read_text() for folder in (workdir, planar_run)]
+    assert trees[0] == trees[1]
     made, found = (arrays_of(folder / "discover" / "query_0001") for folder in (workdir, planar_run))
     assert made.keys() == found.keys()
     for name, array in found.items():
@@ -129,7 +135,7 @@ def test_a_query_is_made_again_in_the_same_company(tmp_path):
         return [{"x": np.full(2, float(len(batches)))} for _ in batch]
 
     def values():
-        this = types.SimpleNamespace(queries=range(5), path=tmp_path.joinpath)
+        this = types.SimpleNamespace(queries=range(5), path=tmp_path.joinpath, trace_folder=lambda _: None)
         return [int(result["x"][0]) for result in saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 2, work)]
 
     assert values() == [1, 1, 2, 2, 3]
@@ -149,10 +155,27 @@ def test_a_stop_between_queries(tmp_path, monkeypatch):
         signals._note(signal.SIGTERM, None)
         return [{"x": np.zeros(2)}]
 
-    this = types.SimpleNamespace(queries=range(2), path=tmp_path.joinpath)
+    this = types.SimpleNamespace(queries=range(2), path=tmp_path.joinpath, trace_folder=lambda _: None)
     with pytest.raises(signals.Stopped):
         saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 1, work)
     assert [checkpoints.exists(tmp_path / "adapt" / f"query_{i:04d}") for i in range(2)] == [True, False]
+
+
+def test_traces_of_a_stage(tmp_path, monkeypatch):
+    # Catches: the folder lost on its way, stages that share one, the first query traced, which compiles.
+    told = []
+    monkeypatch.setattr(jax.profiler, "start_trace", told.append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: told.append("stop"))
+
+    def work(batch):
+        told.extend(batch)
+        return [{"x": np.zeros(2)}]
+
+    monkeypatch.setattr(
+        pipeline, "run_stages", lambda this, _: saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 1, work)
+    )
+    pipeline.run(planar_config(), tmp_path / "run", ["adapt"], [], profile=tmp_path / "traces")
+    assert told == [0, tmp_path / "traces" / "adapt", 1, "stop"]
 
 
 @pytest.mark.parametrize(
@@ -172,8 +195,8 @@ def test_an_unknown_stage(tmp_path):
 
 
 def test_an_exact_score_cannot_be_exported(tmp_path):
-    with pytest.raises(UserError, match="--export writes a network, and config.network.kind is 'exact'"):
-        pipeline.run(planar_config(), tmp_path / "run", ["adapt"], [], tmp_path / "out")
+    with pytest.raises(UserError, match=r"--export writes a network, and config\.network\.kind is 'exact'"):
+        pipeline.run(planar_config(), tmp_path / "run", ["adapt"], [], export_to=tmp_path / "out")
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "run").exists()
 

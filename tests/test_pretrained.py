@@ -127,7 +127,7 @@ def test_what_it_learnt_goes_to_diffusers(readme_run, tmp_path):
     run, _ = readme_run
     config = config_with(run.parent / "network")
     (run / "evaluate").rename(tmp_path / "evaluate")
-    pipeline.run(config, run, ["discover"], [str(run.parent / "face.png")], tmp_path / "out")
+    pipeline.run(config, run, ["discover"], [str(run.parent / "face.png")], export_to=tmp_path / "out")
     (tmp_path / "evaluate").rename(run / "evaluate")
     before, after = interop.load(run.parent / "network"), interop.load(tmp_path / "out" / "backbone")
     assert (after.network, after.scheduler) == (before.network, before.scheduler)

@@ -10,8 +10,9 @@ from commands import README, ROOT, marked
 def test_every_shell_command_is_run_by_ci_or_a_test():
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     ran = re.findall(r"\$\(readme ([a-z-]+)\)", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
-    # tests/test_pretrained.py runs the one that needs a network of the person's own.
-    assert sorted(marked(name) for name in [*ran, "pretrained"]) == sorted(blocks)
+    # tests/test_pretrained.py runs the one that needs a network of the person's own, tests/test_launch.py those that
+    # need a cluster.
+    assert sorted(marked(name) for name in [*ran, "pretrained", "launch"]) == sorted(blocks)
 
 
 @pytest.mark.parametrize("name", ["main-job", "more-commands", "dry-run", "faces"])

@@ -77,5 +77,8 @@ def follow(
     hierarchy = jax.tree.map(np.asarray, checkpoints.restore(path, jax.eval_shape(climb, params, points, t)))
     sources = [query.name for query, rows in zip(this.queries, found, strict=True) for _ in rows]
     tree = hierarchy_lib.tree(hierarchy, basins, sources)
-    checkpoints.write_text(this.path("discover", "hierarchy.json"), json.dumps(tree, indent=2) + "\n")
+    file, text = this.path("discover", "hierarchy.json"), json.dumps(tree, indent=2) + "\n"
+    # A run that only restores writes nothing: its workdir may be an archive.
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        checkpoints.write_text(file, text)
     return tree, hierarchy

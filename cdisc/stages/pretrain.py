@@ -4,26 +4,35 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 import cdisc
-from cdisc import checkpoints, console, parallel, signals
+from cdisc import checkpoints, console, parallel, signals, watch
 from cdisc import config as config_lib
+from cdisc.diffusion import sampling
 from cdisc.errors import UserError
 from cdisc.learning import pretrain as pretrain_lib
 from cdisc.networks import denoiser, interop
 from cdisc.networks.unet import UNetConfig
+from cdisc.report import figures
 from cdisc.run import Run, unfinished
 
 BUNDLED = pathlib.Path(cdisc.__file__).parent / "bundled"
 
 _METRICS_EVERY = 50
 """Steps after which their metrics are read and written: to read them is to wait for the device."""
+
+_SAMPLE_CLASSES, _SAMPLES_A_CLASS = 8, 4
+"""At most so many columns, and rows, of the pictures that are drawn while training goes on."""
+
+_TRACED_STEPS = 5
+"""Steps in a trace: enough to see what repeats, and a file that can be opened."""
 
 
 def pretrain(this: Run, active: bool) -> Any:
@@ -79,17 +88,25 @@ def bundle_about(this: Run) -> dict[str, str]:
 
 
 def pretrain_options(config: ml_collections.ConfigDict) -> pretrain_lib.PretrainOptions:
-    """`config.pretrain` as options."""
-    ignore = ("seed", "from_scratch", "bundle", "save_every")
+    """`config.pretrain` as options, the intervals beside them checked.
+
+    Raises:
+      UserError: for values that cannot be used.
+    """
+    for name, least in (("save_every", 1), ("samples_every", 0)):
+        value = config.pretrain.get(name)
+        if value is None or value < least:
+            raise UserError(f"config.pretrain.{name} is {value}: use a whole number from {least} on.")
+    ignore = ("seed", "from_scratch", "bundle", "save_every", "samples_every")
     return config_lib.options(pretrain_lib.PretrainOptions, config.pretrain, "pretrain", ignore)
 
 
 def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     """Trains the backbone, from its last checkpoint if there is one; returns the averaged parameters.
 
-    Leaves the last checkpoints in `pretrain/train`, and in `pretrain/metrics.jsonl` a line for each step with its
-    `step`, `loss` and `grad_norm`, the same for an interrupted training as for an unbroken one. A signal that stops the
-    run has the present step saved first.
+    Leaves the last checkpoints in `pretrain/train`, in `pretrain/metrics.jsonl` a line for each step with its `step`,
+    `loss` and `grad_norm`, and now and then in `pretrain/samples` what the averaged parameters draw; all the same for
+    an interrupted training as for an unbroken one. A signal that stops the run has the present step saved first.
     """
     options = pretrain_options(this.config)
     key_init, key_train = jax.random.split(this.key("pretrain"))
@@ -103,29 +120,56 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     train_step = pretrain_lib.compiled_step(
         backbone=this.backbone, options=options, schedule=this.schedule, batch_fn=this.dataset.train_batch
     )
-    every = this.config.pretrain.save_every
+    every, samples_every = this.config.pretrain.save_every, this.config.pretrain.samples_every
+    draw = class_pictures(this)
+    board = watch.Board(this.path("pretrain", "tensorboard"))
     first = int(state.step)
     metrics_path = this.path("pretrain", "metrics.jsonl")
     # Steps that are done again write their metrics again.
     known = metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)[:first] if metrics_path.exists() else []
     checkpoints.write_text(metrics_path, "".join(known))
     history: list[dict[str, jax.Array]] = []
-    for done in console.progress(range(first + 1, options.steps + 1), "pretrain", options.steps, first):
+    left = watch.traced(range(first + 1, options.steps + 1), this.trace_folder("pretrain"), _TRACED_STEPS)
+    for done in console.progress(left, "pretrain", options.steps, first):
         state, metrics = train_step(state, this.dataset.train, key_train)
         history.append(metrics)
         stopping = signals.asked()
         saving = done % every == 0 or done == options.steps or stopping
-        if saving or done % _METRICS_EVERY == 0:
+        drawing = samples_every > 0 and (done % samples_every == 0 or done == options.steps)
+        if saving or drawing or done % _METRICS_EVERY == 0:
             rows = metric_rows(history, done, folder)
             # Before the checkpoint, so that no step that is not done again lacks its metrics.
             with metrics_path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
+            board.scalars(rows)
             history = []
+        if drawing:
+            picture = draw(state.ema)
+            checkpoints.write_bytes(this.path("pretrain", "samples", f"step_{done:08d}.png"), figures.png(picture))
+            board.image(done, "samples", picture)
         if saving:
             checkpoints.save_step(folder, done, state)
         if stopping:
             signals.obey()
     return state.ema
+
+
+def class_pictures(this: Run) -> Callable[[denoiser.Params], figures.Pixels]:
+    """What parameters draw of some trained classes, each a column, from noise that is one for each row and fixed."""
+    trained = len(this.dataset.split.trained)
+    columns, rows = min(_SAMPLE_CLASSES, trained), _SAMPLES_A_CLASS
+    labels = jnp.asarray(np.tile(np.rint(np.linspace(0, trained - 1, columns)).astype(np.int32), rows))
+    noise = jax.random.normal(jax.random.fold_in(this.key("pretrain"), 0), (rows, *this.dataset.shape))
+
+    @jax.jit
+    def draw(params: denoiser.Params) -> jax.Array:
+        def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
+            return this.backbone.apply(params, x, t, denoiser.embed(params, labels))
+
+        start, settings = jnp.repeat(noise, columns, axis=0), this.config.sampling
+        return sampling.ddim(eps_fn, this.schedule, start, num_steps=settings.num_steps, clip=settings.clip)
+
+    return lambda params: figures.grid(draw(parallel.one_copy(params)), columns=columns)
 
 
 def metric_rows(history: Sequence[dict[str, jax.Array]], done: int, folder: pathlib.Path) -> list[dict[str, float]]:
