@@ -296,7 +296,7 @@ def test_ctrl_c_and_the_same_command_again(trained, tmp_path):
 def test_a_signal_in_the_last_moment(cdisc, tmp_path, monkeypatch):
     # Catches: taking it for nothing, so that a script goes on to its next command.
     monkeypatch.setattr(signals, "_asked", None)
-    monkeypatch.setattr(pipeline, "run", lambda *_: signals._note(signal.SIGINT, None))
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: signals._note(signal.SIGINT, None))
     assert cdisc(TINY, f"--workdir={tmp_path}")[::2] == (
         2,
         "cdisc: stopped by SIGINT; the same command goes on from what was finished.\n",
