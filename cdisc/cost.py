@@ -216,6 +216,30 @@ def evaluations(config: ml_collections.ConfigDict, classes: int, schedule: Sched
     }
 
 
+def pictures_at_once(
+    config: ml_collections.ConfigDict, classes: int, schedule: Schedule, devices: int
+) -> dict[str, int]:
+    """How many pictures a device evaluates at once in each stage after training: what its memory grows with.
+
+    Neither the number of queries, nor that of chains or samples, is among what they follow from.
+
+    Args:
+      config: the configuration.
+      classes: how many classes are trained.
+      schedule: the forward process.
+      devices: how many share the work.
+    """
+    options, batch = discovery_options(config, schedule), config.sampling.batch
+    side_by_side = -(-config.adapt.chunk // devices)
+    learning = [level.batch_size * (2 if level.prior_weight > 0 else 1) for level in level_options(config).values()]
+    return {
+        "discover": min(options.lanes, max(len(options.timesteps) * options.starts_per_t, options.capacity)),
+        "adapt": max(side_by_side * max(learning, default=0), batch),
+        # A guided sample is the null model's and that of each of its classes, of which Top-3 has most.
+        "evaluate": batch * (4 if classes >= 3 else 2),
+    }
+
+
 def report(config: ml_collections.ConfigDict, devices: int) -> str:
     """What `--dry_run` prints.
 
@@ -241,17 +265,25 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
     classes = 0 if network.num_class_embeds is None else network.num_class_embeds - 1
     counts = evaluations(config, classes, schedule)
     queries = config.evaluate.num_queries
-    peak = step.kept + step.temporaries
+    # What the later stages keep of a picture for a derivative is no more than what a training step keeps of it.
+    micro_batch = -(-options.batch_size // (devices * options.accumulate))
+    at_once = pictures_at_once(config, classes, schedule, devices)
+    later = {
+        stage: 4 * step.parameters + step.temporaries / micro_batch * pictures for stage, pictures in at_once.items()
+    }
+    trained = step.kept + step.temporaries
+    peak = max(trained, *later.values())
     lines = [
         f"network: {step.parameters:,} parameters in float32, activations in {network.dtype}",
         f"training: {options.steps:,} steps of {options.batch_size} pictures in {options.accumulate} micro-batch(es), "
         f"{step.flops / 1e12:.3g} TFLOP a step",
         f"memory of each of {devices} device(s), compiled for {jax.default_backend()}: {step.kept / 1e9:.2f} GB kept, "
-        f"{step.temporaries / 1e9:.2f} GB temporary, {peak / 1e9:.2f} GB at the peak",
+        f"{step.temporaries / 1e9:.2f} GB temporary, {trained / 1e9:.2f} GB at the peak; by the same plan, at most "
+        + ", ".join(f"{later[stage] / 1e9:.2f} GB to {stage} ({at_once[stage]} pictures at once)" for stage in at_once),
         f"a query: at most {', '.join(f'{count:,} evaluations to {stage}' for stage, count in counts.items())}; "
         f"{single.flops / lanes / 1e9:.3g} GFLOP each",
         f"predicted on {devices} chip(s), at {EFFICIENCY:.0%} of their peak rate:",
-        f"{'chip':>10} {'steps/s':>9} {'h to train':>11} {'s a query':>10} {f'h for {queries} queries':>20}  step fits",
+        f"{'chip':>10} {'steps/s':>9} {'h to train':>11} {'s a query':>10} {f'h for {queries} queries':>20}  fits",
     ]
     for name, chip in CHIPS.items():
         seconds = step.seconds(chip, network.dtype)

@@ -1,6 +1,8 @@
-"""The stage that fits the levels, on a backbone whose best embedding is known."""
+"""The stage that fits the levels, on a backbone whose best embedding is known, and the samples that it draws."""
 
+import dataclasses
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import pytest
 from cdisc import parallel
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
+from cdisc.evaluation import methods
 from cdisc.learning import adapt
 from cdisc.networks import backbone as backbones
 from cdisc.run import Run
@@ -60,3 +63,27 @@ def test_each_query_keeps_the_fit_with_the_smaller_loss():
 def test_a_loss_that_is_not_finite_is_named_with_its_step():
     with pytest.raises(UserError, match="the loss of level embedding is not finite at step 2"):
         _fit(embedding_learning_rate=float("inf"))
+
+
+def test_samples_do_not_depend_on_their_batches_nor_do_programs_on_how_many_there_are(monkeypatch):
+    # Catches: noise drawn for each batch by itself, padding left in, recipes mixed up, all samples in one batch.
+    sample, compiled = methods.sample, []
+
+    def recorded(backbone, params, schedule, recipe, x, **options):
+        compiled.append(x.shape[0])
+        return sample(backbone, params, schedule, recipe, x, **options)
+
+    monkeypatch.setattr(methods, "sample", recorded)
+    config = ml_collections.ConfigDict({"sampling": {"num_steps": 3, "clip": None, "batch": 4}})
+    run = dataclasses.replace(RUN, config=config, dataset=types.SimpleNamespace(shape=(2, 2, 1)))
+    recipes = [methods.class_recipe(TABLE[i][None], jnp.asarray([0.5])) for i in (1, 2)]
+    keys = [jax.random.key(i) for i in range(2)]
+    small = stage.draw(run, TABLE, recipes, keys, 10)
+    assert small.shape == (2, 10, 2, 2, 1)
+    assert stage.draw(run, TABLE, recipes, keys, 40).shape == (2, 40, 2, 2, 1)
+    assert compiled == [4]
+    config.sampling.batch = 16
+    np.testing.assert_allclose(stage.draw(run, TABLE, recipes, keys, 10), small, atol=1e-6)
+    assert compiled == [4, 10]
+    assert np.ptp(small, axis=1).min() > 1e-3
+    assert np.abs(small[0] - small[1]).max() > 0.1
