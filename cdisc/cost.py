@@ -236,7 +236,7 @@ def pictures_at_once(
         "discover": min(options.lanes, max(len(options.timesteps) * options.starts_per_t, options.capacity)),
         "adapt": max(side_by_side * max(learning, default=0), batch),
         # A guided sample is the null model's and that of each of its classes, of which Top-3 has most.
-        "evaluate": batch * (4 if classes >= 3 else 2),
+        "evaluate": min(batch, config.evaluate.samples) * (4 if classes >= 3 else 2),
     }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cdisc import parallel
+from cdisc.diffusion import exact
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
 from cdisc.evaluation import methods
@@ -75,15 +76,17 @@ def test_samples_do_not_depend_on_their_batches_nor_do_programs_on_how_many_ther
 
     monkeypatch.setattr(methods, "sample", recorded)
     config = ml_collections.ConfigDict({"sampling": {"num_steps": 3, "clip": None, "batch": 4}})
-    run = dataclasses.replace(RUN, config=config, dataset=types.SimpleNamespace(shape=(2, 2, 1)))
-    recipes = [methods.class_recipe(TABLE[i][None], jnp.asarray([0.5])) for i in (1, 2)]
+    dataset = types.SimpleNamespace(shape=(2,))
+    run = dataclasses.replace(RUN, config=config, dataset=dataset, backbone=backbones.mixture(SCHEDULE))
+    means = jnp.asarray([[-1.0, 0.0], [1.0, 0.0]])
+    mixture = exact.GaussianMixture(weights=jnp.full(2, 0.5), means=means, variances=jnp.full((2, 2), 0.1))
+    recipes = [methods.class_recipe(jnp.eye(2)[i][None], jnp.asarray([1.0])) for i in range(2)]
     keys = [jax.random.key(i) for i in range(2)]
-    small = stage.draw(run, TABLE, recipes, keys, 10)
-    assert small.shape == (2, 10, 2, 2, 1)
-    assert stage.draw(run, TABLE, recipes, keys, 40).shape == (2, 40, 2, 2, 1)
+    few = stage.draw(run, mixture, recipes, keys, 10)
+    np.testing.assert_allclose(few.mean(axis=1), means, atol=0.5)
+    assert len(np.unique(few[..., 0])) == 20
+    assert stage.draw(run, mixture, recipes, keys, 40).shape == (2, 40, 2)
     assert compiled == [4]
     config.sampling.batch = 16
-    np.testing.assert_allclose(stage.draw(run, TABLE, recipes, keys, 10), small, atol=1e-6)
+    np.testing.assert_allclose(stage.draw(run, mixture, recipes, keys, 10), few, atol=1e-5)
     assert compiled == [4, 10]
-    assert np.ptp(small, axis=1).min() > 1e-3
-    assert np.abs(small[0] - small[1]).max() > 0.1
