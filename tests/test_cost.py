@@ -72,7 +72,7 @@ def test_devices_and_micro_batches_share_a_batch(whole):
 
 
 def test_a_gradient_costs_three_evaluations_and_four_where_it_keeps_nothing(whole):
-    single = cost.evaluation(tiny.NETWORK, MODEL, 8)
+    single, _ = cost.evaluation(tiny.NETWORK, MODEL, 8)
     assert 2.5 < whole.gradient.flops / single.flops < 3.3
     again = dataclasses.replace(tiny.NETWORK, remat=True)
     remat = cost.training(again, backbone.unet(again, SCHEDULE), OPTIONS, SCHEDULE, 1)

@@ -102,7 +102,7 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
         if this.backbone.table(params).shape[0]:
             losses = parallel.in_groups(mapped_compare, (images, key_compare), params)
             best_first = jnp.argsort(losses, axis=1).astype(jnp.int32)
-        pool = np.zeros((len(indices), 0, *this.dataset.shape), np.float32)
+        pool: Any = np.zeros((len(indices), 0, *this.dataset.shape), np.float32)
         if needs_pool:
             recipes = [teacher_recipe(this, params, teacher) for teacher in teachers]
             pool = draw(this, params, recipes, list(key_pool), settings.pool_size)
