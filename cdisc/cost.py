@@ -270,7 +270,7 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
     classes = 0 if network.num_class_embeds is None else network.num_class_embeds - 1
     counts = evaluations(config, classes, schedule)
     queries = config.evaluate.num_queries
-    # For a derivative, the later stages keep no more of a picture than a training step does; for a sample, nothing.
+    # For a derivative, a picture is taken to need as much as in a training step; for a sample, as in an evaluation.
     derivative = step.temporaries / -(-options.batch_size // (devices * options.accumulate))
     at_once = pictures_at_once(config, classes, schedule, devices)
     of_each = {"discover": derivative, "adapt": derivative, "evaluate": temporaries(evaluated) / lanes}
@@ -282,7 +282,7 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
         f"training: {options.steps:,} steps of {options.batch_size} pictures in {options.accumulate} micro-batch(es), "
         f"{step.flops / 1e12:.3g} TFLOP a step",
         f"memory of each of {devices} device(s), compiled for {jax.default_backend()}: {step.kept / 1e9:.2f} GB kept, "
-        f"{step.temporaries / 1e9:.2f} GB temporary, {trained / 1e9:.2f} GB at the peak; later, at most "
+        f"{step.temporaries / 1e9:.2f} GB temporary, {trained / 1e9:.2f} GB at the peak; later, about "
         + ", ".join(f"{later[stage] / 1e9:.2f} GB to {stage} ({at_once[stage]} pictures at once)" for stage in at_once),
         f"a query: at most {', '.join(f'{count:,} evaluations to {stage}' for stage, count in counts.items())}; "
         f"{single.flops / lanes / 1e9:.3g} GFLOP each",

@@ -94,6 +94,7 @@ def greedy(
         out = (jnp.where(picked, best.row, 0), picked, jnp.where(picked, best.value, 0.0))
         return (covered, allowed & ~((kind == best_kind) & picked)), out
 
-    start = (jnp.zeros(margin.shape[1], margin.dtype), candidates[row] & (index < count))
+    # Padding repeats the last candidate, which comes before its copies and excludes them.
+    start = (jnp.zeros(margin.shape[1], margin.dtype), candidates[row])
     _, (indices, mask, gains) = jax.lax.scan(pick, start, None, length=num_experts)
     return Selection(indices=indices, mask=mask, gains=gains)
