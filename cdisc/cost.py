@@ -93,6 +93,13 @@ def account(fn: Callable[..., Any], *shapes: Any, donate: tuple[int, ...] = ()) 
     return Program(flops=lowered.cost_analysis()["flops"], traffic=whole + _traffic(jaxpr)), lowered
 
 
+def temporaries(lowered: jax.stages.Lowered) -> int:
+    """The bytes that the compiler plans for a program beside its arguments and results."""
+    planned = lowered.compile().memory_analysis()
+    assert planned is not None  # and not a backend that tells nothing
+    return planned.temp_size_in_bytes
+
+
 def _traffic(jaxpr: Any) -> int:
     """The bytes of the operands and results of all products and convolutions in a program."""
     total = 0
@@ -165,12 +172,10 @@ def training(
     index = jax.ShapeDtypeStruct((), jnp.int32)
     gradient, lowered = account(add, total, state.params, batch, index, donate=(0,))
     update, _ = account(functools.partial(pretrain.update, options=options), state, total)
-    planned = lowered.compile().memory_analysis()
-    assert planned is not None  # and not a backend that tells nothing
     return Training(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         kept=size_in_bytes((state, total, batch)),
-        temporaries=planned.temp_size_in_bytes,
+        temporaries=temporaries(lowered),
         gradient=gradient,
         update=update,
         micro_batches=options.accumulate,
@@ -178,13 +183,13 @@ def training(
     )
 
 
-def evaluation(network: UNetConfig, model: backbone.Backbone, pictures: int) -> Program:
-    """The cost of one evaluation of the null model on `pictures` pictures."""
+def evaluation(network: UNetConfig, model: backbone.Backbone, pictures: int) -> tuple[Program, jax.stages.Lowered]:
+    """The cost of one evaluation of the null model on `pictures` pictures; and the program itself, to compile."""
     params = jax.eval_shape(functools.partial(denoiser.init, network), jax.random.key(0))
     picture = (network.sample_size, network.sample_size, network.in_channels)
     x = jax.ShapeDtypeStruct((pictures, *picture), jnp.float32)
     t = jax.ShapeDtypeStruct((pictures,), jnp.int32)
-    return account(lambda params, x, t: backbone.null_eps(model, params)(x, t), params, x, t)[0]
+    return account(lambda params, x, t: backbone.null_eps(model, params)(x, t), params, x, t)
 
 
 def evaluations(config: ml_collections.ConfigDict, classes: int, schedule: Schedule) -> dict[str, int]:
@@ -216,6 +221,30 @@ def evaluations(config: ml_collections.ConfigDict, classes: int, schedule: Sched
     }
 
 
+def pictures_at_once(
+    config: ml_collections.ConfigDict, classes: int, schedule: Schedule, devices: int
+) -> dict[str, int]:
+    """How many pictures a device evaluates at once in each stage after training: what its memory grows with.
+
+    Neither the number of queries, nor that of chains or samples, is among what they follow from.
+
+    Args:
+      config: the configuration.
+      classes: how many classes are trained.
+      schedule: the forward process.
+      devices: how many share the work.
+    """
+    options, batch = discovery_options(config, schedule), config.sampling.batch
+    side_by_side = -(-config.adapt.chunk // devices)
+    learning = [level.batch_size * (2 if level.prior_weight > 0 else 1) for level in level_options(config).values()]
+    return {
+        "discover": min(options.lanes, max(len(options.timesteps) * options.starts_per_t, options.capacity)),
+        "adapt": max(side_by_side * max(learning, default=0), batch),
+        # A guided sample is the null model's and that of each of its classes, of which Top-3 has most.
+        "evaluate": min(batch, config.evaluate.samples) * (4 if classes >= 3 else 2),
+    }
+
+
 def report(config: ml_collections.ConfigDict, devices: int) -> str:
     """What `--dry_run` prints.
 
@@ -238,21 +267,28 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
     options = pretrain_options(config)
     step = training(network, model, options, schedule, devices)
     lanes = discovery_options(config, schedule).lanes
-    single = evaluation(network, model, lanes)
+    single, evaluated = evaluation(network, model, lanes)
     classes = 0 if network.num_class_embeds is None else network.num_class_embeds - 1
     counts = evaluations(config, classes, schedule)
     queries = config.evaluate.num_queries
-    peak = step.kept + step.temporaries
+    # For a derivative, a picture is taken to need as much as in a training step; for a sample, as in an evaluation.
+    derivative = step.temporaries / -(-options.batch_size // (devices * options.accumulate))
+    at_once = pictures_at_once(config, classes, schedule, devices)
+    of_each = {"discover": derivative, "adapt": derivative, "evaluate": temporaries(evaluated) / lanes}
+    later = {stage: 4 * step.parameters + of_each[stage] * pictures for stage, pictures in at_once.items()}
+    trained = step.kept + step.temporaries
+    peak = max(trained, *later.values())
     lines = [
         f"network: {step.parameters:,} parameters in float32, activations in {network.dtype}",
         f"training: {options.steps:,} steps of {options.batch_size} pictures in {options.accumulate} micro-batch(es), "
         f"{step.flops / 1e12:.3g} TFLOP a step",
         f"memory of each of {devices} device(s), compiled for {jax.default_backend()}: {step.kept / 1e9:.2f} GB kept, "
-        f"{step.temporaries / 1e9:.2f} GB temporary, {peak / 1e9:.2f} GB at the peak",
+        f"{step.temporaries / 1e9:.2f} GB temporary, {trained / 1e9:.2f} GB at the peak; later, about "
+        + ", ".join(f"{later[stage] / 1e9:.2f} GB to {stage} ({at_once[stage]} pictures at once)" for stage in at_once),
         f"a query: at most {', '.join(f'{count:,} evaluations to {stage}' for stage, count in counts.items())}; "
         f"{single.flops / lanes / 1e9:.3g} GFLOP each",
         f"predicted on {devices} chip(s), at {EFFICIENCY:.0%} of their peak rate:",
-        f"{'chip':>10} {'steps/s':>9} {'h to train':>11} {'s a query':>10} {f'h for {queries} queries':>20}  step fits",
+        f"{'chip':>10} {'steps/s':>9} {'h to train':>11} {'s a query':>10} {f'h for {queries} queries':>20}  fits",
     ]
     for name, chip in CHIPS.items():
         seconds = step.seconds(chip, network.dtype)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_DEVICES = "devices"
+
 
 def size(tree: Any) -> int:
     """The leading axis Q of a tree of stacked queries."""
@@ -19,22 +21,23 @@ def size(tree: Any) -> int:
 
 
 def spread(tree: Any) -> Any:
-    """Reshapes leaves (Q, ...) to (devices, ceil(Q / devices), ...), repeating the last query as padding."""
-    return _spread(tree, jax.local_device_count())
+    """`split` into as many parts as there are devices."""
+    return split(tree, jax.local_device_count())
 
 
 # One small program for a whole tree, where leaf by leaf each shape would be compiled by itself.
 @functools.partial(jax.jit, static_argnums=1)
-def _spread(tree: Any, devices: int) -> Any:
-    each = -(-size(tree) // devices)
-    rows = jnp.minimum(jnp.arange(devices * each), size(tree) - 1).reshape(devices, each)
+def split(tree: Any, parts: int) -> Any:
+    """Reshapes leaves (Q, ...) to (parts, ceil(Q / parts), ...), repeating the last row as padding."""
+    each = -(-size(tree) // parts)
+    rows = jnp.minimum(jnp.arange(parts * each), size(tree) - 1).reshape(parts, each)
     return jax.tree.map(lambda values: values[rows], tree)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def gather(tree: Any, queries: int) -> Any:
-    """The inverse of `spread`: leaves (queries, ...)."""
-    return jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:])[:queries], tree)
+def gather(tree: Any, count: int) -> Any:
+    """The inverse of `split`: leaves (count, ...)."""
+    return jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:])[:count], tree)
 
 
 def one_copy(tree: Any) -> Any:
@@ -75,6 +78,35 @@ def one_by_one(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
     return lambda items, *shared: gather(mapped(spread(items), *shared), size(items))
 
 
+def divided(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
+    """`fn(item, *shared, axis_name=...)` for items (Q, ...), at most as many as there are devices.
+
+    As many items as devices: one for each, as in `one_by_one`. Fewer: one after the other, each by all devices at once,
+    which divide its rows among them (`discovery.shares`), so that none is idle.
+
+    Args:
+      fn: treats one item, alone where `axis_name` is None, else together with the other members of that axis.
+      num_shared: how many arguments follow the item, the same for all items.
+    """
+    alone = one_by_one(functools.partial(fn, axis_name=None), num_shared)
+    mapped = jax.pmap(
+        _alone(functools.partial(fn, axis_name=_DEVICES)),
+        axis_name=_DEVICES,
+        in_axes=(0, *(None,) * num_shared),
+        devices=jax.local_devices(),
+    )
+
+    def together(items: Any, *shared: Any) -> Any:
+        # A single item is spread as a copy for each device, and all of them are left with its result.
+        return gather(mapped(spread(items), *shared), 1)
+
+    def apply(items: Any, *shared: Any) -> Any:
+        few = size(items) < jax.local_device_count()
+        return in_groups(together, items, *shared, at_once=1) if few else alone(items, *shared)
+
+    return apply
+
+
 def _alone(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` for a stack of one item, without a batch axis inside."""
 
@@ -103,12 +135,12 @@ def groups(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:
     return (items[i : i + count] for i in range(0, len(items), count))
 
 
-def in_groups(mapped: Callable[..., Any], items: Any, *shared: Any) -> Any:
-    """Applies what `one_by_one` made to stacked items (Q, ...), as many at a time as there are devices."""
+def in_groups(mapped: Callable[..., Any], items: Any, *shared: Any, at_once: int | None = None) -> Any:
+    """Applies a function of stacked items to `at_once` of (Q, ...) at a time; by default, as many as devices."""
     indices = list(range(size(items)))
     parts = [
         mapped(jax.tree.map(lambda leaf, g=group: leaf[g[0] : g[-1] + 1], items), *shared)
-        for group in groups(indices, jax.local_device_count())
+        for group in groups(indices, at_once or jax.local_device_count())
     ]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 

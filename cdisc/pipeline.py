@@ -27,6 +27,14 @@ from cdisc.stages.export import export
 from cdisc.stages.pretrain import pretrain
 from cdisc.stages.report import report
 
+_SMALLER = {
+    "pretrain": "raise config.pretrain.accumulate or set config.network.remat=True",
+    "discover": "lower config.discover.lanes",
+    "adapt": "lower config.adapt.chunk or config.sampling.batch",
+    "evaluate": "lower config.sampling.batch",
+}
+"""What to do where a stage's memory is short. None of it changes the results but for rounding."""
+
 
 def run(
     config: ml_collections.ConfigDict,
@@ -108,7 +116,15 @@ def clock(this: Run, stage: str, stages: Sequence[str]) -> Iterator[bool]:
     """Keeps the seconds that a stage took in `seconds.json`; gives whether it was asked for; a place to stop."""
     signals.obey()
     start = time.monotonic()
-    yield stage in stages
+    try:
+        yield stage in stages
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) or stage not in _SMALLER:
+            raise
+        raise UserError(
+            f"{stage}: a device ran out of memory: {_SMALLER[stage]}, and choose another --workdir; --dry_run says how "
+            "much is needed."
+        ) from error
     if stage not in stages:
         return
     seconds = time.monotonic() - start

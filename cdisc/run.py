@@ -141,6 +141,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         backbone = backbone_lib.unet(network, schedule, scheduler.prediction_type)
     discovery_options(config, schedule)
     level_options(config)
+    config_lib.require_positive(**{"config.sampling.batch": config.sampling.batch})
     for name, method in method_options(config).items():
         if method.level not in config.adapt.levels:
             hint = config_lib.nearest(method.level, config.adapt.levels)
@@ -354,10 +355,23 @@ def unfinished(stage: str, path: pathlib.Path) -> UserError:
     return UserError(f"{path} is not there: add {stage} to --stages.")
 
 
+class Saved(Sequence[Any]):
+    """What a stage left for each query, on the host. Read when it is asked for: all of it may not fit in memory."""
+
+    def __init__(self, paths: Sequence[pathlib.Path], like: Any):
+        self._paths, self._like = paths, like
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        return jax.tree.map(np.asarray, checkpoints.restore(self._paths[index], self._like))
+
+
 def saved_by_query(
     this: Run, stage: str, active: bool, like: Any, at_once: int, work: Callable[[Sequence[int]], Sequence[Any]]
-) -> list[Any]:
-    """What a stage leaves for each query, on the host: restored where it was saved, else worked out and saved.
+) -> Saved:
+    """What a stage leaves for each query; what was not saved before is worked out and saved.
 
     Args:
       this: the run.
@@ -368,7 +382,7 @@ def saved_by_query(
       work: from indices into `this.queries` to their results.
 
     Raises:
-      UserError: if a result is missing and the stage was not asked for, or one cannot be read or written.
+      UserError: if a result is missing and the stage was not asked for, or cannot be written.
     """
     paths = [this.path(stage, f"query_{i:04d}") for i in range(len(this.queries))]
     missing = [i for i, path in enumerate(paths) if not checkpoints.exists(path)]
@@ -381,7 +395,7 @@ def saved_by_query(
         for i, result in zip(batch, work(batch), strict=True):
             if i in missing:
                 checkpoints.save(paths[i], result)
-    return [jax.tree.map(np.asarray, checkpoints.restore(path, like)) for path in paths]
+    return Saved(paths, like)
 
 
 def read_seconds(path: pathlib.Path) -> dict[str, float]:

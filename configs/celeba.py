@@ -83,6 +83,8 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     c.discover.update(
         timesteps=tuple(range(50, 501, 50)), starts_per_t=8, start_mode="query", learning_rate=0.09, max_steps=100
     )
+    # Of a device at once, as few as a micro-batch has on a small one.
+    c.discover.lanes = c.sampling.batch = 16
     c.guidance.w0 = 0.5
     # Five epochs over the pool, in batches of two.
     c.adapt.levels.lora.update(rank=16, alpha=32.0, steps=640, batch_size=2)

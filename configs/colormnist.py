@@ -111,7 +111,11 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
         hierarchy=(),  # noise levels through which the modes are followed, from fine to coarse
     )
     c.guidance = _section(w0=1.2, w_max=2.0, elementwise=False)  # of the teacher, Eq. 14
-    c.sampling = _section(num_steps=50, clip=1.0)
+    c.sampling = _section(
+        num_steps=50,
+        clip=1.0,
+        batch=64,  # pictures of a device at once, each of them under the null model and a method's classes
+    )
     c.adapt = _section(
         pool_size=256,  # samples of the teacher to learn from
         prior_size=256,  # pictures of trained classes for prior preservation

@@ -54,7 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
         hierarchy=(50, 100, 200, 300, 400, 500),  # the modes are followed through these noise levels; () does not
     )
     c.guidance = _section(w0=1.2, w_max=2.0, elementwise=False)  # of the teacher, Eq. 14
-    c.sampling = _section(num_steps=25, clip=1.0)
+    c.sampling = _section(num_steps=25, clip=1.0, batch=16)  # pictures of a device at once
     c.adapt = _section(
         pool_size=8,
         class_draws=4,  # noisy copies of the query on which the classes are compared, where there are any

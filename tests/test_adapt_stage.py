@@ -1,6 +1,8 @@
-"""The stage that fits the levels, on a backbone whose best embedding is known."""
+"""The stage that fits the levels, on a backbone whose best embedding is known, and the samples that it draws."""
 
+import dataclasses
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,10 @@ import numpy as np
 import pytest
 
 from cdisc import parallel
+from cdisc.diffusion import exact
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
+from cdisc.evaluation import methods
 from cdisc.learning import adapt
 from cdisc.networks import backbone as backbones
 from cdisc.run import Run
@@ -60,3 +64,29 @@ def test_each_query_keeps_the_fit_with_the_smaller_loss():
 def test_a_loss_that_is_not_finite_is_named_with_its_step():
     with pytest.raises(UserError, match="the loss of level embedding is not finite at step 2"):
         _fit(embedding_learning_rate=float("inf"))
+
+
+def test_samples_do_not_depend_on_their_batches_nor_do_programs_on_how_many_there_are(monkeypatch):
+    # Catches: noise drawn for each batch by itself, padding left in, recipes mixed up, all samples in one batch.
+    sample, compiled = methods.sample, []
+
+    def recorded(backbone, params, schedule, recipe, x, **options):
+        compiled.append(x.shape[0])
+        return sample(backbone, params, schedule, recipe, x, **options)
+
+    monkeypatch.setattr(methods, "sample", recorded)
+    config = ml_collections.ConfigDict({"sampling": {"num_steps": 3, "clip": None, "batch": 4}})
+    dataset = types.SimpleNamespace(shape=(2,))
+    run = dataclasses.replace(RUN, config=config, dataset=dataset, backbone=backbones.mixture(SCHEDULE))
+    means = jnp.asarray([[-1.0, 0.0], [1.0, 0.0]])
+    mixture = exact.GaussianMixture(weights=jnp.full(2, 0.5), means=means, variances=jnp.full((2, 2), 0.1))
+    recipes = [methods.class_recipe(jnp.eye(2)[i][None], jnp.asarray([1.0])) for i in range(2)]
+    keys = [jax.random.key(i) for i in range(2)]
+    few = stage.draw(run, mixture, recipes, keys, 10)
+    np.testing.assert_allclose(few.mean(axis=1), means, atol=0.5)
+    assert len(np.unique(few[..., 0])) == 20
+    assert stage.draw(run, mixture, recipes, keys, 40).shape == (2, 40, 2)
+    assert compiled == [4]
+    config.sampling.batch = 16
+    np.testing.assert_allclose(stage.draw(run, mixture, recipes, keys, 10), few, atol=1e-5)
+    assert compiled == [4, 10]

@@ -223,7 +223,7 @@ def test_a_workdir_in_use(refused, tmp_path):
 def test_a_disk_that_fills_up_anywhere(refused, cdisc, tmp_path, monkeypatch):
     # Catches: letting OSError through, and hiding mistakes in the code behind the same sentence.
     def fail(number):
-        def run(*args):
+        def run(*args, **options):
             raise OSError(number, os.strerror(number), "results.json")
 
         return run

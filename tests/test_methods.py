@@ -95,9 +95,8 @@ def test_a_class_of_weight_one_is_the_class_and_no_class_is_the_null_model(predi
 def _sampler(traces, num_steps=6, clip=None):
     def run(recipe, key):
         traces.append(recipe)
-        return methods.sample(
-            BACKBONE, MIXTURE, SCHEDULE, recipe, key, shape=(2,), num_samples=5, num_steps=num_steps, clip=clip
-        )
+        x = jax.random.normal(key, (5, 2))
+        return methods.sample(BACKBONE, MIXTURE, SCHEDULE, recipe, x, num_steps=num_steps, clip=clip)
 
     return jax.jit(run)
 
@@ -127,7 +126,7 @@ def test_recipes_of_one_structure_share_one_compilation():
     assert len(traces) == 3
 
 
-def test_sample_is_ddim_from_the_noise_of_the_key():
+def test_sample_is_ddim():
     key, recipe = jax.random.key(3), methods.class_recipe(jnp.asarray([[1.0, 0.0, 0.0]]), jnp.asarray([1.5]))
     samples = _sampler([], clip=0.6)(recipe, key)
     assert samples.shape == (5, 2)

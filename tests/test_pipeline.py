@@ -8,6 +8,7 @@ import subprocess
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import ROOT, arrays_of, config_of, run_command
@@ -145,6 +146,32 @@ def test_a_query_is_made_again_in_the_same_company(tmp_path):
     batches[:] = [[]] * 3
     assert values() == [1, 1, 2, 4, 5]
     assert batches[3:] == [[2, 3], [4]]
+
+
+def test_one_result_is_in_memory_at_a_time(tmp_path, monkeypatch):
+    # Catches: reading all queries' results at once, which for thousands of them no host can hold.
+    read = []
+    restore = checkpoints.restore
+    monkeypatch.setattr(checkpoints, "restore", lambda path, like: read.append(path.name) or restore(path, like))
+    this = types.SimpleNamespace(queries=range(3), path=tmp_path.joinpath)
+    left = saved_by_query(
+        this, "adapt", True, {"x": np.zeros(2)}, 3, lambda batch: [{"x": np.full(2, i)} for i in (0.0, 1.0, 2.0)]
+    )
+    assert (len(left), read) == (3, [])
+    assert left[1]["x"].tolist() == [1.0, 1.0]
+    assert read == ["query_0001"]
+    assert [result["x"][0] for result in left] == [0.0, 1.0, 2.0]
+
+
+def test_a_device_without_memory_is_no_traceback(tmp_path, monkeypatch):
+    # Catches: a stage's own advice lost, other errors of XLA taken for it.
+    monkeypatch.setattr(signals, "_asked", None)
+    this = types.SimpleNamespace(path=tmp_path.joinpath)
+    advice = r"adapt: a device ran out of memory: lower config\.adapt\.chunk"
+    with pytest.raises(UserError, match=advice), pipeline.clock(this, "adapt", ["adapt"]):
+        jax.block_until_ready(jnp.zeros(2**50))
+    with pytest.raises(jax.errors.JaxRuntimeError), pipeline.clock(this, "adapt", ["adapt"]):
+        raise jax.errors.JaxRuntimeError("INTERNAL: of another kind")
 
 
 def test_a_stop_between_queries(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery import gaussians as gaussians_lib
-from cdisc.discovery import modes, poe, selection
+from cdisc.discovery import modes, poe, selection, shares
 from cdisc.errors import UserError
 
 ASCENTS: tuple[str, ...] = ("mean_shift", "adam")
@@ -119,7 +119,8 @@ class Discovery:
       gaussians: The N experts, mean and variance (N, *shape).
       selection: The K picks.
       teacher: Their product: the density that stands for the query's class.
-      nfe: () int32, evaluations of the network made; a Jacobian product counts as one.
+      nfe: () int32, evaluations of the network made, idle lanes included; a Jacobian product counts as one. The one
+        number that depends on how many share the work.
     """
 
     pool: modes.ModePool
@@ -137,7 +138,12 @@ def kernel(schedule: Schedule, options: DiscoveryOptions) -> modes.Kernel:
 
 
 def discover(
-    eps_fn: EpsFn, schedule: Schedule, query: jax.Array, key: jax.Array, options: DiscoveryOptions
+    eps_fn: EpsFn,
+    schedule: Schedule,
+    query: jax.Array,
+    key: jax.Array,
+    options: DiscoveryOptions,
+    axis_name: str | None = None,
 ) -> Discovery:
     """Finds the modes around a query, gives each a Gaussian, picks the few that explain it, and multiplies them.
 
@@ -149,6 +155,8 @@ def discover(
       query: (*shape), the picture.
       key: Random key.
       options: Everything else.
+      axis_name: Whose members divide the chains, the modes and the candidates (`shares`), to the same result but for
+        rounding: a member with fewer rows than `options.lanes` evaluates that many at once.
     """
     if max(options.timesteps) > schedule.num_timesteps:
         raise UserError(
@@ -164,15 +172,19 @@ def discover(
         options.starts_per_t,
         options.start_mode,
     )
-    chains = modes.ascend(
-        eps_fn,
-        x,
-        t,
-        kernel=kernel(schedule, options),
-        max_steps=options.max_steps,
-        tolerance=options.tolerance,
-        lanes=options.lanes,
-    )
+
+    def climb(starts: tuple[jax.Array, jax.Array], mask: jax.Array) -> modes.Chains:
+        return modes.ascend(
+            eps_fn,
+            *starts,
+            kernel=kernel(schedule, options),
+            max_steps=options.max_steps,
+            tolerance=options.tolerance,
+            lanes=options.lanes,
+            count=jnp.sum(mask),
+        )
+
+    chains = shares.by_rows(climb, (x, t), jnp.ones(t.shape, bool), axis_name)
     pool = modes.merge(chains, schedule, t, options.merge_radius, options.capacity, max_residual=options.max_residual)
     pool, u, linearise_nfe = gaussians_lib.linearise(
         eps_fn,
@@ -183,6 +195,7 @@ def discover(
         probes=options.probes,
         estimator=options.estimator,
         lanes=options.lanes,
+        axis_name=axis_name,
     )
     experts = gaussians_lib.Gaussian(
         mean=pool.m,
@@ -190,7 +203,7 @@ def discover(
             schedule, u, pool.t, kind=options.covariance, delta=options.delta, floor=options.floor
         ),
     )
-    picks, teacher = assemble(query, pool, experts, options)
+    picks, teacher = assemble(query, pool, experts, options, axis_name)
     return Discovery(
         pool=pool,
         gaussians=experts,
@@ -201,7 +214,11 @@ def discover(
 
 
 def assemble(
-    query: jax.Array, pool: modes.ModePool, experts: gaussians_lib.Gaussian, options: DiscoveryOptions
+    query: jax.Array,
+    pool: modes.ModePool,
+    experts: gaussians_lib.Gaussian,
+    options: DiscoveryOptions,
+    axis_name: str | None = None,
 ) -> tuple[selection.Selection, poe.Teacher]:
     """Selection and product alone: no evaluations, so that options can be compared on one pool."""
     likelihood = selection.log_likelihood(query, experts)
@@ -211,6 +228,7 @@ def assemble(
         num_experts=options.num_experts,
         candidates=pool.mask & (pool.curvature < options.max_curvature),
         t=pool.t if options.one_per_t else None,
+        axis_name=axis_name,
     )
     teacher = poe.fuse(
         jax.tree.map(lambda values: values[picks.indices], experts),

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdisc.diffusion.parameterization import EpsFn
-from cdisc.diffusion.schedule import Schedule, alpha_bar_at
+from cdisc.diffusion.schedule import Schedule, alpha_bar_at, expand
+from cdisc.discovery import shares
 from cdisc.discovery.modes import ModePool, in_lanes, largest_eigenvalue, normal_each, normalised_jacobian
 
 Estimator = Literal["hutchinson", "lattice"]
@@ -128,6 +129,7 @@ def linearise(
     probes: int,
     estimator: Estimator,
     lanes: int,
+    axis_name: str | None = None,
 ) -> tuple[ModePool, jax.Array, jax.Array]:
     """What the Jacobian tells of each point of a pool: whether it is a mode, and how wide.
 
@@ -144,6 +146,7 @@ def linearise(
       probes: Jacobian products a point for the diagonal.
       estimator: "hutchinson" or "lattice" (`jacobian_diagonal`).
       lanes: Points evaluated together.
+      axis_name: Whose members divide the points (`shares`).
 
     Returns:
       The pool with its curvature; `u` (N, *shape), the diagonal of `U`, zero where absent; and the evaluations made,
@@ -161,7 +164,12 @@ def linearise(
         return largest, _diagonal(apply, keys, x, probes=probes, estimator=estimator)
 
     cost = 1 + iterations + products_of(estimator, probes, size)
-    (largest, u), nfe = in_lanes(measure, (pool.x, pool.t, first, keys), pool.mask, lanes=lanes, cost=cost)
+
+    def of_rows(rows: tuple[jax.Array, ...], mask: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        return in_lanes(measure, rows, mask, lanes=lanes, cost=cost)
+
+    (largest, u), nfe = shares.by_rows(of_rows, (pool.x, pool.t, first, keys), pool.mask, axis_name)
+    u = jnp.where(expand(pool.mask, u), u, 0.0)  # of idle lanes too, which depend on how the points were divided
     return dataclasses.replace(pool, curvature=jnp.where(pool.mask, largest - 1.0, jnp.inf)), u, nfe
 
 

@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from cdisc.discovery import shares
 from cdisc.discovery.gaussians import Gaussian, log_normal
 
 
@@ -57,6 +58,7 @@ def greedy(
     num_experts: int,
     candidates: jax.Array,
     t: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> Selection:
     """Picks the expert with the largest gain, then the next, until K are picked or no gain is positive (Eq. 9).
 
@@ -66,26 +68,33 @@ def greedy(
       num_experts: K.
       candidates: (N,) bool, which experts may be picked.
       t: (N,) timesteps if at most one expert of each may be picked; None for no such rule.
+      axis_name: Whose members divide the candidates (`shares`): each knows the gains of its own, and the largest gain
+        is sought among those of all.
 
     Returns:
       K picks. Of equal gains the lowest index wins.
     """
-    margin = likelihood.reshape(likelihood.shape[0], -1) - b.reshape(1, -1)
-    index = jnp.arange(likelihood.shape[0])
+    count = likelihood.shape[0]
+    index = shares.rows_of(count, axis_name)
+    row = jnp.minimum(index, count - 1)
+    margin = (likelihood.reshape(count, -1) - b.reshape(1, -1))[row]
+    kind = (jnp.arange(count) if t is None else t)[row]  # a pick excludes its kind
 
     def pick(
         carry: tuple[jax.Array, jax.Array], _: None
     ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
-        covered, allowed = carry  # (D,) the margin over the background reached so far; (N,)
+        covered, allowed = carry  # (D,) the margin over the background reached so far; (n,)
         gains = jnp.sum(jnp.maximum(margin - covered[None], 0.0), axis=1)
         gains = jnp.where(allowed, gains, -jnp.inf)
-        best = jnp.argmax(gains)
-        picked = gains[best] > 0.0
-        covered = jnp.where(picked, jnp.maximum(covered, margin[best]), covered)
-        taken = index == best if t is None else t == t[best]
-        out = (jnp.where(picked, best, 0).astype(jnp.int32), picked, jnp.where(picked, gains[best], 0.0))
-        return (covered, allowed & ~(taken & picked)), out
+        own = jnp.argmax(gains)
+        best = shares.best_of_all(shares.Offer(gains[own], index[own], (margin[own], kind[own])), axis_name)
+        best_margin, best_kind = best.content
+        picked = best.value > 0.0
+        covered = jnp.where(picked, jnp.maximum(covered, best_margin), covered)
+        out = (jnp.where(picked, best.row, 0), picked, jnp.where(picked, best.value, 0.0))
+        return (covered, allowed & ~((kind == best_kind) & picked)), out
 
-    start = (jnp.zeros(margin.shape[1], margin.dtype), candidates)
+    # Padding repeats the last candidate, which comes before its copies and excludes them.
+    start = (jnp.zeros(margin.shape[1], margin.dtype), candidates[row])
     _, (indices, mask, gains) = jax.lax.scan(pick, start, None, length=num_experts)
     return Selection(indices=indices, mask=mask, gains=gains)

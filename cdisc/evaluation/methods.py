@@ -76,27 +76,22 @@ def sample(
     params: Any,
     schedule: Schedule,
     recipe: Recipe,
-    key: jax.Array,
+    x: jax.Array,
     *,
-    shape: tuple[int, ...],
-    num_samples: int,
     num_steps: int,
     clip: float | None,
 ) -> jax.Array:
-    """Samples of a recipe by DDIM: (num_samples, *shape).
+    """Samples of a recipe by DDIM: (n, *shape).
 
     Args:
       backbone: the pretrained model.
       params: its parameters.
       schedule: the forward process.
       recipe: what to sample.
-      key: for the starting noise. Methods given the same key start from the same noise.
-      shape: of one sample.
-      num_samples: how many.
+      x: (n, *shape) the starting noise. A sample depends on its own row alone, but for rounding.
       num_steps: of DDIM.
       clip: as in `sampling.ddim`.
     """
-    x = jax.random.normal(key, (num_samples, *shape))
     return ddim(recipe_eps(backbone, params, schedule, recipe), schedule, x, num_steps=num_steps, clip=clip)
 
 

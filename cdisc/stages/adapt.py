@@ -43,27 +43,40 @@ def teacher_recipe(this: Run, params: Any, teacher: poe.Teacher) -> methods.Reci
 
 
 @functools.lru_cache(maxsize=8)
-def sampler(this: Run, num_samples: int) -> Callable[..., jax.Array]:
-    """A compiled sampler of recipes: `(recipe, key), params -> (1, num_samples, *shape)` for one stacked query."""
+def sampler(this: Run) -> Callable[..., jax.Array]:
+    """A compiled sampler, mapped over devices: `(recipe, starting noise (n, *shape)), params -> (n, *shape)`."""
 
     def one(item: tuple[methods.Recipe, jax.Array], params: Any) -> jax.Array:
-        recipe, key = item
-        return methods.sample(
-            this.backbone,
-            params,
-            this.schedule,
-            recipe,
-            key,
-            shape=this.dataset.shape,
-            num_samples=num_samples,
-            num_steps=this.config.sampling.num_steps,
-            clip=this.config.sampling.clip,
-        )
+        recipe, x = item
+        num_steps, clip = this.config.sampling.num_steps, this.config.sampling.clip
+        return methods.sample(this.backbone, params, this.schedule, recipe, x, num_steps=num_steps, clip=clip)
 
     return parallel.one_by_one(one, num_shared=1)
 
 
-def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool) -> list[QueryModel]:
+def draw(
+    this: Run, params: Any, recipes: Sequence[methods.Recipe], keys: Sequence[jax.Array], count: int
+) -> np.ndarray:
+    """`count` samples of each of Q recipes of one structure, on the host: (Q, count, *shape).
+
+    A device makes at most `config.sampling.batch` of them at once, which bounds its memory whatever `count` is. Each
+    recipe's starting noise is drawn at once, so that its samples do not depend on how they are divided; recipes given
+    the same key start from the same noise.
+    """
+    batches = -(-count // this.config.sampling.batch)
+    items = [
+        (recipe, x)
+        for recipe, key in zip(recipes, keys, strict=True)
+        for x in np.asarray(parallel.split(jax.random.normal(key, (count, *this.dataset.shape)), batches))
+    ]
+    drawn = [
+        np.asarray(sampler(this)(parallel.stack(group), params))
+        for group in parallel.groups(items, jax.local_device_count())
+    ]
+    return np.concatenate(drawn).reshape(len(recipes), -1, *this.dataset.shape)[:, :count]
+
+
+def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool) -> Sequence[QueryModel]:
     """What every query's picture and teacher teach the backbone, level by level."""
     settings, levels = this.config.adapt, level_options(this.config)
     needs_pool = any(options.pool != "query" for options in levels.values())
@@ -74,7 +87,8 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
         query, key = item
         conditional = functools.partial(this.backbone.apply, params)
         table = this.backbone.table(params)
-        return baselines.class_losses(conditional, table, this.schedule, query, key, num_draws=settings.class_draws)
+        draws, batch = settings.class_draws, this.config.sampling.batch
+        return baselines.class_losses(conditional, table, this.schedule, query, key, num_draws=draws, batch_size=batch)
 
     mapped_compare = parallel.one_by_one(compare, num_shared=1)
 
@@ -82,15 +96,16 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
         images = parallel.stack([this.queries[i].image for i in indices])
         split_keys = [jax.random.split(this.key("adapt", this.queries[i]), 3) for i in indices]
         key_compare, key_pool, key_fit = (parallel.stack_keys(keys) for keys in zip(*split_keys, strict=True))
+        teachers = [discoveries[i].teacher for i in indices]
         losses: Any = [None] * len(indices)
         best_first = jnp.zeros((len(indices), 0), jnp.int32)
         if this.backbone.table(params).shape[0]:
             losses = parallel.in_groups(mapped_compare, (images, key_compare), params)
             best_first = jnp.argsort(losses, axis=1).astype(jnp.int32)
-        pool = jnp.zeros((len(indices), 0, *this.dataset.shape))
+        pool: Any = np.zeros((len(indices), 0, *this.dataset.shape), np.float32)
         if needs_pool:
-            recipes = parallel.stack([teacher_recipe(this, params, discoveries[i].teacher) for i in indices])
-            pool = parallel.in_groups(sampler(this, settings.pool_size), (recipes, key_pool), params)
+            recipes = [teacher_recipe(this, params, teacher) for teacher in teachers]
+            pool = draw(this, params, recipes, list(key_pool), settings.pool_size)
         nothing = jnp.zeros((len(indices), this.backbone.table(params).shape[1]))
         lessons = adapt_lib.Lesson(query=images, pool=pool, classes=best_first, given=nothing)
         fitted: dict[str, adapt_lib.Adaptation] = {}
@@ -100,8 +115,8 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
             fitted[name] = fit_level(this, params, lessons, prior, key_fit, name, options)
         by_query = {name: parallel.unstack(adaptations) for name, adaptations in fitted.items()}
         return [
-            QueryModel(discoveries[i].teacher, losses[j], {name: by_query[name][j] for name in levels})
-            for j, i in enumerate(indices)
+            QueryModel(teacher, losses[j], {name: by_query[name][j] for name in levels})
+            for j, teacher in enumerate(teachers)
         ]
 
     like = jax.eval_shape(functools.partial(untrained, this, levels), discoveries[0].teacher, params, this.key("adapt"))

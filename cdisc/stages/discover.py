@@ -15,15 +15,16 @@ from cdisc.networks import backbone as backbone_lib
 from cdisc.run import Run, discovery_options, saved_by_query, unfinished
 
 
-def discover(this: Run, params: Any, active: bool) -> list[concepts.Discovery]:
+def discover(this: Run, params: Any, active: bool) -> Sequence[concepts.Discovery]:
     """The discovery of every query."""
     options = discovery_options(this.config, this.schedule)
 
-    def one(item: tuple[jax.Array, jax.Array], params: Any) -> concepts.Discovery:
+    def one(item: tuple[jax.Array, jax.Array], params: Any, axis_name: str | None) -> concepts.Discovery:
         query, key = item
-        return concepts.discover(backbone_lib.null_eps(this.backbone, params), this.schedule, query, key, options)
+        eps_fn = backbone_lib.null_eps(this.backbone, params)
+        return concepts.discover(eps_fn, this.schedule, query, key, options, axis_name)
 
-    mapped = parallel.one_by_one(one, num_shared=1)
+    mapped = parallel.divided(one, num_shared=1)
 
     def work(indices: Sequence[int]) -> list[concepts.Discovery]:
         queries = [this.queries[i] for i in indices]
@@ -41,7 +42,9 @@ def discover(this: Run, params: Any, active: bool) -> list[concepts.Discovery]:
     key = this.key("discover", this.queries[0])
     first = (parallel.stack([this.queries[0].image]), parallel.stack_keys([key]))
     like = jax.eval_shape(lambda *given: jax.tree.map(lambda leaf: leaf[0], mapped(*given)), first, params)
-    return saved_by_query(this, "discover", active, like, jax.local_device_count(), work)
+    # Few queries leave no process idle, for each of them can be divided over the devices of one.
+    at_once = min(jax.local_device_count(), -(-len(this.queries) // jax.process_count()))
+    return saved_by_query(this, "discover", active, like, at_once, work)
 
 
 def follow(
@@ -52,17 +55,15 @@ def follow(
     Its leaves are the modes that the discoveries found and that are no saddles, at their own noise levels.
     """
     options = discovery_options(this.config, this.schedule)
-    top = max(options.hierarchy, default=0)
-    found = [
-        np.flatnonzero(pool.mask & (pool.curvature < options.max_curvature) & (pool.t <= top))
-        for pool in (discovery.pool for discovery in discoveries)
-    ]
-    if not sum(map(len, found)):
+    if not options.hierarchy:
         return None
-    points, t, basins = (
-        np.concatenate([getattr(d.pool, name)[rows] for d, rows in zip(discoveries, found, strict=True)])
-        for name in ("m", "t", "basin")
-    )
+    kept = []
+    for pool in (discovery.pool for discovery in discoveries):
+        rows = pool.mask & (pool.curvature < options.max_curvature) & (pool.t <= max(options.hierarchy))
+        kept.append((pool.m[rows], pool.t[rows], pool.basin[rows]))
+    points, t, basins = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
+    if not len(t):
+        return None
 
     @jax.jit
     def climb(params: Any, points: jax.Array, t: jax.Array) -> hierarchy_lib.Hierarchy:
@@ -75,7 +76,7 @@ def follow(
             raise unfinished("discover", path)
         checkpoints.save(path, climb(params, points, t))
     hierarchy = jax.tree.map(np.asarray, checkpoints.restore(path, jax.eval_shape(climb, params, points, t)))
-    sources = [query.name for query, rows in zip(this.queries, found, strict=True) for _ in rows]
+    sources = [query.name for query, (_, at, _) in zip(this.queries, kept, strict=True) for _ in at]
     tree = hierarchy_lib.tree(hierarchy, basins, sources)
     file, text = this.path("discover", "hierarchy.json"), json.dumps(tree, indent=2) + "\n"
     # A run that only restores writes nothing: its workdir may be an archive.

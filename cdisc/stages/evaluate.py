@@ -18,7 +18,7 @@ from cdisc.errors import UserError
 from cdisc.evaluation import baselines, judge, methods, protocol
 from cdisc.report import results as results_lib
 from cdisc.run import Query, Run, level_options, method_options, read_seconds, saved_by_query
-from cdisc.stages.adapt import QueryModel, sampler, teacher_recipe
+from cdisc.stages.adapt import QueryModel, draw, teacher_recipe
 from cdisc.stages.pretrain import BUNDLED
 
 PRODUCT = "product"
@@ -65,25 +65,25 @@ def query_only_name(sigma: float) -> str:
 
 def evaluate(
     this: Run, params: Any, discoveries: Sequence[concepts.Discovery], models: Sequence[QueryModel], active: bool
-) -> list[dict[str, np.ndarray]]:
+) -> Sequence[dict[str, np.ndarray]]:
     """Samples of every method for every query, measured; writes `results.json`."""
     settings = this.config.evaluate
-    draw = sampler(this, settings.samples)
 
     def work(indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        recipes = [recipes_of(this, params, this.queries[i], models[i]) for i in indices]
+        known = [models[i] for i in indices]
+        recipes = [recipes_of(this, params, this.queries[i], model) for i, model in zip(indices, known, strict=True)]
         # One key for all methods: they start from the same noise, so their samples can be compared one by one.
-        keys = parallel.stack_keys([this.key("evaluate", this.queries[i]) for i in indices])
+        keys = [this.key("evaluate", this.queries[i]) for i in indices]
         drawn = {}
         for name in recipes[0]:
             signals.obey()
-            samples = np.asarray(draw((parallel.stack([recipe[name] for recipe in recipes]), keys), params))
+            samples = draw(this, params, [recipe[name] for recipe in recipes], keys, settings.samples)
             if not np.isfinite(samples).all():
                 raise UserError(f"evaluate: samples of {name} are not finite: lower its guidance.")
             drawn[name] = samples
         # The product itself, without the network: right where the teacher is, but no picture.
         drawn[PRODUCT] = np.stack(
-            [poe.sample(models[i].teacher, key, settings.samples) for i, key in zip(indices, keys, strict=True)]
+            [poe.sample(model.teacher, key, settings.samples) for model, key in zip(known, keys, strict=True)]
         )
         return parallel.unstack(drawn)
 
