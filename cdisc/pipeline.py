@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import ml_collections
 
-from cdisc import checkpoints, console, signals
+from cdisc import checkpoints, console, hosts, signals
 from cdisc import config as config_lib
 from cdisc.errors import UserError
 from cdisc.run import STAGES, Run, prepare, read_seconds
@@ -43,13 +43,21 @@ def run(
     for stage in stages:
         if stage not in STAGES:
             raise UserError(f"there is no stage {stage!r}{config_lib.nearest(stage, STAGES)}: use {', '.join(STAGES)}.")
+    hosts.require_alike(
+        configuration=config_lib.digest(config.to_dict())[:12],
+        stages=",".join(stages),
+        workdir=workdir,
+        devices=jax.local_device_count(),
+        **versions(),
+    )
     this = prepare(config, workdir, query_paths)
-    with checkpoints.locked(workdir):
+    with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
         console.say(
             f"{machine()}, config {config_lib.digest(config.to_dict())[:12]}, seed {config.seed}, "
             f"{len(this.queries)} queries"
         )
         run_stages(this, stages)
+        hosts.gather()  # JAX has little patience with processes that end apart
 
 
 def machine() -> str:
@@ -61,7 +69,7 @@ def machine() -> str:
     on_host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     rest = ", ".join(f"{name} {found[name]}" for name in found if name not in ("cdisc", "device"))
     return (
-        f"cdisc {found['cdisc']} on {len(devices)} {found['device']} device(s) of {jax.process_count()} host(s), "
+        f"cdisc {found['cdisc']} on {jax.device_count()} {found['device']} device(s) of {jax.process_count()} host(s), "
         f"memory {on_devices}{on_host:.1f} GiB on the host, Python {platform.python_version()}, {rest}"
     )
 
@@ -76,7 +84,7 @@ def run_stages(this: Run, stages: Sequence[str]) -> None:
         return
     with clock(this, "discover", stages) as active:
         discoveries = discover(this, params, active)
-        hierarchy = follow(this, params, discoveries, active)
+        hierarchy = follow(this, params, discoveries, active) if hosts.first() else None
     if last == STAGES.index("discover"):
         return
     with clock(this, "adapt", stages) as active:
@@ -88,7 +96,8 @@ def run_stages(this: Run, stages: Sequence[str]) -> None:
     if last == STAGES.index("evaluate"):
         return
     with clock(this, "report", stages):
-        report(this, params, discoveries, samples, hierarchy)
+        if hosts.first():
+            report(this, params, discoveries, samples, hierarchy)
 
 
 @contextlib.contextmanager
@@ -97,7 +106,7 @@ def clock(this: Run, stage: str, stages: Sequence[str]) -> Iterator[bool]:
     signals.obey()
     start = time.monotonic()
     yield stage in stages
-    if stage not in stages:
+    if stage not in stages or not hosts.first():
         return
     seconds = time.monotonic() - start
     known = read_seconds(this.path("seconds.json"))

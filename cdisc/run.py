@@ -11,7 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from cdisc import checkpoints, console, parallel, signals
+from cdisc import checkpoints, console, hosts, parallel, signals
 from cdisc import config as config_lib
 from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, pictures, planar
 from cdisc.data import queries as queries_data
@@ -123,7 +123,8 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         schedule = scheduler.schedule()
         backbone = backbone_lib.unet(network, schedule, scheduler.prediction_type)
     else:
-        dataset = loaders[config.data.name](config.data)
+        with hosts.first_alone():  # some data are made once and kept
+            dataset = loaders[config.data.name](config.data)
         schedule = schedule_of(config)
         if kind == "unet":
             network = network_options(config, len(dataset.split.trained))
@@ -309,9 +310,11 @@ def bind(workdir: pathlib.Path, config: ml_collections.ConfigDict, queries: tupl
             f"{i:04d} {query.name}": f"{zlib.crc32(query.image.tobytes()):08x}" for i, query in enumerate(queries)
         },
     }
+    with hosts.first_alone():
+        if hosts.first() and not path.exists():
+            checkpoints.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
     if not path.exists():
-        checkpoints.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
-        return
+        raise UserError(f"{workdir} is not the same folder on all hosts: choose a --workdir that they share.")
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -348,12 +351,14 @@ def saved_by_query(
     if missing and not active:
         raise unfinished(stage, paths[missing[0]])
     # Always the same queries side by side: in other company, a query's last bits may be others.
-    batches = [batch for batch in parallel.groups(range(len(paths)), at_once) if not set(batch).isdisjoint(missing)]
+    share = list(parallel.groups(range(len(paths)), at_once))[jax.process_index() :: jax.process_count()]
+    batches = [batch for batch in share if not set(batch).isdisjoint(missing)]
     for batch in console.progress(batches, stage):
         signals.obey()
         for i, result in zip(batch, work(batch), strict=True):
             if i in missing:
                 checkpoints.save(paths[i], result)
+    hosts.gather()
     return [jax.tree.map(np.asarray, checkpoints.restore(path, like)) for path in paths]
 
 
