@@ -45,9 +45,13 @@ _meetings = itertools.count()
 _leaving: int | None = None
 
 
+def _client() -> Any:
+    return distributed.global_state.client
+
+
 def several() -> bool:
     """Whether this process is one of several."""
-    return distributed.global_state.client is not None
+    return _client() is not None
 
 
 def first() -> bool:
@@ -105,7 +109,7 @@ def gather(value: str = "") -> list[str]:
 
 
 def _gather(key: str, value: str) -> list[str]:
-    client = distributed.global_state.client
+    client = _client()
     client.key_value_set(f"{key}/{jax.process_index():06d}", value)
     wait = 0.01
     while len(said := client.key_value_dir_get(f"{key}/")) < jax.process_count():
@@ -180,7 +184,7 @@ def leave(code: int) -> None:
     global _leaving
     if not several():
         return
-    client, _leaving, stopped = distributed.global_state.client, code, signals.asked()
+    client, _leaving, stopped = _client(), code, signals.asked()
     try:
         if code == 0:
             jax.distributed.shutdown()  # waits for the others
@@ -200,7 +204,7 @@ def leave(code: int) -> None:
 
 def _listen() -> None:
     """Waits for the last word of a process; follows it."""
-    client = distributed.global_state.client
+    client = _client()
     try:
         word = client.blocking_key_value_get("cdisc/last_word", 2**31 - 1)
     except jax.errors.JaxRuntimeError:

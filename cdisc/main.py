@@ -1,8 +1,8 @@
 """The command: `python -m cdisc.main --config=configs/colormnist.py:small --workdir=DIR`.
 
 It exits with 0 when all is done, with 2 and one sentence when the person can mend what is wrong or has stopped it with
-Ctrl-C, with 143 when SIGTERM has (`cdisc.signals`), and with 75 when it is one of several processes and another has died
-(`cdisc.hosts`).
+Ctrl-C, with 143 when SIGTERM has (`cdisc.signals`), and with 75 when it is one of several processes and another one has
+died (`cdisc.hosts`).
 """
 
 import errno

@@ -6,6 +6,7 @@ What follows `--` is given to `python -m cdisc.main`. The first process is heard
 first; its exit code is this one's. Stopping this command stops them all.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import IO
 
 from absl import app, flags
 
@@ -35,8 +37,14 @@ def main(argv: list[str]) -> int:
     }
     command = [sys.executable, "-m", "cdisc.main", *argv[1:], f"--coordinator={address}"]
     command.append(f"--num_processes={_PROCESSES.value}")
+    with contextlib.ExitStack() as files:
+        said = {i: files.enter_context(tempfile.TemporaryFile()) for i in range(1, _PROCESSES.value)}
+        return run(command, environment, said)
+
+
+def run(command: list[str], environment: dict[str, str], said: dict[int, IO[bytes]]) -> int:
+    """Runs the processes, of which all but the first one write their errors to `said`."""
     running: dict[int, subprocess.Popen] = {}
-    said = {i: tempfile.TemporaryFile() for i in range(1, _PROCESSES.value)}
     # A terminal sends Ctrl-C to the processes, too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: [process.terminate() for process in running.values()])
