@@ -86,12 +86,18 @@ def _unwritable(path: pathlib.Path, error: BaseException) -> UserError:
 def _orbax() -> Iterator[ocp.StandardCheckpointer]:
     """Orbax as it is in a process of its own: every process of a run writes and reads by itself.
 
-    Left alone it would wait for the other processes, and write the arrays of the first one only.
+    Left alone it would wait for the other processes, take their signals for its own, and write the arrays of the first
+    process only.
     """
-    alone = ocp.options.MultiprocessingOptions(active_processes={0})
+    alone = {
+        "process_index": lambda: 0,
+        "process_count": lambda: 1,
+        "is_jax_distributed_client_initialized": lambda: False,
+    }
+    options = ocp.options.MultiprocessingOptions(active_processes={0})
     with (
-        unittest.mock.patch.object(multihost, "process_index", lambda: 0),
-        ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer,
+        unittest.mock.patch.multiple(multihost, **alone),
+        ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer,
     ):
         yield checkpointer
 
