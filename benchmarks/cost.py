@@ -27,12 +27,12 @@ def main(_: list[str]) -> None:
     import jax.numpy as jnp
 
     from cdisc import config as config_lib
-    from cdisc import cost
+    from cdisc import cost, parallel
     from cdisc.learning import pretrain
     from cdisc.networks import backbone
     from cdisc.networks.unet import UNetConfig
     from cdisc.run import scheduler_of
-    from cdisc.stages.pretrain import pretrain_options
+    from cdisc.stages.pretrain import compiled_step, pretrain_options
 
     config = _CONFIG.value
     scheduler = scheduler_of(config)
@@ -55,8 +55,8 @@ def main(_: list[str]) -> None:
     product = jax.jit(jnp.matmul)
     column = jnp.ones(2**27)
     copy = jax.jit(jnp.negative)
-    step = pretrain.compiled_step(backbone=model, options=options, schedule=schedule, batch_fn=batch)
-    state = pretrain.init(network, options, jax.random.key(0))
+    step = compiled_step(backbone=model, options=options, schedule=schedule, batch_fn=batch)
+    state = parallel.replicate(pretrain.init(network, options, jax.random.key(0)))
     advance = functools.partial(step, data=None, key=jax.random.key(1))
     rates, bandwidths, steps = [], [], []
     for repeat in range(_REPEATS.value + 1):

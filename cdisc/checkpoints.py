@@ -15,6 +15,7 @@ import os
 import pathlib
 import shutil
 import socket
+import unittest.mock
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.multihost import multihost
 
 from cdisc import console
 from cdisc.errors import UserError
@@ -85,6 +87,26 @@ def _unwritable(path: pathlib.Path, error: BaseException) -> UserError:
     )
 
 
+@contextlib.contextmanager
+def _orbax() -> Iterator[ocp.StandardCheckpointer]:
+    """Orbax as it is in a process of its own: every process of a run writes and reads by itself.
+
+    Left alone it would wait for the other processes, take their signals for its own, and write the arrays of the first
+    process only.
+    """
+    alone = {
+        "process_index": lambda: 0,
+        "process_count": lambda: 1,
+        "is_jax_distributed_client_initialized": lambda: False,
+    }
+    options = ocp.options.MultiprocessingOptions(active_processes={0})
+    with (
+        unittest.mock.patch.multiple(multihost, **alone),
+        ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer,
+    ):
+        yield checkpointer
+
+
 def save(path: pathlib.Path, tree: Any) -> None:
     """Writes a pytree of arrays to the folder `path`, in place of what is there, which is removed last.
 
@@ -98,7 +120,7 @@ def save(path: pathlib.Path, tree: Any) -> None:
         for folder in (partial, old):
             shutil.rmtree(folder, ignore_errors=True)
         partial.mkdir(parents=True)
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _orbax() as checkpointer:
             checkpointer.save(partial / "arrays", leaves)
         manifest = {
             "leaves": {name: [list(leaf.shape), leaf.dtype.name] for name, leaf in leaves.items()},
@@ -163,7 +185,7 @@ def restore(path: pathlib.Path, like: Any) -> Any:
             raise DamagedError(f"{path} is damaged ({name} is not what was written)")
     target = {name: np.empty(leaf.shape, leaf.dtype) for name, (_, leaf) in zip(names, expected, strict=True)}
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _orbax() as checkpointer:
             values = checkpointer.restore(path / "arrays", target)
     except (OSError, ValueError, KeyError) as error:
         raise DamagedError(f"{path} is damaged (it cannot be read to its end)") from error

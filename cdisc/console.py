@@ -11,14 +11,27 @@ import tqdm
 _Item = TypeVar("_Item")
 
 
+_muted = False
+
+
+def mute() -> None:
+    """From now on only `fail` is heard: another process of the run does the talking."""
+    global _muted
+    _muted = True
+
+
 def say(text: str) -> None:
     """Prints one line."""
+    if _muted:
+        return
     tqdm.tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 
 
 def warn(text: str) -> None:
     """Prints one line to standard error."""
+    if _muted:
+        return
     tqdm.tqdm.write(f"cdisc: warning: {text}", file=sys.stderr)
 
 
@@ -48,6 +61,9 @@ def progress(items: Iterable[_Item], what: str, total: int | None = None, first:
     if total is None:
         items = list(items)
         total = first + len(items)
+    if _muted:
+        yield from items
+        return
     if sys.stderr.isatty():
         yield from tqdm.tqdm(items, desc=what, total=total, initial=first, leave=False, dynamic_ncols=True)
         return

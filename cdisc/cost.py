@@ -159,22 +159,25 @@ def training(
     state = jax.eval_shape(functools.partial(pretrain.init, network, options), jax.random.key(0))
     total = jax.eval_shape(pretrain.nothing, state.params)
     picture = (network.sample_size, network.sample_size, network.in_channels)
-    shape = (options.batch_size, *picture)
-    batch = jax.eval_shape(
-        lambda: pretrain.Batch(
-            x0=jnp.zeros(shape),
-            labels=jnp.zeros(shape[:1], jnp.int32),
-            t=jnp.zeros(shape[:1], jnp.int32),
-            noise=jnp.zeros(shape),
+
+    def pictures(count: int) -> pretrain.Batch:
+        shape = (count, *picture)
+        return jax.eval_shape(
+            lambda: pretrain.Batch(
+                x0=jnp.zeros(shape),
+                labels=jnp.zeros(shape[:1], jnp.int32),
+                t=jnp.zeros(shape[:1], jnp.int32),
+                noise=jnp.zeros(shape),
+            )
         )
-    )
+
     add = functools.partial(pretrain.add_gradient, backbone=model, options=options, schedule=schedule)
-    index = jax.ShapeDtypeStruct((), jnp.int32)
-    gradient, lowered = account(add, total, state.params, batch, index, donate=(0,))
+    mask = jax.ShapeDtypeStruct((size,), jnp.bool_)
+    gradient, lowered = account(add, total, state.params, pictures(size), mask, donate=(0,))
     update, _ = account(functools.partial(pretrain.update, options=options), state, total)
     return Training(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        kept=size_in_bytes((state, total, batch)),
+        kept=size_in_bytes((state, total, pictures(options.batch_size))),
         temporaries=temporaries(lowered),
         gradient=gradient,
         update=update,

@@ -1,7 +1,8 @@
 """The command: `python -m cdisc.main --config=configs/colormnist.py:small --workdir=DIR`.
 
 It exits with 0 when all is done, with 2 and one sentence when the person can mend what is wrong or has stopped it with
-Ctrl-C, and with 143 when SIGTERM has (`cdisc.signals`).
+Ctrl-C, with 143 when SIGTERM has (`cdisc.signals`), and with 75 when it is one of several processes and another one has
+died (`cdisc.hosts`).
 """
 
 import errno
@@ -22,11 +23,29 @@ _QUERY = flags.DEFINE_multi_string("query", [], "A picture of your own to compos
 _EXPORT = flags.DEFINE_string("export", None, "A folder to write the backbone and what it learnt to, for diffusers.")
 _PROFILE = flags.DEFINE_string("profile", None, "A folder for traces of a few steps of each stage that works.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only say what the configuration would cost; needs no --workdir.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, which JAX finds by itself.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
+_CONNECT_SECONDS = flags.DEFINE_integer("connect_seconds", 300, "How long to wait for the other processes.")
 _DEVICE_COUNT = flags.DEFINE_integer("device_count", 1, "How many devices a dry run reckons with.")
 
 
 def main(argv: list[str]) -> int:
     """Runs the stages; returns the exit code."""
+    code = _run(argv)
+    if _several():
+        from cdisc import hosts
+
+        hosts.leave(code)
+    return code
+
+
+def _several() -> bool:
+    return _DISTRIBUTED.value or _COORDINATOR.value is not None
+
+
+def _run(argv: list[str]) -> int:
     try:
         if len(argv) > 1:
             raise UserError(f"{argv[1]!r} is not an option: all of them begin with --.")
@@ -38,16 +57,18 @@ def main(argv: list[str]) -> int:
 
             console.say(cost.report(_CONFIG.value, _DEVICE_COUNT.value))
             return 0
-        from cdisc import pipeline  # jax reads its environment when it is first used
+        from cdisc import hosts, pipeline  # jax reads its environment when it is first used
 
+        if _several():
+            hosts.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CONNECT_SECONDS.value)
         if _STAGES.value == []:
             raise UserError("--stages names no stage: leave it out for all of them.")
         stages = pipeline.STAGES if _STAGES.value is None else _STAGES.value
         export_to = None if _EXPORT.value is None else pathlib.Path(_EXPORT.value)
         profile = None if _PROFILE.value is None else pathlib.Path(_PROFILE.value)
-        pipeline.run(
-            _CONFIG.value, pathlib.Path(_WORKDIR.value), stages, _QUERY.value, export_to=export_to, profile=profile
-        )
+        workdir = pathlib.Path(_WORKDIR.value)
+        with hosts.patient():
+            pipeline.run(_CONFIG.value, workdir, stages, _QUERY.value, export_to=export_to, profile=profile)
         signals.obey()  # the last moments count too: a script must not go on after a Ctrl-C
     except UserError as error:
         console.fail(str(error))

@@ -1,7 +1,9 @@
-"""The one place that knows devices: it maps a function of one query over many queries.
+"""The one place that knows devices: it maps a function of one query over many queries, and divides a training batch.
 
 Algorithms treat one query. Here queries are padded to a multiple of the devices and spread over them by `pmap`; those
-of one device run side by side (`vmap`) or one after the other. Results come back in order, without the padding.
+of one device run side by side (`vmap`) or one after the other. Results come back in order, without the padding. Queries
+are spread over the devices of this process alone, so that processes need not wait for one another; a training batch is
+divided among the devices of all processes (`training_step`).
 """
 
 import functools
@@ -61,7 +63,7 @@ def side_by_side(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
         # A convolution whose kernel has a batch axis, be it of one, compiles and runs more slowly than one without.
         return alone(items, *shared) if size(items) == 1 else together(items, *shared)
 
-    return jax.pmap(of_device, in_axes=(0, *(None,) * num_shared))
+    return jax.pmap(of_device, in_axes=(0, *(None,) * num_shared), devices=jax.local_devices())
 
 
 def one_by_one(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
@@ -74,7 +76,7 @@ def one_by_one(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
       fn: treats one item.
       num_shared: how many arguments follow the item, the same for all items.
     """
-    mapped = jax.pmap(_alone(fn), in_axes=(0, *(None,) * num_shared))
+    mapped = jax.pmap(_alone(fn), in_axes=(0, *(None,) * num_shared), devices=jax.local_devices())
     return lambda items, *shared: gather(mapped(spread(items), *shared), size(items))
 
 
@@ -159,3 +161,78 @@ def unstack(tree: Any) -> list[Any]:
 def stack_keys(keys: Sequence[jax.Array]) -> jax.Array:
     """Keys (Q,) from single ones."""
     return jnp.stack(list(keys))
+
+
+_DEVICES = "devices"
+
+
+def replicate(tree: Any) -> Any:
+    """`tree` on every device of this process, as `training_step` takes and gives it; leaves keep their shapes."""
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (_DEVICES,))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def training_step(
+    draw: Callable[[Any, Any, jax.Array], Any],
+    nothing: Callable[[Any], Any],
+    add: Callable[[Any, Any, Any, jax.Array], Any],
+    update: Callable[[Any, Any], tuple[Any, Any]],
+    parts: int,
+) -> Callable[[Any, Any, jax.Array], tuple[Any, Any]]:
+    """One step of training as a function `(state, data, key) -> (state, metrics)`, which overwrites its state.
+
+    Every device draws the same batch, so that what is drawn does not depend on their number, and adds up the gradient
+    of its own pictures; the sum over all devices of all processes updates the state, which each of them keeps. What the
+    devices do not divide evenly is padded with pictures that the mask leaves out.
+
+    Micro-batches are calls of one program, because a program with a loop over them is no way out: unrolled it takes as
+    many times longer to compile, and XLA's CPU backend computes the gradient of a convolution several times more slowly
+    inside a loop.
+
+    Args:
+      draw: `(state, data, key) -> batch`, leaves (B, ...).
+      nothing: `state -> total`, the total of no pictures.
+      add: `(total, state, pictures, mask) -> total`, for n pictures of the batch, of which those of `mask` (n,) count.
+      update: `(state, total) -> (state, metrics)`.
+      parts: micro-batches of B / parts pictures each, one after the other.
+    """
+    local, devices = jax.local_device_count(), jax.device_count()
+    # The place of each device of this process among all.
+    places = np.arange(local, dtype=np.int32) + jax.process_index() * local
+
+    def begin(place: jax.Array, state: Any, data: Any, key: jax.Array) -> tuple[Any, Any]:
+        batch = draw(state, data, key)
+        part = size(batch) // parts
+        each = -(-part // devices)
+        columns = place * each + jnp.arange(each)
+        rows = jnp.arange(parts)[:, None] * part + jnp.minimum(columns, part - 1)[None]
+        share = jax.tree.map(lambda leaf: leaf[rows], batch)
+        return nothing(state), (share, jnp.broadcast_to((columns < part)[None], rows.shape))
+
+    def add_part(total: Any, share: Any, state: Any, index: jax.Array) -> Any:
+        return add(total, state, *jax.tree.map(lambda leaf: leaf[index], share))
+
+    def finish(total: Any, state: Any) -> tuple[Any, Any]:
+        return update(state, jax.lax.psum(total, _DEVICES))
+
+    begin_all = jax.pmap(begin, _DEVICES, in_axes=(0, None, None, None))
+    add_all = jax.pmap(add_part, _DEVICES, in_axes=(0, 0, None, None), donate_argnums=0)
+    finish_all = jax.pmap(finish, _DEVICES, in_axes=(0, None), out_axes=None, donate_argnums=1)
+
+    def step(state: Any, data: Any, key: jax.Array) -> tuple[Any, Any]:
+        total, share = begin_all(places, state, data, key)
+        for index in range(parts):
+            total = add_all(total, share, state, index)
+        return finish_all(total, state)
+
+    return step
+
+
+@functools.cache
+def _any() -> Callable[[np.ndarray], jax.Array]:
+    return jax.pmap(lambda said: jax.lax.pmax(said, _DEVICES), _DEVICES, out_axes=None)
+
+
+def any_process(said: bool) -> jax.Array:
+    """Whether any process says so: (), the same for all, which must ask equally often. To read it is to wait."""
+    return _any()(np.full(jax.local_device_count(), said))

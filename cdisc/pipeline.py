@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import ml_collections
 
-from cdisc import checkpoints, console, signals
+from cdisc import checkpoints, console, hosts, signals
 from cdisc import config as config_lib
 from cdisc.errors import UserError
 from cdisc.run import STAGES, Run, opened, read_seconds
@@ -62,12 +62,20 @@ def run(
             raise UserError(f"there is no stage {stage!r}{config_lib.nearest(stage, STAGES)}: use {', '.join(STAGES)}.")
     if export_to is not None and config.network.kind == "exact":
         raise UserError("--export writes a network, and config.network.kind is 'exact': leave it out.")
+    hosts.require_alike(
+        configuration=config_lib.digest(config.to_dict())[:12],
+        stages=",".join(stages),
+        workdir=workdir,
+        devices=jax.local_device_count(),
+        **versions(),
+    )
     with opened(config, workdir, query_paths) as this:
         console.say(
             f"{machine()}, config {config_lib.digest(config.to_dict())[:12]}, seed {config.seed}, "
             f"{len(this.queries)} queries"
         )
         run_stages(dataclasses.replace(this, profile=profile), stages, export_to)
+        hosts.gather()  # JAX has little patience with processes that end apart
 
 
 def machine() -> str:
@@ -79,7 +87,7 @@ def machine() -> str:
     on_host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     rest = ", ".join(f"{name} {found[name]}" for name in found if name not in ("cdisc", "device"))
     return (
-        f"cdisc {found['cdisc']} on {len(devices)} {found['device']} device(s) of {jax.process_count()} host(s), "
+        f"cdisc {found['cdisc']} on {jax.device_count()} {found['device']} device(s) of {jax.process_count()} host(s), "
         f"memory {on_devices}{on_host:.1f} GiB on the host, Python {platform.python_version()}, {rest}"
     )
 
@@ -94,12 +102,12 @@ def run_stages(this: Run, stages: Sequence[str], export_to: pathlib.Path | None)
         return
     with clock(this, "discover", stages) as active:
         discoveries = discover(this, params, active)
-        hierarchy = follow(this, params, discoveries, active)
+        hierarchy = follow(this, params, discoveries, active) if hosts.first() else None
     if last == STAGES.index("discover"):
         return
     with clock(this, "adapt", stages) as active:
         models = adapt(this, params, discoveries, active)
-    if export_to is not None:
+    if export_to is not None and hosts.first():
         export(this, params, models, export_to)
     if last == STAGES.index("adapt"):
         return
@@ -108,7 +116,8 @@ def run_stages(this: Run, stages: Sequence[str], export_to: pathlib.Path | None)
     if last == STAGES.index("evaluate"):
         return
     with clock(this, "report", stages):
-        report(this, params, discoveries, samples, hierarchy)
+        if hosts.first():
+            report(this, params, discoveries, samples, hierarchy)
 
 
 @contextlib.contextmanager
@@ -125,7 +134,7 @@ def clock(this: Run, stage: str, stages: Sequence[str]) -> Iterator[bool]:
             f"{stage}: a device ran out of memory: {_SMALLER[stage]}, and choose another --workdir; --dry_run says how "
             "much is needed."
         ) from error
-    if stage not in stages:
+    if stage not in stages or not hosts.first():
         return
     seconds = time.monotonic() - start
     known = read_seconds(this.path("seconds.json"))

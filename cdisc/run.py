@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from cdisc import checkpoints, console, parallel, signals, watch
+from cdisc import checkpoints, console, hosts, parallel, signals, watch
 from cdisc import config as config_lib
 from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, pictures, planar
 from cdisc.data import queries as queries_data
@@ -130,7 +130,8 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         shape = (network.sample_size, network.sample_size, network.in_channels)
         dataset = queries_data.load(pathlib.Path(config.network.path).resolve().name, shape)
     else:
-        dataset = loaders[config.data.name](config.data)
+        with hosts.first_alone():  # some data are made once and kept
+            dataset = loaders[config.data.name](config.data)
         scheduler = scheduler_of(config)
         if kind == "unet":
             network = network_options(config, len(dataset.split.trained))
@@ -163,7 +164,7 @@ def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths
     """
     this = prepare(config, workdir, query_paths)
     checkpoints.writable(workdir)
-    with checkpoints.locked(workdir):
+    with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
         bind(workdir, config, this.queries)
         yield this
 
@@ -337,9 +338,11 @@ def bind(workdir: pathlib.Path, config: ml_collections.ConfigDict, queries: tupl
             f"{i:04d} {query.name}": f"{zlib.crc32(query.image.tobytes()):08x}" for i, query in enumerate(queries)
         },
     }
+    with hosts.first_alone():
+        if hosts.first() and not path.exists():
+            checkpoints.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
     if not path.exists():
-        checkpoints.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
-        return
+        raise UserError(f"{workdir} is not the same folder on all hosts: choose a --workdir that they share.")
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -389,12 +392,14 @@ def saved_by_query(
     if missing and not active:
         raise unfinished(stage, paths[missing[0]])
     # Always the same queries side by side: in other company, a query's last bits may be others.
-    batches = [batch for batch in parallel.groups(range(len(paths)), at_once) if not set(batch).isdisjoint(missing)]
+    share = list(parallel.groups(range(len(paths)), at_once))[jax.process_index() :: jax.process_count()]
+    batches = [batch for batch in share if not set(batch).isdisjoint(missing)]
     for batch in console.progress(watch.traced(batches, this.trace_folder(stage)), stage, len(batches)):
         signals.obey()
         for i, result in zip(batch, work(batch), strict=True):
             if i in missing:
                 checkpoints.save(paths[i], result)
+    hosts.gather()
     return Saved(paths, like)
 
 

@@ -56,6 +56,11 @@ def asked() -> bool:
     return _asked is not None
 
 
+def ask(number: signal.Signals) -> None:
+    """Asks the run to stop as that signal would."""
+    _note(number, None)
+
+
 def obey() -> None:
     """Stops the run here if a signal has asked for it.
 

@@ -46,6 +46,20 @@ for _ in range(3):
 together = parallel.gather(state, 5)
 shared = jax.device_put(queries, jax.sharding.NamedSharding(jax.make_mesh((jax.device_count(),), ("d",)), jax.P()))
 copy = parallel.one_copy({"x": shared})["x"]
+train = parallel.training_step(
+    draw=lambda state, data, key: data + jax.random.normal(jax.random.fold_in(key, state["step"]), (6, 3)),
+    nothing=lambda state: {"sum": jnp.zeros(3), "count": jnp.int32(0)},
+    add=lambda total, state, part, mask: {
+        "sum": total["sum"] + jnp.where(mask[:, None], part, 0.0).sum(axis=0),
+        "count": total["count"] + mask.sum(),
+    },
+    update=lambda state, total: ({"w": state["w"] + total["sum"], "step": state["step"] + 1}, total["count"]),
+    parts=2,
+)
+state, data = parallel.replicate(({"w": jnp.zeros(3), "step": jnp.int32(0)}, jnp.arange(3.0)[None]))
+for _ in range(2):
+    state, counted = train(state, data, jax.random.key(7))
+out |= {"trained": state["w"], "counted": counted, "said": [parallel.any_process(said) for said in (False, True)]}
 answer = {"devices": jax.local_device_count(), "spread": list(spread.shape), "together": together, **out}
 answer |= {"copy": copy, "copy_on": [device.id for device in copy.devices()]}
 print(json.dumps({name: np.asarray(value).tolist() for name, value in answer.items()}))
@@ -54,9 +68,9 @@ print(json.dumps({name: np.asarray(value).tolist() for name, value in answer.ite
 
 @pytest.fixture(scope="module")
 def answers():
-    """What 1, 2 and 4 devices make of the same five queries."""
+    """What 1, 2, 4 and 8 devices make of the same five queries, and of the same batch."""
     processes = {}
-    for devices in (1, 2, 4):
+    for devices in (1, 2, 4, 8):
         options = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
         environment = os.environ | {"XLA_FLAGS": options, "JAX_PLATFORMS": "cpu"}
         processes[devices] = subprocess.Popen(
@@ -65,7 +79,18 @@ def answers():
     return {devices: json.loads(process.communicate(timeout=300)[0]) for devices, process in processes.items()}
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_a_batch_is_divided_among_the_devices(answers, devices):
+    # Six pictures in two parts of three, which no other number of devices divides. Catches: padding that counts,
+    # pictures that are left out or counted twice, draws or a sum that depend on the device.
+    answer = answers[devices]
+    drawn = [jax.random.normal(jax.random.fold_in(jax.random.key(7), i), (6, 3)) for i in range(2)]
+    np.testing.assert_allclose(answer["trained"], np.sum(drawn, axis=(0, 1)) + 12.0 * np.arange(3.0), rtol=1e-5)
+    assert answer["counted"] == 6
+    assert answer["said"] == [False, True]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
 def test_results_do_not_depend_on_the_devices(answers, devices):
     # Catches: results in the order of the devices, or padding left in, or taken for a query.
     answer = answers[devices]

@@ -14,6 +14,7 @@ from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
 from cdisc.learning import pretrain
 from cdisc.networks import backbone as backbones
+from cdisc.stages.pretrain import compiled_step
 
 SCHEDULE = linear_beta(1000)
 OPTIONS = pretrain.PretrainOptions(
@@ -67,9 +68,7 @@ def _labelled_points(data, key, batch_size):
 
 
 def _table_step(options, seen):
-    step = pretrain.compiled_step(
-        backbone=_table_backbone(seen), options=options, schedule=SCHEDULE, batch_fn=_labelled_points
-    )
+    step = compiled_step(backbone=_table_backbone(seen), options=options, schedule=SCHEDULE, batch_fn=_labelled_points)
     return functools.partial(step, data=None, key=jax.random.key(0))
 
 
@@ -161,7 +160,7 @@ def test_a_gradient_is_clipped_by_the_norm_of_the_whole_tree():
 
 def _compiled(network=tiny.NETWORK, options=OPTIONS):
     backbone = backbones.unet(network, SCHEDULE)
-    return pretrain.compiled_step(backbone=backbone, options=options, schedule=SCHEDULE, batch_fn=_flat_pictures)
+    return compiled_step(backbone=backbone, options=options, schedule=SCHEDULE, batch_fn=_flat_pictures)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ def test_every_shell_command_is_run_by_ci_or_a_test():
     assert sorted(marked(name) for name in [*ran, "pretrained", "launch"]) == sorted(blocks)
 
 
-@pytest.mark.parametrize("name", ["main-job", "more-commands", "dry-run", "faces"])
+@pytest.mark.parametrize("name", ["main-job", "more-commands", "dry-run", "hosts", "faces"])
 def test_commands_name_files_that_exist(name):
     words = shlex.split(marked(name), comments=True)
     for word in words:

@@ -52,13 +52,13 @@ def draw_noise(key: jax.Array, schedule: Schedule, shape: tuple[int, ...]) -> tu
     return stratified_timesteps(key_t, shape[0], schedule.num_timesteps), jax.random.normal(key_noise, shape)
 
 
-def weighted_error(
+def weighted_errors(
     eps_fn: EpsFn, schedule: Schedule, x0: jax.Array, t: jax.Array, noise: jax.Array, loss: str = "eps"
 ) -> jax.Array:
-    """The mean of the `eps_error` of pictures `x0` (B, ...), each weighted as `loss` says."""
-    return jnp.mean(loss_weight(schedule, t, loss) * eps_error(eps_fn, schedule, x0, t, noise))
+    """The `eps_error` of pictures `x0` (B, ...), each weighted as `loss` says: (B,)."""
+    return loss_weight(schedule, t, loss) * eps_error(eps_fn, schedule, x0, t, noise)
 
 
 def denoising_loss(eps_fn: EpsFn, schedule: Schedule, key: jax.Array, x0: jax.Array, loss: str = "eps") -> jax.Array:
     """The mean of the weighted `eps_error` over pictures `x0` (B, ...), noise and timesteps (Ho et al. 2020)."""
-    return weighted_error(eps_fn, schedule, x0, *draw_noise(key, schedule, x0.shape), loss)
+    return jnp.mean(weighted_errors(eps_fn, schedule, x0, *draw_noise(key, schedule, x0.shape), loss))

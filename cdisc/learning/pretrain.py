@@ -1,7 +1,6 @@
 """Training the class-conditional backbone on the compositions that are not held out."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdisc.diffusion.loss import draw_noise, weighted_error
+from cdisc.diffusion.loss import draw_noise, weighted_errors
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError
 from cdisc.networks import denoiser
@@ -105,7 +104,7 @@ def init(network: UNetConfig, options: PretrainOptions, key: jax.Array) -> Train
 
 @flax.struct.dataclass
 class Batch:
-    """All that one step is told at random, so that a micro-batch is a slice of it.
+    """All that one step is told at random, so that any pictures of a batch are rows of it.
 
     Attributes:
       x0: (B, H, W, C) clean pictures.
@@ -121,7 +120,7 @@ class Batch:
 
 
 Total = tuple[jax.Array, denoiser.Params]
-"""The loss () and its gradient, summed up over micro-batches."""
+"""The loss () and its gradient, summed up over pictures of the batch."""
 
 
 def draw(
@@ -134,7 +133,17 @@ def draw(
     schedule: Schedule,
     batch_fn: BatchFn,
 ) -> Batch:
-    """The batch of the next step, which follows from `key` and `state.step` alone; arguments as in `compiled_step`."""
+    """The batch of the next step, which follows from `key` and `state.step` alone.
+
+    Args:
+      state: before the step.
+      data: what `batch_fn` draws from.
+      key: the training's.
+      backbone: the network as a function of its parameters.
+      options: the training's.
+      schedule: the forward process.
+      batch_fn: draws pictures and labels.
+    """
     key_batch, key_null, key_loss = jax.random.split(jax.random.fold_in(key, state.step), 3)
     x0, labels = batch_fn(data, key_batch, options.batch_size)
     null = backbone.table(state.params).shape[0]
@@ -144,29 +153,38 @@ def draw(
 
 
 def nothing(params: denoiser.Params) -> Total:
-    """The total of no micro-batch."""
+    """The total of no picture."""
     return jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
 
 
 def add_gradient(
     total: Total,
     params: denoiser.Params,
-    batch: Batch,
-    index: int | jax.Array,
+    part: Batch,
+    mask: jax.Array,
     *,
     backbone: Backbone,
     options: PretrainOptions,
     schedule: Schedule,
 ) -> Total:
-    """Adds to `total` the share of micro-batch `index` in the loss of the whole `batch` and in its gradient."""
-    size = options.batch_size // options.accumulate
-    part: Batch = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, index * size, size), batch)
+    """Adds to `total` the share of some pictures in the loss of the whole batch and in its gradient.
+
+    Args:
+      total: of other pictures.
+      params: the parameters.
+      part: n pictures of the batch.
+      mask: (n,) bool, which of them count.
+      backbone: the network as a function of its parameters.
+      options: the training's.
+      schedule: the forward process.
+    """
 
     def loss_fn(params: denoiser.Params) -> jax.Array:
         def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
             return backbone.apply(params, x, t, denoiser.embed(params, part.labels))
 
-        return weighted_error(eps_fn, schedule, part.x0, part.t, part.noise, options.loss) / options.accumulate
+        errors = weighted_errors(eps_fn, schedule, part.x0, part.t, part.noise, options.loss)
+        return jnp.sum(jnp.where(mask, errors, 0.0)) / options.batch_size
 
     return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params))
 
@@ -181,36 +199,3 @@ def update(state: TrainState, total: Total, *, options: PretrainOptions) -> tupl
     ema = optax.incremental_update(params, state.ema, 1.0 - decay)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
     return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
-
-
-def compiled_step(
-    *, backbone: Backbone, options: PretrainOptions, schedule: Schedule, batch_fn: BatchFn
-) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """One step as a function `(state, data, key) -> (state, metrics)`, which overwrites the state it is given.
-
-    Its randomness follows from `key` and `state.step` alone, so a resumed run equals an unbroken one. Micro-batches are
-    calls of one program, because a program with a loop over them is no way out: unrolled it takes as many times longer
-    to compile, and XLA's CPU backend computes the gradient of a convolution several times more slowly inside a loop.
-
-    Args:
-      backbone: the network as a function of its parameters.
-      options: the training's.
-      schedule: the forward process.
-      batch_fn: draws a batch.
-
-    Returns:
-      The step; `metrics` are `loss` and `grad_norm`, both scalars.
-    """
-    known: dict[str, Any] = {"backbone": backbone, "options": options, "schedule": schedule}
-    draw_batch = jax.jit(functools.partial(draw, batch_fn=batch_fn, **known))
-    add = jax.jit(functools.partial(add_gradient, **known), donate_argnums=0)
-    finish = jax.jit(functools.partial(update, options=options), donate_argnums=0)
-    start = jax.jit(nothing)
-
-    def step(state: TrainState, data: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        batch, total = draw_batch(state, data, key), start(state.params)
-        for index in range(options.accumulate):
-            total = add(total, state.params, batch, index)
-        return finish(state, total)
-
-    return step

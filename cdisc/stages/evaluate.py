@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import cdisc
-from cdisc import checkpoints, console, parallel, signals
+from cdisc import checkpoints, console, hosts, parallel, signals
 from cdisc import config as config_lib
 from cdisc.discovery import concepts, poe
 from cdisc.errors import UserError
@@ -92,7 +92,7 @@ def evaluate(
         name: jax.ShapeDtypeStruct((settings.samples, *this.dataset.shape), jnp.float32) for name in (*names, PRODUCT)
     }
     samples = saved_by_query(this, "evaluate", active, like, jax.local_device_count(), work)
-    if active:
+    if active and hosts.first():
         write_results(this, discoveries, samples, load_judge(this))
     return samples
 

@@ -13,12 +13,14 @@ import ml_collections
 import numpy as np
 
 import cdisc
-from cdisc import checkpoints, console, parallel, signals, watch
+from cdisc import checkpoints, console, hosts, parallel, signals, watch
 from cdisc import config as config_lib
 from cdisc.diffusion import sampling
+from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError
 from cdisc.learning import pretrain as pretrain_lib
 from cdisc.networks import denoiser, interop
+from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
 from cdisc.report import figures
 from cdisc.run import Run, unfinished
@@ -54,8 +56,10 @@ def pretrain(this: Run, active: bool) -> Any:
     else:
         params = checkpoints.restore_npz(BUNDLED / f"{this.config.pretrain.bundle}.npz", like, bundle_about(this))
         console.say(f"pretrain: the bundled backbone {this.config.pretrain.bundle}")
-    checkpoints.save(path, params)
-    return params
+    if hosts.first():
+        checkpoints.save(path, params)
+    hosts.gather()
+    return checkpoints.restore(path, like)
 
 
 def import_backbone(this: Run, active: bool) -> denoiser.Params:
@@ -70,15 +74,18 @@ def import_backbone(this: Run, active: bool) -> denoiser.Params:
     for leaf in jax.tree.leaves(pretrained.params):
         digest.update(np.asarray(leaf).tobytes())
     path = this.path("pretrain", "imported.sha256")
-    if path.exists():
-        if path.read_text(encoding="utf-8").strip() != digest.hexdigest():
-            raise UserError(f"{folder} is not the network that {this.workdir} was made with: choose another --workdir.")
-    elif not active:
-        raise unfinished("pretrain", path)
-    else:
-        checkpoints.write_text(path, digest.hexdigest() + "\n")
-        count = sum(leaf.size for leaf in jax.tree.leaves(pretrained.params))
-        console.say(f"pretrain: {folder}, {count:,} parameters")
+    with hosts.first_alone():
+        if path.exists():
+            if path.read_text(encoding="utf-8").strip() != digest.hexdigest():
+                raise UserError(
+                    f"{folder} is not the network that {this.workdir} was made with: choose another --workdir."
+                )
+        elif not active:
+            raise unfinished("pretrain", path)
+        else:
+            checkpoints.write_text(path, digest.hexdigest() + "\n")
+            count = sum(leaf.size for leaf in jax.tree.leaves(pretrained.params))
+            console.say(f"pretrain: {folder}, {count:,} parameters")
     return pretrained.params if null is None else denoiser.null_last(pretrained.params, null)
 
 
@@ -101,6 +108,36 @@ def pretrain_options(config: ml_collections.ConfigDict) -> pretrain_lib.Pretrain
     return config_lib.options(pretrain_lib.PretrainOptions, config.pretrain, "pretrain", ignore)
 
 
+def compiled_step(
+    *,
+    backbone: Backbone,
+    options: pretrain_lib.PretrainOptions,
+    schedule: Schedule,
+    batch_fn: pretrain_lib.BatchFn,
+) -> Callable[[pretrain_lib.TrainState, Any, jax.Array], tuple[pretrain_lib.TrainState, dict[str, jax.Array]]]:
+    """One step on all devices as a function `(state, data, key) -> (state, metrics)`, which overwrites its state.
+
+    Its randomness follows from `key` and `state.step` alone, so a resumed run equals an unbroken one.
+
+    Args:
+      backbone: the network as a function of its parameters.
+      options: the training's.
+      schedule: the forward process.
+      batch_fn: draws a batch.
+
+    Returns:
+      The step, which takes a state that `parallel.replicate` made; `metrics` are `loss` and `grad_norm`, both scalars.
+    """
+    known: dict[str, Any] = {"backbone": backbone, "options": options, "schedule": schedule}
+    return parallel.training_step(
+        draw=functools.partial(pretrain_lib.draw, batch_fn=batch_fn, **known),
+        nothing=lambda state: pretrain_lib.nothing(state.params),
+        add=lambda total, state, *pictures: pretrain_lib.add_gradient(total, state.params, *pictures, **known),
+        update=functools.partial(pretrain_lib.update, options=options),
+        parts=options.accumulate,
+    )
+
+
 def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     """Trains the backbone, from its last checkpoint if there is one; returns the averaged parameters.
 
@@ -112,42 +149,48 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     key_init, key_train = jax.random.split(this.key("pretrain"))
     folder = this.path("pretrain", "train")
     init = functools.partial(pretrain_lib.init, network, options)
-    state = checkpoints.restore_newest(folder, jax.eval_shape(init, key_init))
+    with hosts.first_alone():  # it removes what is damaged
+        state = checkpoints.restore_newest(folder, jax.eval_shape(init, key_init))
     if state is None:
         state = init(key_init)
     else:
         console.say(f"pretrain: goes on at step {state.step} of {options.steps}")
-    train_step = pretrain_lib.compiled_step(
+    state, data = parallel.replicate((state, this.dataset.train))
+    train_step = compiled_step(
         backbone=this.backbone, options=options, schedule=this.schedule, batch_fn=this.dataset.train_batch
     )
     every, samples_every = this.config.pretrain.save_every, this.config.pretrain.samples_every
     draw = class_pictures(this)
     board = watch.Board(this.path("pretrain", "tensorboard"))
     first = int(state.step)
+    hosts.require_alike(checkpoint=first)
     metrics_path = this.path("pretrain", "metrics.jsonl")
     # Steps that are done again write their metrics again.
-    known = metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)[:first] if metrics_path.exists() else []
-    checkpoints.write_text(metrics_path, "".join(known))
+    if hosts.first():
+        found = metrics_path.read_text(encoding="utf-8") if metrics_path.exists() else ""
+        checkpoints.write_text(metrics_path, "".join(found.splitlines(keepends=True)[:first]))
+    asked = hosts.Stopping()
     history: list[dict[str, jax.Array]] = []
     left = watch.traced(range(first + 1, options.steps + 1), this.trace_folder("pretrain"), _TRACED_STEPS)
     for done in console.progress(left, "pretrain", options.steps, first):
-        state, metrics = train_step(state, this.dataset.train, key_train)
+        state, metrics = train_step(state, data, key_train)
         history.append(metrics)
-        stopping = signals.asked()
+        stopping = asked()
         saving = done % every == 0 or done == options.steps or stopping
         drawing = samples_every > 0 and (done % samples_every == 0 or done == options.steps)
         if saving or drawing or done % _METRICS_EVERY == 0:
             rows = metric_rows(history, done, folder)
             # Before the checkpoint, so that no step that is not done again lacks its metrics.
-            with metrics_path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-            board.scalars(rows)
+            if hosts.first():
+                with metrics_path.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in rows)
+                board.scalars(rows)
             history = []
-        if drawing:
+        if drawing and hosts.first():
             picture = draw(state.ema)
             checkpoints.write_bytes(this.path("pretrain", "samples", f"step_{done:08d}.png"), figures.png(picture))
             board.image(done, "samples", picture)
-        if saving:
+        if saving and hosts.first():
             checkpoints.save_step(folder, done, state)
         if stopping:
             signals.obey()

@@ -1,0 +1,244 @@
+"""The one place that knows other processes: how they find one another, agree, and end together.
+
+A run on several hosts is the same command on each of them. The processes meet through JAX's coordination service, which
+the first of them holds and whose key-value store carries what they say to one another here. The first process alone
+speaks and writes what there is one of; all read the one workdir.
+
+How they end: a process that stops, or fails with a sentence, says so, and the others follow (`leave`). One that dies
+says nothing. JAX then aborts the others, at once if it was the first process and after `_HEARTBEAT` seconds if not, and
+all that can be done about it is to have the last word (`_abort`). No clocks are compared.
+"""
+
+import collections
+import contextlib
+import ctypes
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+# The store has no public name; Orbax and Flax reach for it like this, too.
+from jax._src import distributed
+
+from cdisc import console, parallel, signals
+from cdisc.errors import UserError
+
+_HEARTBEAT = 20
+"""Seconds without a sign of life after which a process counts as dead."""
+
+_PATIENCE = 300.0
+"""Seconds that a stopping process waits for the others, of which one may be saving."""
+
+_STEPS_BEHIND = 2
+"""Steps after which it is read whether a process was asked to stop: by then it is known, and nothing waits for it."""
+
+_meetings = itertools.count()
+_leaving: int | None = None
+
+
+def _client() -> Any:
+    return distributed.global_state.client
+
+
+def several() -> bool:
+    """Whether this process is one of several."""
+    return _client() is not None
+
+
+def first() -> bool:
+    """Whether this is the process that speaks and writes."""
+    return jax.process_index() == 0
+
+
+def connect(coordinator: str | None, num_processes: int | None, process_id: int | None, seconds: float) -> None:
+    """Brings the processes together; to be called before anything is computed.
+
+    Args:
+      coordinator: HOST:PORT of the first process. None leaves all three to what JAX finds by itself (a TPU pod, Slurm,
+        Open MPI, Kubernetes).
+      num_processes: how many there are.
+      process_id: which of them this is.
+      seconds: how long to wait for the others.
+
+    Raises:
+      UserError: if they cannot be brought together. Where others are only awaited, the process ends here, with 2.
+    """
+    if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
+        raise UserError(f"--coordinator is {coordinator!r}: give HOST:PORT, an address of the first process's host.")
+    # Its handler would take SIGTERM away from `signals`.
+    jax.config.update("jax_enable_preemption_service", False)
+    # JAX aborts when its own time is up.
+    timer = threading.Timer(seconds, _nobody_there, (seconds,))
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=int(seconds) + 60,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the processes cannot be brought together ({' '.join(str(error).split())}): give --coordinator=HOST:PORT, "
+            "--num_processes and --process_id, or use --distributed where JAX can find them (a TPU pod, Slurm, "
+            "Open MPI, Kubernetes)."
+        ) from error
+    finally:
+        timer.cancel()
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = (ctypes.c_int, _Handler)
+    libc.signal(signal.SIGABRT, _abort)  # Python's own handlers would only run after the abort
+    threading.Thread(target=_listen, daemon=True).start()
+    if not first():
+        console.mute()
+
+
+def gather(value: str = "") -> list[str]:
+    """What every process says here, in their order: waits for all, so it is a meeting, too, and a place to stop."""
+    return _gather(f"cdisc/meeting/{next(_meetings)}", value) if several() else [value]
+
+
+def _gather(key: str, value: str) -> list[str]:
+    client = _client()
+    client.key_value_set(f"{key}/{jax.process_index():06d}", value)
+    wait = 0.01
+    while len(said := client.key_value_dir_get(f"{key}/")) < jax.process_count():
+        signals.obey()
+        time.sleep(wait)
+        wait = min(2 * wait, 0.5)
+    return [value for _, value in sorted(said)]
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """The first process goes through this by itself and the others after it, so that what it leaves is there."""
+    if not first():
+        gather()
+    yield
+    if first():
+        gather()
+
+
+def require_alike(**facts: Any) -> None:
+    """Makes sure that all processes have the same.
+
+    Raises:
+      UserError: if not; in every process, naming the first one that differs.
+    """
+    said = [json.loads(text) for text in gather(json.dumps([socket.gethostname(), facts], default=str))]
+    host, expected = said[0]
+    for i, (other, found) in enumerate(said):
+        for name in expected:
+            if found[name] != expected[name]:
+                raise UserError(
+                    f"process {i} on {other} has {name} {found[name]}, and process 0 on {host} has {expected[name]}: "
+                    "run the same command with the same software on hosts that are alike."
+                )
+
+
+class Stopping:
+    """Whether to stop, as all processes hear it at the same step of training; to be asked once in each."""
+
+    def __init__(self) -> None:
+        """Nobody has asked yet."""
+        self._answers: collections.deque[jax.Array] = collections.deque()
+
+    def __call__(self) -> bool:
+        """Whether any process had been asked to stop a few steps ago; `signals.obey` then stops each of them."""
+        if not several():
+            return signals.asked()
+        self._answers.append(parallel.any_process(signals.asked()))
+        stopping = len(self._answers) > _STEPS_BEHIND and bool(self._answers.popleft())
+        if stopping:
+            signals.ask(signal.SIGTERM)
+        return stopping
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """An error that follows from the death of another process waits for JAX to notice that death."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception:
+        if several():
+            time.sleep(1.5 * _HEARTBEAT)
+            traceback.print_exc()
+            leave(1)
+        raise
+
+
+def leave(code: int) -> None:
+    """Ends this process, if it is one of several, and has the others end too unless `code` is 0."""
+    global _leaving
+    if not several():
+        return
+    client, _leaving, stopped = _client(), code, signals.asked()
+    try:
+        if code == 0:
+            jax.distributed.shutdown()  # waits for the others
+        else:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was quicker
+                client.key_value_set("cdisc/last_word", f"{jax.process_index()} {code} {int(stopped)}")
+            client.key_value_set(f"cdisc/left/{jax.process_index()}", "")
+            until = time.monotonic() + (_PATIENCE if stopped else 5.0)
+            while len(client.key_value_dir_get("cdisc/left/")) < jax.process_count() and time.monotonic() < until:
+                time.sleep(0.1)
+    except jax.errors.JaxRuntimeError:
+        pass  # the first process has gone, or another has not come
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # an orderly end would wait for the others, or trip over the thread that listens
+
+
+def _listen() -> None:
+    """Waits for the last word of a process; follows it."""
+    client = _client()
+    try:
+        word = client.blocking_key_value_get("cdisc/last_word", 2**31 - 1)
+    except jax.errors.JaxRuntimeError:
+        return  # this process ends
+    who, code, stopped = map(int, word.split())
+    if who == jax.process_index():
+        return
+    if stopped:
+        signals.ask(next(number for number, known in signals.CODES.items() if known == code))
+        return
+    console.fail(f"process {who} could not go on, and has said why; so this one, {jax.process_index()}, ends too.")
+    leave(code)
+
+
+def _nobody_there(seconds: float) -> None:
+    address = distributed.global_state.coordinator_address or "which JAX looks for"
+    console.fail(
+        f"not all processes came together at the coordinator {address} within {seconds:.0f} s: see that the first "
+        "process runs, that this address reaches it from every host, and that --num_processes of them are started."
+    )
+    os._exit(2)
+
+
+_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+
+
+@_Handler
+def _abort(number: int) -> None:
+    if _leaving is not None:
+        os._exit(_leaving)  # the first process was quicker
+    # Written without a lock: this may interrupt the thread that holds it.
+    text = (
+        f"cdisc: process {jax.process_index()} ends because another one does not answer any more, or is no longer "
+        "reached; the same command on all hosts goes on from what was finished.\n"
+    )
+    os.write(2, text.encode())
+    os._exit(os.EX_TEMPFAIL)

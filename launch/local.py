@@ -1,0 +1,78 @@
+"""Several processes of cdisc on this machine, over the loopback address: a run on several hosts without the hosts.
+
+    python launch/local.py --processes=2 --devices=2 -- --config=configs/mixture.py --workdir=runs/mixture
+
+What follows `--` is given to `python -m cdisc.main`. The first process is heard, and of the others the one that failed
+first; its exit code is this one's. Stopping this command stops them all.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import IO
+
+from absl import app, flags
+
+_PROCESSES = flags.DEFINE_integer("processes", 2, "How many processes.")
+_DEVICES = flags.DEFINE_integer("devices", 1, "How many devices each process takes the CPU for.")
+_GRACE = 60.0
+"""Seconds that the other processes have to end by themselves when one has failed."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the processes to their end; returns the first exit code that is not 0, if there is one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    options = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={_DEVICES.value}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_BIND_ADDRESS": address,
+        "XLA_FLAGS": options.strip(),
+    }
+    command = [sys.executable, "-m", "cdisc.main", *argv[1:], f"--coordinator={address}"]
+    command.append(f"--num_processes={_PROCESSES.value}")
+    with contextlib.ExitStack() as files:
+        said = {i: files.enter_context(tempfile.TemporaryFile()) for i in range(1, _PROCESSES.value)}
+        return run(command, environment, said)
+
+
+def run(command: list[str], environment: dict[str, str], said: dict[int, IO[bytes]]) -> int:
+    """Runs the processes, of which all but the first one write their errors to `said`."""
+    running: dict[int, subprocess.Popen] = {}
+    # A terminal sends Ctrl-C to the processes, too.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: [process.terminate() for process in running.values()])
+    for i in range(_PROCESSES.value):
+        running[i] = subprocess.Popen(
+            [*command, f"--process_id={i}"],
+            env=environment,
+            stdout=None if i == 0 else subprocess.DEVNULL,
+            stderr=said.get(i),
+        )
+    code, until = 0, float("inf")
+    while running:
+        for i, process in list(running.items()):
+            if process.poll() is None:
+                continue
+            del running[i]
+            if process.returncode and not code:
+                code = process.returncode if process.returncode > 0 else 128 - process.returncode
+                until = time.monotonic() + _GRACE
+                if i in said:
+                    said[i].seek(0)
+                    sys.stderr.write(said[i].read().decode(errors="replace"))
+        if time.monotonic() > until:
+            for process in running.values():
+                process.kill()
+        time.sleep(0.05)
+    return code
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,178 @@
+"""Several processes over the loopback address: they compute what one does, and end together."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import toy_run
+from commands import ROOT, arrays_of, command, run_command
+
+from cdisc import checkpoints, hosts
+from cdisc.errors import UserError
+
+CONFIG = f"--config={ROOT}/configs/mixture.py"
+DISCOVERY = [
+    CONFIG,
+    "--stages=pretrain,discover",
+    "--config.discover.timesteps=(100,300)",
+    "--config.discover.starts_per_t=4",
+    "--config.discover.capacity=16",
+    "--config.discover.hierarchy=()",
+    "--config.evaluate.num_queries=3",
+]
+SENTENCE = re.compile(r"^cdisc: process (\d) ends because another one does not answer any more", re.MULTILINE)
+
+
+def address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def together(count: int, workdir: pathlib.Path, *arguments: str) -> list[tuple[int, str]]:
+    """Exit codes and errors of toy runs."""
+    coordinator = address()
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_BIND_ADDRESS": coordinator}
+    script = [sys.executable, str(ROOT / "tests" / "toy_run.py"), CONFIG, f"--workdir={workdir}", *arguments]
+    processes = [
+        subprocess.Popen(
+            [*script, f"--coordinator={coordinator}", f"--num_processes={count}", f"--process_id={i}"],
+            cwd=ROOT,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+    errors = [process.communicate(timeout=600)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
+
+
+def test_training_and_queries_on_two_then_four_then_one_process(tmp_path, monkeypatch):
+    """One process of two is killed, then one of four is asked to stop, and one by itself goes on to the end."""
+    monkeypatch.setattr(toy_run.pretrain_lib, "init", toy_run.init)
+    run = tmp_path / "run"
+    two = together(2, run, "--victim=1", f"--signal={signal.SIGKILL}", "--call=13")
+    # Catches: waiting for ever for a process that has died.
+    assert [code for code, _ in two] == [os.EX_TEMPFAIL, -signal.SIGKILL], two
+    assert SENTENCE.findall(two[0][1]) == ["0"]
+    assert checkpoints.steps(run / "pretrain" / "train") == [10]
+    # Catches: results of the second process that are not written, or not whole.
+    assert all(checkpoints.exists(run / "discover" / f"query_{i:04d}") for i in range(toy_run.QUERIES))
+
+    four = together(4, run, "--victim=2", f"--signal={signal.SIGTERM}", "--call=5")
+    # Catches: processes that stop at different steps, of which the first ones wait for the others.
+    assert [code for code, _ in four] == [143] * 4, four
+    assert all("stopped by SIGTERM" in text for _, text in four)
+    stopped = checkpoints.steps(run / "pretrain" / "train")[-1]
+    assert 15 <= stopped < 20
+    metrics = run / "pretrain" / "metrics.jsonl"
+    assert len(metrics.read_text().splitlines()) == stopped
+
+    # Catches: a sum over the devices of one process, padding that counts, draws that depend on the devices.
+    doubled, average = toy_run.run(run)
+    expected_doubled, expected = toy_run.run(tmp_path / "unbroken")
+    np.testing.assert_array_equal(doubled, expected_doubled)
+    np.testing.assert_array_equal(doubled, 2.0 * np.arange(toy_run.QUERIES))
+    np.testing.assert_allclose(average, expected, rtol=1e-5)
+    rows, expected_rows = (
+        [json.loads(line) for line in (folder / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+        for folder in (run, tmp_path / "unbroken")
+    )
+    assert [row["step"] for row in rows] == list(range(1, toy_run.STEPS + 1))
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose([r[name] for r in rows], [r[name] for r in expected_rows], rtol=1e-5)
+
+
+def launched(count: int, *arguments: str) -> subprocess.CompletedProcess:
+    script = [sys.executable, "launch/local.py", f"--processes={count}", "--", *arguments]
+    return subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=900)
+
+
+def assert_same_discoveries(one: pathlib.Path, other: pathlib.Path):
+    for i in range(3):
+        expected, found = (arrays_of(folder / "discover" / f"query_{i:04d}") for folder in (one, other))
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def discovered(tmp_path_factory):
+    """What one process discovers."""
+    workdir = tmp_path_factory.mktemp("one")
+    ended = run_command(*DISCOVERY, f"--workdir={workdir}")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return workdir
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_discovery(tmp_path, discovered, count):
+    # Catches: keys or companions that depend on the process, several processes that speak or write config.json.
+    ended = launched(count, *DISCOVERY, f"--workdir={tmp_path}")
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert [line for line in lines if line.startswith("cdisc ")] == lines[:1]
+    assert f"on {count} cpu device(s) of {count} host(s)" in lines[0]
+    assert_same_discoveries(discovered, tmp_path)
+
+
+def test_unequal_processes_are_refused(monkeypatch):
+    # Catches: comparing with oneself, or naming the wrong process.
+    said = [
+        '["a", {"jax": "1", "devices": 4}]',
+        '["b", {"jax": "1", "devices": 4}]',
+        '["c", {"jax": "1", "devices": 8}]',
+    ]
+    monkeypatch.setattr(hosts, "gather", lambda text: said)
+    with pytest.raises(
+        UserError, match=r"^process 2 on c has devices 8, and process 0 on a has 4: run the same command"
+    ):
+        hosts.require_alike(jax="1", devices=4)
+
+
+def test_a_folder_that_is_not_shared(monkeypatch, tmp_path):
+    from cdisc import run
+
+    monkeypatch.setattr(run.hosts, "first", lambda: False)
+    config = types.SimpleNamespace(to_dict=dict)
+    monkeypatch.setattr(run.config_lib, "to_json", lambda config: "{}")
+    with pytest.raises(UserError, match="is not the same folder on all hosts"):
+        run.bind(tmp_path, config, ())
+
+
+def test_a_coordinator_that_does_not_answer():
+    # Catches: JAX's abort, with code 134, before our own time is up.
+    coordinator = address()
+    options = [f"--coordinator={coordinator}", "--num_processes=2", "--process_id=1", "--connect_seconds=2"]
+    ended = subprocess.run(
+        command(CONFIG, "--workdir=nowhere", *options), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.startswith(
+        f"cdisc: not all processes came together at the coordinator {coordinator} within 2 s"
+    )
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_no_way_to_find_the_others(monkeypatch):
+    # Catches: a traceback of JAX's for what the person has left out.
+    with pytest.raises(UserError, match=r"^--coordinator is 'here': give HOST:PORT"):
+        hosts.connect("here", 2, 0, 1.0)
+
+    def initialize(*given, **known):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(hosts.jax.distributed, "initialize", initialize)
+    with pytest.raises(UserError, match=r"together \(coordinator_address should be defined\.\): give --coordinator"):
+        hosts.connect(None, None, None, 60.0)

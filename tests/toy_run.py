@@ -1,0 +1,113 @@
+"""A run of next to nothing, as one of several processes: `python tests/toy_run.py` with the command's own options.
+
+Five queries that are doubled, and the training of twelve numbers. With `--call=N` and `--signal=NUMBER` the process
+with `--victim=I` sends itself that signal at the N-th step that it makes.
+"""
+
+import functools
+import os
+import pathlib
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import app, flags
+
+from cdisc import hosts, main, parallel, pipeline, signals
+from cdisc.diffusion.schedule import linear_beta
+from cdisc.learning import pretrain as pretrain_lib
+from cdisc.networks.backbone import Backbone
+from cdisc.run import saved_by_query
+from cdisc.stages import pretrain
+
+STEPS, QUERIES = 40, 5
+_CALL = flags.DEFINE_integer("call", 0, "At which step.")
+_SIGNAL = flags.DEFINE_integer("signal", 0, "Which signal.")
+_VICTIM = flags.DEFINE_integer("victim", 0, "Whose.")
+
+
+def run(workdir: pathlib.Path) -> tuple[list[np.ndarray], np.ndarray]:
+    """What is made of the queries, and the average of the numbers trained."""
+    options = pretrain_lib.PretrainOptions(
+        steps=STEPS,
+        batch_size=6,  # which four devices do not divide
+        learning_rate=1e-2,
+        warmup_steps=4,
+        decay_steps=10,
+        weight_decay=1e-4,
+        clip_norm=1.0,
+        ema_decay=0.9,
+        null_dropout=0.1,
+        loss="eps",
+        accumulate=2,
+    )
+    config = {**vars(options), "seed": 0, "from_scratch": True, "bundle": "", "save_every": 10}
+    this = types.SimpleNamespace(
+        config=ml_collections.ConfigDict({"pretrain": config}),
+        path=workdir.joinpath,
+        key=lambda stage: jax.random.key(0),
+        queries=range(QUERIES),
+        schedule=linear_beta(1000),
+        dataset=types.SimpleNamespace(train=jnp.arange(9.0).reshape(3, 3) / 9.0, train_batch=_draw),
+        backbone=Backbone(
+            apply=lambda params, x, t, embeddings: x * embeddings,
+            table=lambda params: params["class_embedding"]["embedding"][:-1],
+            null=lambda params: params["class_embedding"]["embedding"][-1],
+        ),
+    )
+    mapped = parallel.one_by_one(lambda x, factor: x * factor, num_shared=1)
+
+    def work(indices):
+        return parallel.unstack(mapped(jnp.asarray(indices, jnp.float32), jnp.float32(2.0)))
+
+    doubled = saved_by_query(this, "discover", True, np.zeros((), np.float32), jax.local_device_count(), work)
+    return doubled, np.asarray(pretrain.train_backbone(this, None)["class_embedding"]["embedding"])
+
+
+def _draw(data, key, batch_size):
+    labels = jax.random.randint(key, (batch_size,), 0, 3)
+    return data[labels] + jax.random.normal(key, (batch_size, 3)), labels
+
+
+def init(network, options, key):
+    """The numbers before training, in the place of a network's."""
+    params = {"class_embedding": {"embedding": jnp.ones((4, 3))}}
+    return pretrain_lib.TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=pretrain_lib.optimizer(options).init(params),
+    )
+
+
+def _hurt(compiled_step):
+    """The step, which hurts its process when the time has come."""
+
+    def compile_step(**known):
+        step, calls = compiled_step(**known), iter(range(1, STEPS + 1))
+
+        def hurting(*given):
+            if next(calls) == _CALL.value and jax.process_index() == _VICTIM.value:
+                os.kill(os.getpid(), _SIGNAL.value)
+            return step(*given)
+
+        return hurting
+
+    return compile_step
+
+
+def _in_place_of_the_pipeline(config, workdir, stages, queries):
+    run(workdir)
+    hosts.gather()
+
+
+if __name__ == "__main__":
+    pretrain_lib.init = init
+    pretrain.compiled_step = _hurt(pretrain.compiled_step)
+    pipeline.run = _in_place_of_the_pipeline
+    signals.install()
+    app.run(main.main, flags_parser=functools.partial(main._parse))
+    sys.exit()
