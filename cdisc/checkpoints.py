@@ -94,7 +94,7 @@ def _orbax() -> Iterator[ocp.StandardCheckpointer]:
     Left alone it would wait for the other processes, take their signals for its own, and write the arrays of the first
     process only.
     """
-    alone = {
+    alone: dict[str, Any] = {
         "process_index": lambda: 0,
         "process_count": lambda: 1,
         "is_jax_distributed_client_initialized": lambda: False,

@@ -163,9 +163,6 @@ def stack_keys(keys: Sequence[jax.Array]) -> jax.Array:
     return jnp.stack(list(keys))
 
 
-_DEVICES = "devices"
-
-
 def replicate(tree: Any) -> Any:
     """`tree` on every device of this process, as `training_step` takes and gives it; leaves keep their shapes."""
     mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (_DEVICES,))
