@@ -44,14 +44,20 @@ def run(workdir: pathlib.Path) -> tuple[list[np.ndarray], np.ndarray]:
         loss="eps",
         accumulate=2,
     )
-    config = {**vars(options), "seed": 0, "from_scratch": True, "bundle": "", "save_every": 10}
+    config = {**vars(options), "seed": 0, "from_scratch": True, "bundle": "", "save_every": 10, "samples_every": 0}
     this = types.SimpleNamespace(
         config=ml_collections.ConfigDict({"pretrain": config}),
         path=workdir.joinpath,
         key=lambda stage: jax.random.key(0),
         queries=range(QUERIES),
         schedule=linear_beta(1000),
-        dataset=types.SimpleNamespace(train=jnp.arange(9.0).reshape(3, 3) / 9.0, train_batch=_draw),
+        trace_folder=lambda stage: None,
+        dataset=types.SimpleNamespace(
+            train=jnp.arange(9.0).reshape(3, 3) / 9.0,
+            train_batch=_draw,
+            shape=(3,),
+            split=types.SimpleNamespace(trained=range(3)),
+        ),
         backbone=Backbone(
             apply=lambda params, x, t, embeddings: x * embeddings,
             table=lambda params: params["class_embedding"]["embedding"][:-1],
@@ -99,7 +105,7 @@ def _hurt(compiled_step):
     return compile_step
 
 
-def _in_place_of_the_pipeline(config, workdir, stages, queries):
+def _in_place_of_the_pipeline(config, workdir, stages, queries, **options):
     run(workdir)
     hosts.gather()
 
