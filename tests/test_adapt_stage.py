@@ -17,6 +17,7 @@ from cdisc.errors import UserError
 from cdisc.evaluation import methods
 from cdisc.learning import adapt
 from cdisc.networks import backbone as backbones
+from cdisc.networks import interop
 from cdisc.run import Run
 from cdisc.stages import adapt as stage
 
@@ -34,6 +35,7 @@ RUN = Run(
     config=ml_collections.ConfigDict(),
     workdir=pathlib.Path(),
     dataset=None,
+    scheduler=interop.SchedulerConfig(),
     schedule=SCHEDULE,
     network=None,
     backbone=backbones.Backbone(apply=_apply, table=lambda p: p, null=lambda p: p[0]),

@@ -12,6 +12,7 @@ from commands import config_of
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
 from cdisc.networks import backbone as backbones
+from cdisc.networks import interop
 from cdisc.run import Run
 from cdisc.stages import pretrain as stage
 
@@ -31,6 +32,7 @@ def pictures_of(trained):
         config=ml_collections.ConfigDict({"pretrain": {"seed": 0}, "sampling": {"num_steps": 3, "clip": 1.0}}),
         workdir=pathlib.Path(),
         dataset=types.SimpleNamespace(split=types.SimpleNamespace(trained=range(trained)), shape=(1, 1, 3)),
+        scheduler=interop.SchedulerConfig(),
         schedule=SCHEDULE,
         network=None,
         backbone=backbones.Backbone(apply=_apply, table=None, null=None),
