@@ -7,6 +7,8 @@ The bundled ColorMNIST files come from these two commands, the first of which ta
     python -m cdisc.bundle --config=configs/colormnist.py:small --config.pretrain.from_scratch=True \
         --workdir=runs/backbone
 
+Those of the avatars come from the same with configs/avatars.py:small.
+
 Weights are kept in half precision. Each file carries the digest of the configuration and of the data that made it, and
 is refused by a run that has others.
 """

@@ -8,8 +8,8 @@ Of the 96 compositions 72 are trained and 24 held out: blond curls, long gray ha
 eyeglasses. Each differs from a trained one in one attribute. The faces are drawn once, some 200 a second, and kept in
 `data.cache`.
 
-Variants: the file alone is 64x64 for a GPU, `:small` runs on two CPU cores at 32x32, `:tiny` trains a toy backbone from
-scratch, for tests. What is not said here is as in configs/colormnist.py.
+Variants: the file alone is 64x64 for a GPU, `:small` runs on two CPU cores at 32x32 with a bundled backbone, `:tiny`
+trains a toy backbone from scratch, for tests. What is not said here is as in configs/colormnist.py.
 """
 
 import pathlib
