@@ -305,7 +305,7 @@ def test_a_signal_in_the_last_moment(cdisc, tmp_path, monkeypatch):
 
 def test_where_traces_go(cdisc, tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(pipeline, "run", lambda *arguments: given.append(arguments[4]))
+    monkeypatch.setattr(pipeline, "run", lambda *arguments, export_to, profile: given.append(profile))
     for options, folder in (((), None), (("--profile=here",), pathlib.Path("here"))):
         assert cdisc(TINY, f"--workdir={tmp_path}", *options)[0] == 0
         assert given.pop() == folder

@@ -153,7 +153,7 @@ def test_one_result_is_in_memory_at_a_time(tmp_path, monkeypatch):
     read = []
     restore = checkpoints.restore
     monkeypatch.setattr(checkpoints, "restore", lambda path, like: read.append(path.name) or restore(path, like))
-    this = types.SimpleNamespace(queries=range(3), path=tmp_path.joinpath)
+    this = types.SimpleNamespace(queries=range(3), path=tmp_path.joinpath, trace_folder=lambda stage: None)
     left = saved_by_query(
         this, "adapt", True, {"x": np.zeros(2)}, 3, lambda batch: [{"x": np.full(2, i)} for i in (0.0, 1.0, 2.0)]
     )
@@ -199,7 +199,7 @@ def test_traces_of_a_stage(tmp_path, monkeypatch):
         return [{"x": np.zeros(2)}]
 
     monkeypatch.setattr(
-        pipeline, "run_stages", lambda this, _: saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 1, work)
+        pipeline, "run_stages", lambda this, *_: saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 1, work)
     )
     pipeline.run(planar_config(), tmp_path / "run", ["adapt"], [], profile=tmp_path / "traces")
     assert told == [0, tmp_path / "traces" / "adapt", 1, "stop"]
