@@ -6,7 +6,6 @@ The peaks are measured in the same run, in turns with the step: the rate of a la
 bandwidth of a copy that no cache holds. Seconds are the processor's, so other programs on the machine take none.
 """
 
-import functools
 import json
 import statistics
 import time
@@ -26,38 +25,21 @@ def main(_: list[str]) -> None:
     import jax
     import jax.numpy as jnp
 
-    from cdisc import config as config_lib
-    from cdisc import cost, parallel
-    from cdisc.learning import pretrain
-    from cdisc.networks import backbone
-    from cdisc.networks.unet import UNetConfig
-    from cdisc.run import scheduler_of
-    from cdisc.stages.pretrain import compiled_step, pretrain_options
+    from benchmarks.training import training
+    from cdisc import cost
 
-    config = _CONFIG.value
-    scheduler = scheduler_of(config)
-    schedule = scheduler.schedule()
-    network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
-    model = backbone.unet(network, schedule, scheduler.prediction_type)
-    options = pretrain_options(config)
+    network, model, options, schedule, state, advance = training(_CONFIG.value)
 
     def seconds(fn, *args) -> float:
         start = time.process_time()
         jax.block_until_ready(fn(*args))
         return time.process_time() - start
 
-    def batch(data, key, size):
-        picture = (network.sample_size, network.sample_size, network.in_channels)
-        return jax.random.normal(key, (size, *picture)), jnp.zeros(size, jnp.int32)
-
     side = 2048
     matrix = jnp.ones((side, side))
     product = jax.jit(jnp.matmul)
     column = jnp.ones(2**27)
     copy = jax.jit(jnp.negative)
-    step = compiled_step(backbone=model, options=options, schedule=schedule, batch_fn=batch)
-    state = parallel.replicate(pretrain.init(network, options, jax.random.key(0)))
-    advance = functools.partial(step, data=None, key=jax.random.key(1))
     rates, bandwidths, steps = [], [], []
     for repeat in range(_REPEATS.value + 1):
         rates.append(2 * side**3 / seconds(product, matrix, matrix))

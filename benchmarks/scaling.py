@@ -30,34 +30,17 @@ def measure() -> dict[str, float]:
     """The devices, and the median seconds of a step."""
     runtime.configure()
     import jax
-    import jax.numpy as jnp
 
-    from cdisc import config as config_lib
-    from cdisc import parallel
-    from cdisc.learning import pretrain
-    from cdisc.networks import backbone
-    from cdisc.networks.unet import UNetConfig
-    from cdisc.run import scheduler_of
-    from cdisc.stages.pretrain import compiled_step, pretrain_options
+    from benchmarks.training import training
 
     config, devices = _CONFIG.value, jax.device_count()
     config.pretrain.batch_size = _EACH.value * devices
-    scheduler = scheduler_of(config)
-    schedule = scheduler.schedule()
-    network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
-    model = backbone.unet(network, schedule, scheduler.prediction_type)
-    options = pretrain_options(config)
-
-    def batch(data, key, size):
-        picture = (network.sample_size, network.sample_size, network.in_channels)
-        return jax.random.normal(key, (size, *picture)), jnp.zeros(size, jnp.int32)
-
-    step = compiled_step(backbone=model, options=options, schedule=schedule, batch_fn=batch)
-    state = parallel.replicate(pretrain.init(network, options, jax.random.key(0)))
+    trained = training(config)
+    state = trained.state
     taken = []
     for _ in range(_REPEATS.value + 1):
         start = time.perf_counter()
-        state, _ = jax.block_until_ready(step(state, None, jax.random.key(1)))
+        state, _ = jax.block_until_ready(trained.advance(state))
         taken.append(time.perf_counter() - start)
     return {"devices": devices, "seconds": statistics.median(taken[1:])}
 
