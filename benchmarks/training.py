@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from cdisc import config as config_lib
 from cdisc import parallel
@@ -37,10 +37,11 @@ def training(config: ml_collections.ConfigDict) -> Training:
     model = backbone.unet(network, schedule, scheduler.prediction_type)
     options = pretrain_options(config)
 
-    def batch(data: Any, key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-        picture = (network.sample_size, network.sample_size, network.in_channels)
-        return jax.random.normal(key, (size, *picture)), jnp.zeros(size, jnp.int32)
-
-    step = compiled_step(backbone=model, options=options, schedule=schedule, batch_fn=batch)
+    picture = (network.sample_size, network.sample_size, network.in_channels)
+    places, _ = parallel.share_of_batch(options.batch_size, options.accumulate)
+    noise = np.random.default_rng(0).standard_normal((*places.shape, *picture), np.float32)
+    pictures = (noise, np.zeros(places.shape, np.int32))
+    step = compiled_step(backbone=model, options=options, schedule=schedule, shape=picture)
     state = parallel.replicate(pretrain.init(network, options, jax.random.key(0)))
-    return Training(network, model, options, schedule, state, functools.partial(step, data=None, key=jax.random.key(1)))
+    advance = functools.partial(step, pictures=pictures, key=jax.random.key(1))
+    return Training(network, model, options, schedule, state, advance)

@@ -160,24 +160,19 @@ def training(
     total = jax.eval_shape(pretrain.nothing, state.params)
     picture = (network.sample_size, network.sample_size, network.in_channels)
 
-    def pictures(count: int) -> pretrain.Batch:
-        shape = (count, *picture)
-        return jax.eval_shape(
-            lambda: pretrain.Batch(
-                x0=jnp.zeros(shape),
-                labels=jnp.zeros(shape[:1], jnp.int32),
-                t=jnp.zeros(shape[:1], jnp.int32),
-                noise=jnp.zeros(shape),
-            )
-        )
+    def share(count: int) -> tuple[pretrain.Pictures, pretrain.Chance]:
+        known = dataclasses.replace(options, batch_size=count, accumulate=1)
+        draw = functools.partial(pretrain.draw, shape=picture, options=known, schedule=schedule)
+        chance = jax.eval_shape(draw, state, jax.random.key(0))
+        return jax.eval_shape(lambda: (jnp.zeros((count, *picture)), jnp.zeros(count, jnp.int32))), chance
 
     add = functools.partial(pretrain.add_gradient, backbone=model, options=options, schedule=schedule)
     mask = jax.ShapeDtypeStruct((size,), jnp.bool_)
-    gradient, lowered = account(add, total, state.params, pictures(size), mask, donate=(0,))
+    gradient, lowered = account(add, total, state.params, *share(size), mask, donate=(0,))
     update, _ = account(functools.partial(pretrain.update, options=options), state, total)
     return Training(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        kept=size_in_bytes((state, total, pictures(options.batch_size))),
+        kept=size_in_bytes((state, total, share(options.batch_size))),
         temporaries=temporaries(lowered),
         gradient=gradient,
         update=update,

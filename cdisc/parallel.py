@@ -169,42 +169,68 @@ def replicate(tree: Any) -> Any:
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
+def host_device() -> jax.Device:
+    """The host's processor, for what is made ready while the devices work: on one of them it would wait its turn."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return jax.local_devices()[0]
+
+
+def share_of_batch(count: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which pictures of a batch the devices of this process are given.
+
+    Args:
+      count: pictures in the batch.
+      parts: micro-batches of count / parts pictures each.
+
+    Returns:
+      Their places in the batch, and whether they count, both (devices, parts, each): what the devices of all processes
+      do not divide evenly is padded with pictures that do not.
+    """
+    local, devices = jax.local_device_count(), jax.device_count()
+    part = count // parts
+    each = -(-part // devices)
+    # The place of each device of this process among all.
+    place = np.arange(local) + jax.process_index() * local
+    columns = place[:, None] * each + np.arange(each)
+    rows = np.arange(parts)[None, :, None] * part + np.minimum(columns, part - 1)[:, None]
+    return rows, np.broadcast_to((columns < part)[:, None], rows.shape)
+
+
 def training_step(
-    draw: Callable[[Any, Any, jax.Array], Any],
+    draw: Callable[[Any, jax.Array], Any],
     nothing: Callable[[Any], Any],
-    add: Callable[[Any, Any, Any, jax.Array], Any],
+    add: Callable[[Any, Any, Any, Any, jax.Array], Any],
     update: Callable[[Any, Any], tuple[Any, Any]],
+    count: int,
     parts: int,
 ) -> Callable[[Any, Any, jax.Array], tuple[Any, Any]]:
-    """One step of training as a function `(state, data, key) -> (state, metrics)`, which overwrites its state.
+    """One step of training as a function `(state, pictures, key) -> (state, metrics)`, which overwrites its state.
 
-    Every device draws the same batch, so that what is drawn does not depend on their number, and adds up the gradient
-    of its own pictures; the sum over all devices of all processes updates the state, which each of them keeps. What the
-    devices do not divide evenly is padded with pictures that the mask leaves out.
+    `pictures` has the leaves (devices, parts, each, ...) of `share_of_batch`. What else is random every device draws
+    for the whole batch, so that it does not depend on their number. Each adds up the gradient of its own pictures; the
+    sum over all devices of all processes updates the state, which each of them keeps.
 
     Micro-batches are calls of one program, because a program with a loop over them is no way out: unrolled it takes as
     many times longer to compile, and XLA's CPU backend computes the gradient of a convolution several times more slowly
     inside a loop.
 
     Args:
-      draw: `(state, data, key) -> batch`, leaves (B, ...).
+      draw: `(state, key) -> chance`, leaves (count, ...).
       nothing: `state -> total`, the total of no pictures.
-      add: `(total, state, pictures, mask) -> total`, for n pictures of the batch, of which those of `mask` (n,) count.
+      add: `(total, state, pictures, chance, mask) -> total`, for n pictures and what was drawn for them, of which those
+        of `mask` (n,) count.
       update: `(state, total) -> (state, metrics)`.
-      parts: micro-batches of B / parts pictures each, one after the other.
+      count: pictures in a batch.
+      parts: micro-batches of count / parts pictures each, one after the other.
     """
-    local, devices = jax.local_device_count(), jax.device_count()
-    # The place of each device of this process among all.
-    places = np.arange(local, dtype=np.int32) + jax.process_index() * local
+    rows, mask = share_of_batch(count, parts)
 
-    def begin(place: jax.Array, state: Any, data: Any, key: jax.Array) -> tuple[Any, Any]:
-        batch = draw(state, data, key)
-        part = size(batch) // parts
-        each = -(-part // devices)
-        columns = place * each + jnp.arange(each)
-        rows = jnp.arange(parts)[:, None] * part + jnp.minimum(columns, part - 1)[None]
-        share = jax.tree.map(lambda leaf: leaf[rows], batch)
-        return nothing(state), (share, jnp.broadcast_to((columns < part)[None], rows.shape))
+    def begin(rows: jax.Array, pictures: Any, mask: jax.Array, state: Any, key: jax.Array) -> tuple[Any, Any]:
+        chance = jax.tree.map(lambda leaf: leaf[rows], draw(state, key))
+        # What came from the host is given back, so that it is moved once and not with every part.
+        return nothing(state), (pictures, chance, mask)
 
     def add_part(total: Any, share: Any, state: Any, index: jax.Array) -> Any:
         return add(total, state, *jax.tree.map(lambda leaf: leaf[index], share))
@@ -212,12 +238,12 @@ def training_step(
     def finish(total: Any, state: Any) -> tuple[Any, Any]:
         return update(state, jax.lax.psum(total, _DEVICES))
 
-    begin_all = jax.pmap(begin, _DEVICES, in_axes=(0, None, None, None))
+    begin_all = jax.pmap(begin, _DEVICES, in_axes=(0, 0, 0, None, None))
     add_all = jax.pmap(add_part, _DEVICES, in_axes=(0, 0, None, None), donate_argnums=0)
     finish_all = jax.pmap(finish, _DEVICES, in_axes=(0, None), out_axes=None, donate_argnums=1)
 
-    def step(state: Any, data: Any, key: jax.Array) -> tuple[Any, Any]:
-        total, share = begin_all(places, state, data, key)
+    def step(state: Any, pictures: Any, key: jax.Array) -> tuple[Any, Any]:
+        total, share = begin_all(rows, pictures, mask, state, key)
         for index in range(parts):
             total = add_all(total, share, state, index)
         return finish_all(total, state)

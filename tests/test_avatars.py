@@ -102,7 +102,7 @@ def test_the_data_set_holds_out_what_is_one_attribute_away():
     assert (len(data.split.trained), len(data.split.held_out)) == (72, 24)
     for held_out in data.split.held_out:
         assert min(np.sum(np.asarray(held_out) != np.asarray(c)) for c in data.split.trained) == 1
-    images, labels = data.train_batch(data.train, jax.random.key(0), 8)
+    images, labels = data.train_batch(data.train, jax.random.key(0), 8, np.arange(8))
     for image, label in zip(np.asarray(images), labels, strict=True):
         composition = data.split.trained[int(label)]
         own = [avatars.rasterize(avatars.face(0, "train", composition, i, 32)) for i in range(3)]

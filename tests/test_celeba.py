@@ -230,7 +230,7 @@ def test_every_picture_is_where_the_manifest_says(config):
     assert data.split.trained == tuple(c for c, one in classes.items() if one.seen) and len(data.split.trained) == 5
     assert data.split.held_out == tuple(c for c, one in classes.items() if not one.seen)
     assert data.split.factors.names == WANTED
-    images, labels = data.train_batch(data.train, jax.random.key(0), 300)
+    images, labels = data.train_batch(data.train, jax.random.key(0), 300, np.arange(300))
     for label, composition in enumerate(data.split.trained):
         files = classes[composition].files["train"]
         assert set(numbers_of(images)[np.asarray(labels) == label]) == set(map(number, files))
@@ -303,7 +303,7 @@ def test_corrupt_images_are_named_and_left_out_or_too_many(config, own, capsys, 
     monkeypatch.setattr(celeba, "_MAX_UNREADABLE", 0.02)
     data = celeba.load(config)
     assert f"1 of 84 images cannot be read and are left out: {bad[0]}." in capsys.readouterr().err.replace("\n", " ")
-    assert len(data.train.images) == 29
+    assert len(data.train.rows) == 29
     damage(own, bad)
     config.cache += "_2"
     with pytest.raises(UserError, match=rf"2 of 84 images cannot be read \({bad[0]}, {bad[1]}\)"):

@@ -92,7 +92,7 @@ def test_render_takes_any_leading_axes():
 
 def test_train_batch_draws_classes_and_then_pictures_uniformly():
     data = small_data()
-    images, labels = jax.jit(colormnist.train_batch, static_argnums=2)(data, jax.random.key(3), 1200)
+    images, labels = colormnist.train_batch(data, jax.random.key(3), 1200, np.arange(1200))
     assert images.shape == (1200, 32, 32, 3) and images.dtype == jnp.float32 and labels.dtype == jnp.int32
     rows_of = {0: (0, 1), 1: (2, 3, 4)}
     for label, composition in enumerate(np.asarray(data.compositions)):
@@ -112,19 +112,24 @@ def test_train_batch_is_a_function_of_the_key_and_compiles_once():
     @jax.jit
     def draw(data, key):
         traces.append(None)
-        return colormnist.train_batch(data, key, 16)
+        return colormnist.train_batch(data, key, 16, np.arange(16))
 
     first, again, other = (draw(data, jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert not np.array_equal(first[1], other[1])
     assert len(traces) == 1
+    # Some places of a batch are those of the whole, not the first ones of a smaller batch.
+    places = np.asarray([15, 3])
+    some = colormnist.train_batch(data, jax.random.key(0), 16, places)
+    np.testing.assert_array_equal(some[0], first[0][places])
+    np.testing.assert_array_equal(some[1], first[1][places])
 
 
 def test_labels_and_pictures_are_drawn_independently():
     # With one key for both, the picture drawn would follow from the label.
     data = small_data()
-    images, labels = colormnist.train_batch(data, jax.random.key(0), 1000)
+    images, labels = colormnist.train_batch(data, jax.random.key(0), 1000, np.arange(1000))
     for label, composition in ((1, (1, 0, 0)), (2, (1, 1, 1))):
         chosen = np.asarray(images)[np.asarray(labels) == label]
         candidates = np.stack([expected_picture(data, row, composition) for row in (2, 3, 4)])
@@ -167,7 +172,7 @@ def test_dataset_is_the_papers(dataset):
 
 
 def test_training_pixels_show_trained_pairs_and_training_digits_only(dataset, parts):
-    images, labels = dataset.train_batch(dataset.train, jax.random.key(1), 200)
+    images, labels = dataset.train_batch(dataset.train, jax.random.key(1), 200, np.arange(200))
     value_of = {image.tobytes(): label for image, label in zip(parts.train.images, parts.train.labels, strict=True)}
     for image, label in zip(np.asarray(images), np.asarray(labels), strict=True):
         colour, background, digit = uncoloured(dataset, image)

@@ -51,8 +51,8 @@ def test_what_training_keeps_is_what_its_arrays_take(whole):
     )
     numbers = jnp.zeros(8, jnp.int32)
     pictures = jnp.zeros((8, 8, 8, 3))
-    batch = pretrain.Batch(x0=pictures, labels=numbers, t=numbers, noise=pictures)
-    arrays = jax.tree.leaves((state, pretrain.nothing(params), batch))
+    chance = pretrain.Chance(dropped=numbers > 0, t=numbers, noise=pictures)
+    arrays = jax.tree.leaves((state, pretrain.nothing(params), (pictures, numbers), chance))
     assert whole.kept == sum(leaf.nbytes for leaf in arrays)
     assert whole.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
     # A gradient cannot do without the activations that it goes back through.
@@ -67,8 +67,8 @@ def test_devices_and_micro_batches_share_a_batch(whole):
     assert shared.flops == 3 * (2 * shared.gradient.flops + shared.update.flops)
     assert shared.update.flops == whole.update.flops
     assert shared.temporaries < whole.temporaries
-    pictures = 2 * (2 * 8 * 8 * 3 + 2) * 4
-    assert whole.kept - shared.kept == 2 * pictures
+    picture = (2 * 8 * 8 * 3 + 2) * 4 + 1
+    assert whole.kept - shared.kept == 4 * picture
 
 
 def test_a_gradient_costs_three_evaluations_and_four_where_it_keeps_nothing(whole):

@@ -47,18 +47,21 @@ together = parallel.gather(state, 5)
 shared = jax.device_put(queries, jax.sharding.NamedSharding(jax.make_mesh((jax.device_count(),), ("d",)), jax.P()))
 copy = parallel.one_copy({"x": shared})["x"]
 train = parallel.training_step(
-    draw=lambda state, data, key: data + jax.random.normal(jax.random.fold_in(key, state["step"]), (6, 3)),
+    draw=lambda state, key: jax.random.normal(jax.random.fold_in(key, state["step"]), (6, 3)),
     nothing=lambda state: {"sum": jnp.zeros(3), "count": jnp.int32(0)},
-    add=lambda total, state, part, mask: {
-        "sum": total["sum"] + jnp.where(mask[:, None], part, 0.0).sum(axis=0),
+    # Products, so that a picture which is given another's chance is seen.
+    add=lambda total, state, pictures, chance, mask: {
+        "sum": total["sum"] + jnp.where(mask[:, None], pictures * chance, 0.0).sum(axis=0),
         "count": total["count"] + mask.sum(),
     },
     update=lambda state, total: ({"w": state["w"] + total["sum"], "step": state["step"] + 1}, total["count"]),
+    count=6,
     parts=2,
 )
-state, data = parallel.replicate(({"w": jnp.zeros(3), "step": jnp.int32(0)}, jnp.arange(3.0)[None]))
+state = parallel.replicate({"w": jnp.zeros(3), "step": jnp.int32(0)})
+pictures = np.arange(18.0, dtype=np.float32).reshape(6, 3)[parallel.share_of_batch(6, 2)[0]]
 for _ in range(2):
-    state, counted = train(state, data, jax.random.key(7))
+    state, counted = train(state, pictures, jax.random.key(7))
 out |= {"trained": state["w"], "counted": counted, "said": [parallel.any_process(said) for said in (False, True)]}
 answer = {"devices": jax.local_device_count(), "spread": list(spread.shape), "together": together, **out}
 answer |= {"copy": copy, "copy_on": [device.id for device in copy.devices()]}
@@ -85,7 +88,8 @@ def test_a_batch_is_divided_among_the_devices(answers, devices):
     # pictures that are left out or counted twice, draws or a sum that depend on the device.
     answer = answers[devices]
     drawn = [jax.random.normal(jax.random.fold_in(jax.random.key(7), i), (6, 3)) for i in range(2)]
-    np.testing.assert_allclose(answer["trained"], np.sum(drawn, axis=(0, 1)) + 12.0 * np.arange(3.0), rtol=1e-5)
+    pictures = np.arange(18.0).reshape(6, 3)
+    np.testing.assert_allclose(answer["trained"], np.sum(pictures * np.asarray(drawn), axis=(0, 1)), rtol=1e-5)
     assert answer["counted"] == 6
     assert answer["said"] == [False, True]
 

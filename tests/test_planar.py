@@ -48,7 +48,8 @@ def test_train_batch_draws_the_trained_classes_and_no_other():
     data = planar.load(_config())
     assert data.shape == planar.SHAPE
     draw = jax.jit(data.train_batch, static_argnums=2)
-    points, labels = draw(data.train, jax.random.key(0), 28_000)
+    places = np.arange(28_000)
+    points, labels = draw(data.train, jax.random.key(0), 28_000, places)
     assert points.shape == (28_000, 2)
     assert labels.dtype == jnp.int32
     cells = _nearest(points)
@@ -58,9 +59,10 @@ def test_train_batch_draws_the_trained_classes_and_no_other():
     assert (np.abs(counts - 2000) < 5 * np.sqrt(2000)).all()
     centres = np.asarray(LEVELS)[cells]
     np.testing.assert_allclose(np.std(np.asarray(points) - centres, axis=0), STD, rtol=0.02)
-    again, _ = draw(data.train, jax.random.key(0), 28_000)
-    other, _ = draw(data.train, jax.random.key(1), 28_000)
-    np.testing.assert_array_equal(points, again)
+    again, again_labels = draw(data.train, jax.random.key(0), 28_000, places[::-1])
+    other, _ = draw(data.train, jax.random.key(1), 28_000, places)
+    np.testing.assert_array_equal(points, again[::-1])
+    np.testing.assert_array_equal(labels, again_labels[::-1])
     assert not np.array_equal(points, other)
 
 
@@ -68,7 +70,7 @@ def test_the_training_distribution_is_the_mixture():
     """The mean log density of batches equals that of exact samples: one density, two samplers."""
     data = planar.load(_config())
     schedule, n = linear_beta(), 20_000
-    batch, _ = data.train_batch(data.train, jax.random.key(0), n)
+    batch, _ = data.train_batch(data.train, jax.random.key(0), n, np.arange(n))
     samples = exact.sample(data.train, jax.random.key(1), n)
     heights = [exact.log_density(data.train, schedule, x, jnp.zeros(n, jnp.int32)) for x in (batch, samples)]
     # Cells do not overlap: the entropy is that of 14 Gaussians apart.

@@ -10,6 +10,7 @@ import optax
 import pytest
 import tiny
 
+from cdisc import parallel
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
 from cdisc.learning import pretrain
@@ -31,13 +32,13 @@ OPTIONS = pretrain.PretrainOptions(
 )
 
 
-def _flat_pictures(data, key, batch_size):
-    """Three classes of pictures in one colour each, `data` (3, 3)."""
-    labels = jax.random.randint(key, (batch_size,), 0, 3)
-    return jnp.broadcast_to(data[labels][:, None, None, :], (batch_size, 8, 8, 3)), labels
-
-
 COLOURS = jnp.asarray([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [0.5, 0.5, 1.0]])
+
+
+def _share(options, x0, labels):
+    """A batch as a step takes it."""
+    places, _ = parallel.share_of_batch(options.batch_size, options.accumulate)
+    return x0[places], labels[places]
 
 
 def _table_backbone(seen):
@@ -63,13 +64,10 @@ def _table_state(options, values):
     )
 
 
-def _labelled_points(data, key, batch_size):
-    return jnp.zeros((batch_size, 1)), jnp.arange(batch_size) % 3
-
-
 def _table_step(options, seen):
-    step = compiled_step(backbone=_table_backbone(seen), options=options, schedule=SCHEDULE, batch_fn=_labelled_points)
-    return functools.partial(step, data=None, key=jax.random.key(0))
+    step = compiled_step(backbone=_table_backbone(seen), options=options, schedule=SCHEDULE, shape=(1,))
+    points = _share(options, jnp.zeros((options.batch_size, 1)), jnp.arange(options.batch_size) % 3)
+    return functools.partial(step, pictures=points, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
@@ -159,8 +157,17 @@ def test_a_gradient_is_clipped_by_the_norm_of_the_whole_tree():
 
 
 def _compiled(network=tiny.NETWORK, options=OPTIONS):
-    backbone = backbones.unet(network, SCHEDULE)
-    return compiled_step(backbone=backbone, options=options, schedule=SCHEDULE, batch_fn=_flat_pictures)
+    """A step `(state, key) -> (state, metrics)` on three classes of pictures in one colour each."""
+    step = compiled_step(
+        backbone=backbones.unet(network, SCHEDULE), options=options, schedule=SCHEDULE, shape=(8, 8, 3)
+    )
+
+    def advance(state, key):
+        labels = jax.random.randint(pretrain.keys(key, state.step)[0], (options.batch_size,), 0, 3)
+        pictures = jnp.broadcast_to(COLOURS[labels][:, None, None, :], (options.batch_size, 8, 8, 3))
+        return step(state, _share(options, pictures, labels), key)
+
+    return advance
 
 
 @pytest.fixture(scope="module")
@@ -193,14 +200,14 @@ def test_resumed_training_equals_unbroken_training_bit_for_bit(step, initial, fi
     key = jax.random.key(2)
     state, resumed = first(), first()
     for _ in range(6):
-        state, _ = step(state, COLOURS, key)
+        state, _ = step(state, key)
     for _ in range(3):
-        resumed, _ = step(resumed, COLOURS, key)
+        resumed, _ = step(resumed, key)
     # As a checkpoint would keep it: arrays alone.
     leaves, structure = jax.tree.flatten(resumed)
     resumed = jax.tree.unflatten(structure, [jnp.asarray(np.array(leaf)) for leaf in leaves])
     for _ in range(3):
-        resumed, _ = step(resumed, COLOURS, key)
+        resumed, _ = step(resumed, key)
     assert int(state.step) == int(resumed.step) == 6
     for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, two)
@@ -213,7 +220,7 @@ def test_resumed_training_equals_unbroken_training_bit_for_bit(step, initial, fi
 def test_the_loss_of_the_unet_falls(step, first):
     state, losses = first(), []
     for _ in range(OPTIONS.steps):
-        state, metrics = step(state, COLOURS, jax.random.key(3))
+        state, metrics = step(state, jax.random.key(3))
         losses.append(float(metrics["loss"]))
     # Nothing but noise is predicted at first; pictures in one colour are found quickly.
     np.testing.assert_allclose(losses[0], 1.0, atol=0.2)
@@ -232,7 +239,7 @@ def _learnt(compiled):
         ema=jax.tree.map(jnp.copy, params),
         opt_state=pretrain.optimizer(OPTIONS).init(params),
     )
-    state, metrics = compiled(state, COLOURS, jax.random.key(5))
+    state, metrics = compiled(state, jax.random.key(5))
     return jax.tree.map(float, metrics), optax.tree.get(state.opt_state, "mu")
 
 
@@ -281,7 +288,7 @@ def test_activations_in_bfloat16_leave_everything_that_is_kept_in_float32(learnt
     half = _compiled(dataclasses.replace(tiny.NETWORK, dtype="bfloat16"))
     state = jax.eval_shape(first)
     assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim} == {jnp.dtype("float32")}
-    after, _ = jax.eval_shape(half, state, COLOURS, jax.random.key(0))
+    after, _ = jax.eval_shape(half, state, jax.random.key(0))
     assert after == state
     metrics, gradient = _learnt(half)
     assert metrics == pytest.approx(learnt[0], rel=0.02)

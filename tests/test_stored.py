@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,7 @@ def rows_of(images):
 def test_train_batch_draws_classes_and_then_pictures_uniformly():
     # Catches: drawing pictures uniformly, one key for both draws, labels in another order than split.trained.
     data = make()
-    images, labels = jax.jit(data.train_batch, static_argnums=2)(data.train, jax.random.key(0), 3000)
+    images, labels = data.train_batch(data.train, jax.random.key(0), 3000, np.arange(3000))
     assert images.shape == (3000, 2, 2, 3) and images.dtype == jnp.float32 and labels.dtype == jnp.int32
     rows, labels = rows_of(images), np.asarray(labels)
     for label, composition in enumerate(SPLIT.trained):
@@ -41,6 +43,25 @@ def test_train_batch_draws_classes_and_then_pictures_uniformly():
         wanted = TRAIN[composition]
         assert set(drawn) == set(wanted)
         assert all(abs(np.sum(drawn == row) - len(drawn) / len(wanted)) < 5 * np.sqrt(len(drawn)) for row in wanted)
+
+
+def test_only_the_pictures_that_are_asked_for_are_read():
+    # Catches: reading the whole batch, or other places of it.
+    read = []
+
+    class Counting:
+        def __getitem__(self, rows):
+            read.extend(rows)
+            return IMAGES[rows]
+
+    data = make()
+    images, labels = data.train_batch(data.train, jax.random.key(0), 64, np.arange(64))
+    counted = dataclasses.replace(data.train, images=Counting())
+    places = np.asarray([1, 63, 1, 0])
+    some, some_labels = data.train_batch(counted, jax.random.key(0), 64, places)
+    np.testing.assert_array_equal(some, images[places])
+    np.testing.assert_array_equal(some_labels, labels[places])
+    assert read == rows_of(some).tolist()
 
 
 def test_queries_and_references_are_fixed_rows_in_their_order():

@@ -73,9 +73,9 @@ def run(workdir: pathlib.Path) -> tuple[list[np.ndarray], np.ndarray]:
     return doubled, np.asarray(pretrain.train_backbone(this, None)["class_embedding"]["embedding"])
 
 
-def _draw(data, key, batch_size):
+def _draw(data, key, batch_size, places):
     labels = jax.random.randint(key, (batch_size,), 0, 3)
-    return data[labels] + jax.random.normal(key, (batch_size, 3)), labels
+    return (data[labels] + jax.random.normal(key, (batch_size, 3)))[places], labels[places]
 
 
 def init(network, options, key):

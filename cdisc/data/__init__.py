@@ -18,9 +18,10 @@ class Dataset:
       name: What the results call it.
       shape: The shape of one example, such as (32, 32, 3).
       split: Which compositions are trained and which are held out.
-      train: The pytree of arrays that `train_batch` draws from; pass it as an argument of a jitted function.
-      train_batch: `(train, key, batch_size) -> (examples (B, *shape), labels (B,) int32)`, a pure function; a label is
-        an index into `split.trained`.
+      train: What `train_batch` draws from.
+      train_batch: `(train, key, batch_size, places (n,)) -> (examples (n, *shape), labels (n,) int32)`: those examples
+        of a batch that stand at `places`, which follow from `key` and `batch_size`; no others are read. A label is an
+        index into `split.trained`.
       queries: `(composition, n) -> (n, *shape)`: always the same n examples that no training saw.
       references: `(composition, n) -> (n, *shape)`: the same, from a part that shares nothing with the queries.
       labelled: `(part, n, seed) -> (examples (n, *shape), value indices (n, F) int32)` over ALL compositions, for the
@@ -32,7 +33,7 @@ class Dataset:
     shape: tuple[int, ...]
     split: CompositionSplit
     train: Any
-    train_batch: Callable[[Any, jax.Array, int], tuple[jax.Array, jax.Array]]
+    train_batch: Callable[[Any, jax.Array, int, np.ndarray], tuple[jax.Array, jax.Array]]
     queries: Callable[[Composition, int], np.ndarray]
     references: Callable[[Composition, int], np.ndarray]
     labelled: Callable[[str, int, int], tuple[np.ndarray, np.ndarray]]

@@ -71,21 +71,24 @@ def _draw_rows(data: ColorMNIST, key: jax.Array, values: jax.Array) -> jax.Array
     return jax.random.randint(key, values.shape, data.starts[values], data.starts[values + 1])
 
 
-def train_batch(data: ColorMNIST, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """Draws a batch: a class uniformly, then a picture of its digit uniformly.
+@functools.partial(jax.jit, static_argnums=2)
+def train_batch(data: ColorMNIST, key: jax.Array, batch_size: int, places: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Some pictures of a batch, of which each is of a class drawn uniformly, then of a digit drawn uniformly.
 
     Args:
       data: The distribution.
       key: The only source of randomness.
       batch_size: B.
+      places: (n,) which of the B.
 
     Returns:
-      Pictures (B, 32, 32, 3) float32 in [-1, 1] and labels (B,) int32, indices into `data.compositions`.
+      Pictures (n, 32, 32, 3) float32 in [-1, 1] and labels (n,) int32, indices into `data.compositions`.
     """
     label_key, row_key = jax.random.split(key)
     labels = jax.random.randint(label_key, (batch_size,), 0, data.compositions.shape[0])
     attributes = data.compositions[labels]
-    return _render_rows(data, _draw_rows(data, row_key, attributes[:, 0]), attributes), labels
+    rows = _draw_rows(data, row_key, attributes[:, 0])
+    return _render_rows(data, rows[places], attributes[places]), labels[places]
 
 
 def labelled_batch(data: ColorMNIST, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:

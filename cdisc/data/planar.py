@@ -68,12 +68,15 @@ def planar_mixture(
     )
 
 
-def train_batch(mixture: GaussianMixture, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """Draws points (B, 2) and their classes (B,) int32, the classes uniformly; a pure function of `key`."""
+def train_batch(
+    mixture: GaussianMixture, key: jax.Array, batch_size: int, places: np.ndarray
+) -> tuple[jax.Array, jax.Array]:
+    """The points (n, 2) at some places (n,) of a batch and their classes (n,) int32, which are drawn uniformly."""
     label_key, noise_key = jax.random.split(key)
     labels = jax.random.randint(label_key, (batch_size,), 0, mixture.weights.shape[0])
     noise = jax.random.normal(noise_key, (batch_size, *SHAPE))
-    return mixture.means[labels] + jnp.sqrt(mixture.variances[labels]) * noise, labels
+    points = mixture.means[labels] + jnp.sqrt(mixture.variances[labels]) * noise
+    return points[places], labels[places]
 
 
 def load(config: Any) -> Dataset:

@@ -1,6 +1,7 @@
 """Data sets whose pictures are kept as bytes, found by composition: what avatars and photographs have in common."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -24,12 +25,14 @@ class Classes:
     """The uniform distribution over classes, and given one over its pictures.
 
     Attributes:
-      images: (N, H, W, C) uint8, sorted by class.
-      starts: (classes + 1,) int32; the pictures of class c are `images[starts[c]:starts[c + 1]]`.
+      rows: (n,) int32 into the images, sorted by class.
+      starts: (classes + 1,) int32; the pictures of class c are those of `rows[starts[c]:starts[c + 1]]`.
+      images: (N, H, W, C) uint8; may be mapped from a file, and is no leaf: only what is drawn is read.
     """
 
-    images: jax.Array
+    rows: jax.Array
     starts: jax.Array
+    images: np.ndarray = flax.struct.field(pytree_node=False)
 
 
 _Array = TypeVar("_Array", jax.Array, np.ndarray)
@@ -40,12 +43,27 @@ def to_float(images: _Array) -> _Array:
     return images.astype(np.float32) / 127.5 - 1.0
 
 
-def train_batch(classes: Classes, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """Draws pictures (B, H, W, C) float32 in [-1, 1] and their classes (B,) int32, a pure function of `key`."""
+@functools.partial(jax.jit, static_argnums=3)
+def _draw(rows: jax.Array, starts: jax.Array, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     label_key, row_key = jax.random.split(key)
-    labels = jax.random.randint(label_key, (batch_size,), 0, classes.starts.shape[0] - 1)
-    rows = jax.random.randint(row_key, labels.shape, classes.starts[labels], classes.starts[labels + 1])
-    return to_float(classes.images[rows]), labels
+    labels = jax.random.randint(label_key, (batch_size,), 0, starts.shape[0] - 1)
+    return rows[jax.random.randint(row_key, labels.shape, starts[labels], starts[labels + 1])], labels
+
+
+def train_batch(classes: Classes, key: jax.Array, batch_size: int, places: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Some pictures of a batch, of which each is of a class drawn uniformly, then of a row drawn uniformly.
+
+    Args:
+      classes: the distribution.
+      key: the only source of randomness.
+      batch_size: B.
+      places: (n,) which of the B; no other picture is read.
+
+    Returns:
+      Pictures (n, H, W, C) float32 in [-1, 1] and classes (n,) int32.
+    """
+    rows, labels = (np.asarray(drawn)[places] for drawn in _draw(classes.rows, classes.starts, key, batch_size))
+    return to_float(jnp.asarray(classes.images[rows])), jnp.asarray(labels)
 
 
 def dataset(
@@ -111,7 +129,11 @@ def dataset(
         name=name,
         shape=images.shape[1:],
         split=split,
-        train=Classes(jnp.asarray(images[ordered]), jnp.asarray(np.concatenate([[0], np.cumsum(counts)]), jnp.int32)),
+        train=Classes(
+            rows=jnp.asarray(ordered, jnp.int32),
+            starts=jnp.asarray(np.concatenate([[0], np.cumsum(counts)]), jnp.int32),
+            images=images,
+        ),
         train_batch=train_batch,
         queries=lambda composition, n: of(query, "query", composition, n),
         references=lambda composition, n: of(reference, "reference", composition, n),

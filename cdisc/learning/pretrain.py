@@ -1,8 +1,6 @@
 """Training the class-conditional backbone on the compositions that are not held out."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import flax.struct
 import jax
@@ -16,8 +14,8 @@ from cdisc.networks import denoiser
 from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
 
-BatchFn = Callable[[Any, jax.Array, int], tuple[jax.Array, jax.Array]]
-"""`batch_fn(data, key, batch_size)`: pictures (B, H, W, C) and labels (B,), a function of the key alone."""
+Pictures = tuple[jax.Array, jax.Array]
+"""Clean pictures (B, H, W, C) and their classes (B,) int32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,18 +101,16 @@ def init(network: UNetConfig, options: PretrainOptions, key: jax.Array) -> Train
 
 
 @flax.struct.dataclass
-class Batch:
-    """All that one step is told at random, so that any pictures of a batch are rows of it.
+class Chance:
+    """What one step draws beside its pictures; what belongs to some of them are rows of it.
 
     Attributes:
-      x0: (B, H, W, C) clean pictures.
-      labels: (B,) int32, some of them the null class.
+      dropped: (B,) bool, which labels give way to the null class.
       t: (B,) int32 timesteps.
       noise: (B, H, W, C).
     """
 
-    x0: jax.Array
-    labels: jax.Array
+    dropped: jax.Array
     t: jax.Array
     noise: jax.Array
 
@@ -123,33 +119,28 @@ Total = tuple[jax.Array, denoiser.Params]
 """The loss () and its gradient, summed up over pictures of the batch."""
 
 
+def keys(key: jax.Array, step: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """What the pictures of the step after `step` others are drawn from, and what the rest of it is."""
+    for_pictures, for_chance = jax.random.split(jax.random.fold_in(key, step))
+    return for_pictures, for_chance
+
+
 def draw(
-    state: TrainState,
-    data: Any,
-    key: jax.Array,
-    *,
-    backbone: Backbone,
-    options: PretrainOptions,
-    schedule: Schedule,
-    batch_fn: BatchFn,
-) -> Batch:
-    """The batch of the next step, which follows from `key` and `state.step` alone.
+    state: TrainState, key: jax.Array, shape: tuple[int, ...], *, options: PretrainOptions, schedule: Schedule
+) -> Chance:
+    """What the next step draws beside its pictures, which follows from `key` and `state.step` alone.
 
     Args:
       state: before the step.
-      data: what `batch_fn` draws from.
       key: the training's.
-      backbone: the network as a function of its parameters.
+      shape: (H, W, C) of a picture.
       options: the training's.
       schedule: the forward process.
-      batch_fn: draws pictures and labels.
     """
-    key_batch, key_null, key_loss = jax.random.split(jax.random.fold_in(key, state.step), 3)
-    x0, labels = batch_fn(data, key_batch, options.batch_size)
-    null = backbone.table(state.params).shape[0]
-    labels = jnp.where(jax.random.bernoulli(key_null, options.null_dropout, labels.shape), null, labels)
-    t, noise = draw_noise(key_loss, schedule, x0.shape)
-    return Batch(x0=x0, labels=labels, t=t, noise=noise)
+    key_dropped, key_noise = jax.random.split(keys(key, state.step)[1])
+    dropped = jax.random.bernoulli(key_dropped, options.null_dropout, (options.batch_size,))
+    t, noise = draw_noise(key_noise, schedule, (options.batch_size, *shape))
+    return Chance(dropped=dropped, t=t, noise=noise)
 
 
 def nothing(params: denoiser.Params) -> Total:
@@ -160,7 +151,8 @@ def nothing(params: denoiser.Params) -> Total:
 def add_gradient(
     total: Total,
     params: denoiser.Params,
-    part: Batch,
+    pictures: Pictures,
+    chance: Chance,
     mask: jax.Array,
     *,
     backbone: Backbone,
@@ -172,18 +164,21 @@ def add_gradient(
     Args:
       total: of other pictures.
       params: the parameters.
-      part: n pictures of the batch.
+      pictures: n of the batch.
+      chance: what belongs to them.
       mask: (n,) bool, which of them count.
       backbone: the network as a function of its parameters.
       options: the training's.
       schedule: the forward process.
     """
+    x0, labels = pictures
+    labels = jnp.where(chance.dropped, backbone.table(params).shape[0], labels)
 
     def loss_fn(params: denoiser.Params) -> jax.Array:
         def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
-            return backbone.apply(params, x, t, denoiser.embed(params, part.labels))
+            return backbone.apply(params, x, t, denoiser.embed(params, labels))
 
-        errors = weighted_errors(eps_fn, schedule, part.x0, part.t, part.noise, options.loss)
+        errors = weighted_errors(eps_fn, schedule, x0, chance.t, chance.noise, options.loss)
         return jnp.sum(jnp.where(mask, errors, 0.0)) / options.batch_size
 
     return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params))

@@ -141,8 +141,8 @@ def untrained(
 
 def prior_pictures(this: Run) -> adapt_lib.Prior:
     """Pictures of trained classes, the same for all queries."""
-    images, labels = this.dataset.train_batch(this.dataset.train, this.key("adapt"), this.config.adapt.prior_size)
-    return adapt_lib.Prior(images, labels)
+    count, train = this.config.adapt.prior_size, this.dataset.train
+    return adapt_lib.Prior(*this.dataset.train_batch(train, this.key("adapt"), count, np.arange(count)))
 
 
 @functools.lru_cache(maxsize=16)

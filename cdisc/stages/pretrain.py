@@ -15,6 +15,7 @@ import numpy as np
 import cdisc
 from cdisc import checkpoints, console, hosts, parallel, signals, watch
 from cdisc import config as config_lib
+from cdisc.data import Dataset
 from cdisc.diffusion import sampling
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError
@@ -113,9 +114,9 @@ def compiled_step(
     backbone: Backbone,
     options: pretrain_lib.PretrainOptions,
     schedule: Schedule,
-    batch_fn: pretrain_lib.BatchFn,
+    shape: tuple[int, ...],
 ) -> Callable[[pretrain_lib.TrainState, Any, jax.Array], tuple[pretrain_lib.TrainState, dict[str, jax.Array]]]:
-    """One step on all devices as a function `(state, data, key) -> (state, metrics)`, which overwrites its state.
+    """One step on all devices as a function `(state, pictures, key) -> (state, metrics)`, which overwrites its state.
 
     Its randomness follows from `key` and `state.step` alone, so a resumed run equals an unbroken one.
 
@@ -123,19 +124,47 @@ def compiled_step(
       backbone: the network as a function of its parameters.
       options: the training's.
       schedule: the forward process.
-      batch_fn: draws a batch.
+      shape: (H, W, C) of a picture.
 
     Returns:
-      The step, which takes a state that `parallel.replicate` made; `metrics` are `loss` and `grad_norm`, both scalars.
+      The step, which takes a state that `parallel.replicate` made and the pictures of `read_share`; `metrics` are
+      `loss` and `grad_norm`, both scalars.
     """
-    known: dict[str, Any] = {"backbone": backbone, "options": options, "schedule": schedule}
+    known: dict[str, Any] = {"options": options, "schedule": schedule}
     return parallel.training_step(
-        draw=functools.partial(pretrain_lib.draw, batch_fn=batch_fn, **known),
+        draw=functools.partial(pretrain_lib.draw, shape=shape, **known),
         nothing=lambda state: pretrain_lib.nothing(state.params),
-        add=lambda total, state, *pictures: pretrain_lib.add_gradient(total, state.params, *pictures, **known),
+        add=lambda total, state, *share: pretrain_lib.add_gradient(
+            total, state.params, *share, backbone=backbone, **known
+        ),
         update=functools.partial(pretrain_lib.update, options=options),
+        count=options.batch_size,
         parts=options.accumulate,
     )
+
+
+def read_share(dataset: Dataset, options: pretrain_lib.PretrainOptions, key: jax.Array) -> Callable[[int], Any]:
+    """Reads what this process's devices need of a batch, and no more, on the host.
+
+    Args:
+      dataset: the pictures.
+      options: the training's.
+      key: the training's.
+
+    Returns:
+      `steps done -> pictures`, those of the next step as `compiled_step` takes them.
+    """
+    places, _ = parallel.share_of_batch(options.batch_size, options.accumulate)
+    host = parallel.host_device()
+    train, key = jax.device_put((dataset.train, key), host)
+
+    def read(step: int) -> Any:
+        with jax.default_device(host):
+            key_pictures, _ = pretrain_lib.keys(key, step)
+            pictures = dataset.train_batch(train, key_pictures, options.batch_size, places.reshape(-1))
+        return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(*places.shape, *leaf.shape[1:]), pictures)
+
+    return read
 
 
 def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
@@ -155,10 +184,11 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
         state = init(key_init)
     else:
         console.say(f"pretrain: goes on at step {state.step} of {options.steps}")
-    state, data = parallel.replicate((state, this.dataset.train))
+    state = parallel.replicate(state)
     train_step = compiled_step(
-        backbone=this.backbone, options=options, schedule=this.schedule, batch_fn=this.dataset.train_batch
+        backbone=this.backbone, options=options, schedule=this.schedule, shape=this.dataset.shape
     )
+    read = read_share(this.dataset, options, key_train)
     every, samples_every = this.config.pretrain.save_every, this.config.pretrain.samples_every
     draw = class_pictures(this)
     board = watch.Board(this.path("pretrain", "tensorboard"))
@@ -172,8 +202,11 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     asked = hosts.Stopping()
     history: list[dict[str, jax.Array]] = []
     left = watch.traced(range(first + 1, options.steps + 1), this.trace_folder("pretrain"), _TRACED_STEPS)
+    pictures = read(first)
     for done in console.progress(left, "pretrain", options.steps, first):
-        state, metrics = train_step(state, data, key_train)
+        state, metrics = train_step(state, pictures, key_train)
+        if done < options.steps:
+            pictures = read(done)  # while the devices work
         history.append(metrics)
         stopping = asked()
         saving = done % every == 0 or done == options.steps or stopping
