@@ -206,10 +206,7 @@ def step_path(folder: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def save_step(folder: pathlib.Path, step: int, tree: Any, keep: int = 2) -> None:
-    """Saves `tree` as step `step` of `folder`; removes all but the last `keep` steps, and what a kill left half done.
-
-    None is kept for being the best: the loss of a step is that of one batch, and says little about the parameters.
-    """
+    """Saves `tree` as step `step` of `folder`; removes all but the last `keep` steps, and what a kill left there."""
     save(step_path(folder, step), tree)
     kept = [step_path(folder, last) for last in steps(folder)[-keep:]]
     for path in folder.glob("step_*"):

@@ -19,7 +19,7 @@ BACKBONE_SECTIONS = ("data", "diffusion", "network", "pretrain")
 _NOT_IN_WEIGHTS = {
     "data": ("cache",),
     "network": ("remat",),
-    "pretrain": ("from_scratch", "bundle", "save_every", "samples_every", "accumulate"),
+    "pretrain": ("from_scratch", "bundle", "save_every", "samples_every", "result", "accumulate"),
 }
 """Fields of those sections that do not change what is trained."""
 

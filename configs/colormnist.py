@@ -81,7 +81,8 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
         ema_decay=0.9999,
         null_dropout=0.1,
         loss="eps",  # "v" weighs high noise more, where the colours and the class are decided
-        save_every=1000,  # steps between checkpoints
+        save_every=1000,  # steps between checkpoints, each with a validation loss
+        result="last",  # or "best": the averaged parameters of the smallest validation loss
         samples_every=2500,  # steps between pictures of samples, in pretrain/samples; 0 draws none
     )
     c.discover = _section(

@@ -1,14 +1,19 @@
 """What the stage that trains shows of its training."""
 
+import json
 import pathlib
+import shutil
 import types
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+import toy_run
 from commands import config_of
 
+from cdisc import checkpoints
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
 from cdisc.networks import backbone as backbones
@@ -67,3 +72,62 @@ def test_intervals_that_cannot_be_used(field, value):
         config.pretrain[field] = value
     with pytest.raises(UserError, match=rf"config\.pretrain\.{field} is {value}: use a whole number"):
         stage.pretrain_options(config)
+
+
+def test_a_result_that_does_not_exist():
+    config = config_of("colormnist.py", "tiny")
+    config.pretrain.result = "bset"
+    with pytest.raises(UserError, match=r"config\.pretrain\.result has 'bset', .*; did you mean 'best'\?"):
+        stage.pretrain_options(config)
+
+
+def test_the_validation_loss_is_that_of_every_class_on_its_own_picture():
+    """A network whose error is its embedding: the mean of their squares."""
+    # Catches: a class left out, labels that are not those of the pictures, a batch that is cut short.
+    shown = []
+
+    def apply(params, x, t, embeddings):
+        # The picture of class c is c / 10 everywhere, and its noise is found but for the embedding.
+        a = SCHEDULE.alpha_bar[t][:, None]
+        shown.append(x.shape[0])
+        return (x - jnp.sqrt(a) * embeddings / 10.0) / jnp.sqrt(1.0 - a) + embeddings
+
+    this = types.SimpleNamespace(
+        config=ml_collections.ConfigDict({"sampling": {"batch": 40}}),
+        key=lambda stage: jax.random.key(0),
+        schedule=SCHEDULE,
+        dataset=types.SimpleNamespace(
+            split=types.SimpleNamespace(trained=range(3)),
+            queries=lambda composition, n: np.full((n, 2), composition / 10.0, np.float32),
+        ),
+        backbone=backbones.Backbone(apply=apply, table=None, null=None),
+    )
+    table = jnp.asarray([[0.0], [1.0], [2.0]])
+    params = {"class_embedding": {"embedding": table}}
+    found = stage.validation(this, types.SimpleNamespace(loss="eps"))(params)
+    # At the first timesteps little noise is divided by: float32 leaves a few thousandths.
+    assert found == pytest.approx(5.0 / 3.0, rel=0.01)
+    assert shown == [40, 9]  # 129 = 3 * 43 pictures in batches, of which two sizes are compiled
+
+
+@pytest.mark.parametrize(("last", "expected"), [(9.0, 1), (0.5, 4)])
+def test_the_best_average_is_kept_and_used_where_it_is_asked_for(tmp_path, monkeypatch, last, expected):
+    """Four validations, and the last one anew in a run that goes on."""
+    # Catches: the largest loss, the last one, a best one that a run which goes on has forgotten.
+    seen, losses = [], iter([3.0, 1.0, 2.0, 2.5, last, *(4 * [9.0])])
+
+    def validate(params):
+        seen.append(np.asarray(params["class_embedding"]["embedding"]))
+        return next(losses)
+
+    monkeypatch.setattr(toy_run.pretrain_lib, "init", toy_run.init)
+    monkeypatch.setattr(stage, "validation", lambda this, options: validate)
+    _, average = toy_run.run(tmp_path, result="best")
+    np.testing.assert_array_equal(average, seen[1])
+    shutil.rmtree(checkpoints.step_path(tmp_path / "pretrain" / "train", toy_run.STEPS))
+    _, average = toy_run.run(tmp_path, result="best")
+    np.testing.assert_array_equal(average, seen[expected])
+    rows = [json.loads(line) for line in (tmp_path / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    validated = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
+    assert validated == {10: 3.0, 20: 1.0, 30: 2.0, 40: last}
+    np.testing.assert_array_equal(toy_run.run(tmp_path / "last")[1], seen[3])

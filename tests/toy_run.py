@@ -29,7 +29,7 @@ _SIGNAL = flags.DEFINE_integer("signal", 0, "Which signal.")
 _VICTIM = flags.DEFINE_integer("victim", 0, "Whose.")
 
 
-def run(workdir: pathlib.Path) -> tuple[list[np.ndarray], np.ndarray]:
+def run(workdir: pathlib.Path, result: str = "last") -> tuple[list[np.ndarray], np.ndarray]:
     """What is made of the queries, and the average of the numbers trained."""
     options = pretrain_lib.PretrainOptions(
         steps=STEPS,
@@ -45,8 +45,9 @@ def run(workdir: pathlib.Path) -> tuple[list[np.ndarray], np.ndarray]:
         accumulate=2,
     )
     config = {**vars(options), "seed": 0, "from_scratch": True, "bundle": "", "save_every": 10, "samples_every": 0}
+    config["result"] = result
     this = types.SimpleNamespace(
-        config=ml_collections.ConfigDict({"pretrain": config}),
+        config=ml_collections.ConfigDict({"pretrain": config, "sampling": {"batch": 64}}),
         path=workdir.joinpath,
         key=lambda stage: jax.random.key(0),
         queries=range(QUERIES),
@@ -55,6 +56,7 @@ def run(workdir: pathlib.Path) -> tuple[list[np.ndarray], np.ndarray]:
         dataset=types.SimpleNamespace(
             train=jnp.arange(9.0).reshape(3, 3) / 9.0,
             train_batch=_draw,
+            queries=lambda composition, n: np.full((n, 3), composition / 3.0, np.float32),
             shape=(3,),
             split=types.SimpleNamespace(trained=range(3)),
         ),

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from cdisc import checkpoints, console, hosts, parallel, signals, watch
 from cdisc import config as config_lib
 from cdisc.data import Dataset
 from cdisc.diffusion import sampling
+from cdisc.diffusion.loss import draw_noise, weighted_errors
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError
 from cdisc.learning import pretrain as pretrain_lib
@@ -33,6 +35,9 @@ _METRICS_EVERY = 50
 
 _SAMPLE_CLASSES, _SAMPLES_A_CLASS = 8, 4
 """At most so many columns, and rows, of the pictures that are drawn while training goes on."""
+
+_VALIDATED = 128
+"""At least so many noisy pictures, which training does not show, tell how good the averaged parameters are."""
 
 _TRACED_STEPS = 5
 """Steps in a trace: enough to see what repeats, and a file that can be opened."""
@@ -101,11 +106,12 @@ def pretrain_options(config: ml_collections.ConfigDict) -> pretrain_lib.Pretrain
     Raises:
       UserError: for values that cannot be used.
     """
+    config_lib.require_known("config.pretrain.result", config.pretrain.get("result"), ("last", "best"))
     for name, least in (("save_every", 1), ("samples_every", 0)):
         value = config.pretrain.get(name)
         if value is None or value < least:
             raise UserError(f"config.pretrain.{name} is {value}: use a whole number from {least} on.")
-    ignore = ("seed", "from_scratch", "bundle", "save_every", "samples_every")
+    ignore = ("seed", "from_scratch", "bundle", "save_every", "samples_every", "result")
     return config_lib.options(pretrain_lib.PretrainOptions, config.pretrain, "pretrain", ignore)
 
 
@@ -168,11 +174,15 @@ def read_share(dataset: Dataset, options: pretrain_lib.PretrainOptions, key: jax
 
 
 def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
-    """Trains the backbone, from its last checkpoint if there is one; returns the averaged parameters.
+    """Trains the backbone, from its last checkpoint if there is one; returns averaged parameters.
+
+    They are the last ones or, with `config.pretrain.result` "best", those of the smallest validation loss, which is
+    taken every `save_every` steps and is in `pretrain/best` in any case.
 
     Leaves the last checkpoints in `pretrain/train`, in `pretrain/metrics.jsonl` a line for each step with its `step`,
-    `loss` and `grad_norm`, and now and then in `pretrain/samples` what the averaged parameters draw; all the same for
-    an interrupted training as for an unbroken one. A signal that stops the run has the present step saved first.
+    `loss`, `grad_norm` and perhaps `validation_loss`, and now and then in `pretrain/samples` what the averaged
+    parameters draw; all the same for an interrupted training as for an unbroken one. A signal that stops the run has
+    the present step saved first.
     """
     options = pretrain_options(this.config)
     key_init, key_train = jax.random.split(this.key("pretrain"))
@@ -190,15 +200,17 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     )
     read = read_share(this.dataset, options, key_train)
     every, samples_every = this.config.pretrain.save_every, this.config.pretrain.samples_every
-    draw = class_pictures(this)
+    draw, validate = class_pictures(this), validation(this, options)
     board = watch.Board(this.path("pretrain", "tensorboard"))
     first = int(state.step)
     hosts.require_alike(checkpoint=first)
-    metrics_path = this.path("pretrain", "metrics.jsonl")
+    metrics_path, best_path = this.path("pretrain", "metrics.jsonl"), this.path("pretrain", "best")
     # Steps that are done again write their metrics again.
     if hosts.first():
         found = metrics_path.read_text(encoding="utf-8") if metrics_path.exists() else ""
-        checkpoints.write_text(metrics_path, "".join(found.splitlines(keepends=True)[:first]))
+        lines = found.splitlines(keepends=True)[:first]
+        checkpoints.write_text(metrics_path, "".join(lines))
+        best = min((json.loads(line).get("validation_loss", math.inf) for line in lines), default=math.inf)
     asked = hosts.Stopping()
     history: list[dict[str, jax.Array]] = []
     left = watch.traced(range(first + 1, options.steps + 1), this.trace_folder("pretrain"), _TRACED_STEPS)
@@ -209,12 +221,15 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
             pictures = read(done)  # while the devices work
         history.append(metrics)
         stopping = asked()
-        saving = done % every == 0 or done == options.steps or stopping
+        validating = done % every == 0 or done == options.steps
+        saving = validating or stopping
         drawing = samples_every > 0 and (done % samples_every == 0 or done == options.steps)
         if saving or drawing or done % _METRICS_EVERY == 0:
             rows = metric_rows(history, done, folder)
             # Before the checkpoint, so that no step that is not done again lacks its metrics.
             if hosts.first():
+                if validating:
+                    rows[-1]["validation_loss"] = validate(state.ema)
                 with metrics_path.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(row) + "\n" for row in rows)
                 board.scalars(rows)
@@ -223,11 +238,17 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
             picture = draw(state.ema)
             checkpoints.write_bytes(this.path("pretrain", "samples", f"step_{done:08d}.png"), figures.png(picture))
             board.image(done, "samples", picture)
+        if validating and hosts.first() and rows[-1]["validation_loss"] < best:
+            best = rows[-1]["validation_loss"]
+            checkpoints.save(best_path, state.ema)
         if saving and hosts.first():
             checkpoints.save_step(folder, done, state)
         if stopping:
             signals.obey()
-    return state.ema
+    if this.config.pretrain.result == "last":
+        return state.ema
+    hosts.gather()  # the first process has saved it
+    return checkpoints.restore(best_path, state.ema)
 
 
 def class_pictures(this: Run) -> Callable[[denoiser.Params], figures.Pixels]:
@@ -246,6 +267,30 @@ def class_pictures(this: Run) -> Callable[[denoiser.Params], figures.Pixels]:
         return sampling.ddim(eps_fn, this.schedule, start, num_steps=settings.num_steps, clip=settings.clip)
 
     return lambda params: figures.grid(draw(parallel.one_copy(params)), columns=columns)
+
+
+def validation(this: Run, options: pretrain_lib.PretrainOptions) -> Callable[[denoiser.Params], float]:
+    """The loss of parameters on pictures of the trained classes that training does not show, always the same ones."""
+    trained = this.dataset.split.trained
+    count = len(trained) * -(-_VALIDATED // len(trained))
+    labels = np.arange(count, dtype=np.int32) % len(trained)
+    x0 = np.concatenate([this.dataset.queries(composition, 1) for composition in trained])[labels]
+    key = jax.random.fold_in(this.key("pretrain"), 1)
+    given = (x0, labels, *map(np.asarray, draw_noise(key, this.schedule, x0.shape)))
+
+    @jax.jit
+    def errors(params: denoiser.Params, x0: jax.Array, labels: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
+        def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
+            return this.backbone.apply(params, x, t, denoiser.embed(params, labels))
+
+        return weighted_errors(eps_fn, this.schedule, x0, t, noise, options.loss)
+
+    def validate(params: denoiser.Params) -> float:
+        params, batch = parallel.one_copy(params), this.config.sampling.batch
+        found = [errors(params, *(array[i : i + batch] for array in given)) for i in range(0, count, batch)]
+        return float(np.mean(np.concatenate(found)))
+
+    return validate
 
 
 def metric_rows(history: Sequence[dict[str, jax.Array]], done: int, folder: pathlib.Path) -> list[dict[str, float]]:
