@@ -43,9 +43,8 @@ SHARES = {
 }
 """For each attribute its share in CelebA, and among the men.
 
-Male's, Blond_Hair's and blond men's follow from the published counts of CelebA's faces by sex and blond hair (blond
-women and men: 28,234 and 1,749; others: 89,931 and 82,685). The other shares of everybody are the ones commonly quoted;
-the other shares of men are our rounding.
+The shares of everybody are those of the attribute file (169,158 of its 202,599 faces have No_Beard), and so is that of
+blond men (1,749; blond women are 28,234). The other shares of men are our rounding.
 """
 
 _HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair", "Bald")
