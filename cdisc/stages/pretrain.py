@@ -225,24 +225,24 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
         saving = validating or stopping
         drawing = samples_every > 0 and (done % samples_every == 0 or done == options.steps)
         if saving or drawing or done % _METRICS_EVERY == 0:
-            rows = metric_rows(history, done, folder)
-            # Before the checkpoint, so that no step that is not done again lacks its metrics.
+            rows, history = metric_rows(history, done, folder), []
             if hosts.first():
                 if validating:
                     rows[-1]["validation_loss"] = validate(state.ema)
+                # Before the checkpoint, so that no step that is not done again lacks its metrics.
                 with metrics_path.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(row) + "\n" for row in rows)
                 board.scalars(rows)
-            history = []
-        if drawing and hosts.first():
-            picture = draw(state.ema)
-            checkpoints.write_bytes(this.path("pretrain", "samples", f"step_{done:08d}.png"), figures.png(picture))
-            board.image(done, "samples", picture)
-        if validating and hosts.first() and rows[-1]["validation_loss"] < best:
-            best = rows[-1]["validation_loss"]
-            checkpoints.save(best_path, state.ema)
-        if saving and hosts.first():
-            checkpoints.save_step(folder, done, state)
+                if drawing:
+                    picture = draw(state.ema)
+                    place = this.path("pretrain", "samples", f"step_{done:08d}.png")
+                    checkpoints.write_bytes(place, figures.png(picture))
+                    board.image(done, "samples", picture)
+                if validating and rows[-1]["validation_loss"] < best:
+                    best = rows[-1]["validation_loss"]
+                    checkpoints.save(best_path, state.ema)
+                if saving:
+                    checkpoints.save_step(folder, done, state)
         if stopping:
             signals.obey()
     if this.config.pretrain.result == "last":
