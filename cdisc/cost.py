@@ -236,7 +236,9 @@ def pictures_at_once(
     side_by_side = -(-config.adapt.chunk // devices)
     learning = [level.batch_size * (2 if level.prior_weight > 0 else 1) for level in level_options(config).values()]
     return {
-        "discover": min(options.lanes, max(len(options.timesteps) * options.starts_per_t, options.capacity)),
+        "discover": min(
+            options.lanes, max(len(options.timesteps) * options.starts_per_t // options.rounds, options.capacity)
+        ),
         "adapt": max(side_by_side * max(learning, default=0), batch),
         # A guided sample is the null model's and that of each of its classes, of which Top-3 has most.
         "evaluate": min(batch, config.evaluate.samples) * (4 if classes >= 3 else 2),

@@ -88,6 +88,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     c.discover = _section(
         timesteps=tuple(range(50, 401, 25)),
         starts_per_t=128,
+        rounds=1,  # parts of these, one after the other, where memory is short
         start_mode="hybrid",
         ascent="adam",  # "mean_shift" needs no step size and stops by itself
         learning_rate=0.1,

@@ -37,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.discover = _section(
         timesteps=(50, 100, 150, 200, 250, 300, 350, 400),
         starts_per_t=8,
+        rounds=1,
         start_mode="hybrid",
         ascent="mean_shift",
         learning_rate=0.1,  # of "adam"; "mean_shift" has no step size

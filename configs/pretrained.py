@@ -30,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.discover = _section(
         timesteps=(50, 100, 200, 300, 400, 500),
         starts_per_t=8,
+        rounds=1,
         start_mode="hybrid",
         ascent="mean_shift",
         learning_rate=0.1,  # of "adam"; "mean_shift" has no step size

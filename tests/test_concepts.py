@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cdisc import cost
 from cdisc.diffusion import exact, schedule
 from cdisc.discovery import concepts, modes
 from cdisc.errors import UserError
@@ -132,10 +133,42 @@ def test_both_ascents_find_the_same_prototypes():
     np.testing.assert_allclose(one.teacher.mean, two.teacher.mean, atol=0.05)
 
 
+def test_rounds_find_what_is_found_at_once():
+    """From pure noise, 60 chains at each of two levels find all eight cells, whatever they are divided into."""
+    many = dataclasses.replace(SMALL, timesteps=(20, 60), starts_per_t=60, capacity=24, start_mode="random")
+    query = jnp.array(HELD_OUT)
+    cells = {tuple(np.rint(cell * 10).astype(int).tolist()) for cell in np.asarray(grid().means)}
+    for rounds in (1, 6):
+        options = dataclasses.replace(many, rounds=rounds)
+        found = find(query, jax.random.key(6), options)
+        mask = np.asarray(found.pool.mask)
+        assert int(found.pool.basin.sum()) == 120  # every chain is counted
+        assert int(found.nfe) <= options.max_evaluations
+        for t in (20, 60):
+            here = np.asarray(found.pool.m)[mask & (np.asarray(found.pool.t) == t)]
+            assert {tuple(np.rint(m * 10).astype(int).tolist()) for m in here} >= cells
+    # Rounds start from noise of their own: else each point of the first would be found six times.
+    assert len(set(np.asarray(found.pool.basin)[mask].tolist()) - {0, 6, 12, 18}) > 2
+
+
+def test_memory_follows_from_the_chains_of_a_round():
+    def temporaries(starts_per_t, rounds):
+        options = dataclasses.replace(SMALL, starts_per_t=starts_per_t, rounds=rounds)
+        _, lowered = cost.account(
+            lambda query, key: concepts.discover(eps_fn, SCHEDULE, query, key, options),
+            jax.ShapeDtypeStruct((2,), jnp.float32),
+            jax.eval_shape(lambda: jax.random.key(0)),
+        )
+        return cost.temporaries(lowered)
+
+    assert temporaries(32 * 16, 16) < 0.4 * temporaries(32 * 4, 1)
+
+
 def test_the_default_options_keep_to_the_budget():
     options = concepts.DiscoveryOptions()
     # 48 chains of 40, then 32 modes with 1 + 8 and 1 + 16 evaluations.
     assert options.max_evaluations == 1920 + 32 * 25 == 2720 <= 3000
+    assert dataclasses.replace(options, starts_per_t=12, rounds=2).max_evaluations == 2720 + 1920
     assert hash(options) == hash(concepts.DiscoveryOptions())
 
 
@@ -147,6 +180,7 @@ def test_the_default_options_keep_to_the_budget():
         ({"estimator": "full"}, "discover.estimator"),
         ({"covariance": "dense"}, "discover.covariance"),
         ({"probes": 0}, "discover.probes is 0"),
+        ({"rounds": 4}, "discover.rounds is 4: the 6 chains"),
         ({"tau": 0.0}, "discover.tau is 0.0"),
         ({"floor": float("nan")}, "discover.floor"),
         ({"delta": 0.5}, "discover.delta"),

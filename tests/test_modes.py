@@ -282,6 +282,23 @@ def test_merge_does_not_depend_on_the_order_of_the_chains():
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
+@pytest.mark.parametrize("cut", [1, 7, 17])
+def test_chains_that_come_in_parts_are_merged_as_if_together(cut):
+    # Catches: a basin that counts once, a better chain that does not lead, absent places that count, points of other
+    # timesteps that are joined.
+    chains, t = run(4), jnp.repeat(jnp.array([40, 120, 300]), 6)
+    expected = modes.merge(chains, SCHEDULE, t, 0.05, 10)
+    assert int(expected.basin.max()) > 2
+    found = modes.nothing(10, chains.x[0])
+    for rows in (slice(0, cut), slice(cut, 18)):
+        part = modes.Chains(chains.x[rows], chains.residual[rows], chains.steps[rows], chains.nfe)
+        found = modes.merge(part, SCHEDULE, t[rows], 0.05, 10, found=found)
+    present = int(expected.mask.sum())
+    assert found.mask.tolist() == expected.mask.tolist()
+    jax.tree.map(lambda one, two: np.testing.assert_array_equal(one[:present], two[:present]), found, expected)
+    assert bool(jnp.all((found.t >= 1) & (found.t <= 1000)))
+
+
 def test_a_chain_that_starts_on_a_saddle_is_told_from_a_mode():
     mixture = exact.GaussianMixture(
         weights=jnp.array([0.5, 0.5]), means=jnp.array([[-0.6, 0.2], [0.6, 0.2]]), variances=jnp.full((2, 2), 0.02)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.struct
 import jax
@@ -27,6 +28,11 @@ class DiscoveryOptions:
     """Noise levels at which modes are sought, each in 1..T."""
     starts_per_t: int = 6
     """Chains at each noise level."""
+    rounds: int = 1
+    """Parts of these chains that are climbed one after the other, each merged with what the earlier ones found.
+
+    Bounds the memory: a chain takes five pictures beside those in `lanes`.
+    """
     start_mode: modes.StartMode = "hybrid"
     """Where they start: "query", "hybrid" or "random" (`modes.starts`)."""
     ascent: str = "mean_shift"
@@ -85,10 +91,15 @@ class DiscoveryOptions:
         ):
             if getattr(self, field) not in allowed:
                 raise UserError(f"discover.{field} is {getattr(self, field)!r}: use one of {', '.join(allowed)}.")
-        counts = ("starts_per_t", "max_steps", "lanes", "capacity", "curvature_iterations", "probes", "num_experts")
-        for field in counts:
+        counts = ("starts_per_t", "rounds", "max_steps", "lanes", "capacity", "num_experts")
+        for field in (*counts, "curvature_iterations", "probes"):
             if getattr(self, field) < 1:
                 raise UserError(f"discover.{field} is {getattr(self, field)}: use a whole number from 1 on.")
+        if self.starts_per_t % self.rounds:
+            raise UserError(
+                f"discover.rounds is {self.rounds}: the {self.starts_per_t} chains of discover.starts_per_t cannot be "
+                "divided into so many equal parts."
+            )
         for field in ("learning_rate", "merge_radius", "floor", "tau", "background_variance"):
             if not getattr(self, field) > 0:
                 raise UserError(f"discover.{field} is {getattr(self, field)}: use a positive number.")
@@ -102,9 +113,9 @@ class DiscoveryOptions:
     @property
     def max_evaluations(self) -> int:
         """The most evaluations of the network that one query can take; a Jacobian product counts as one."""
-        chains = len(self.timesteps) * self.starts_per_t
+        chains = len(self.timesteps) * self.starts_per_t // self.rounds
         lanes = min(self.lanes, chains)
-        ascent = math.ceil(chains / lanes) * lanes * self.max_steps
+        ascent = self.rounds * math.ceil(chains / lanes) * lanes * self.max_steps
         lanes = min(self.lanes, self.capacity)
         places = math.ceil(self.capacity / lanes) * lanes
         return ascent + places * (1 + self.curvature_iterations + self.probes)
@@ -164,14 +175,7 @@ def discover(
             "use timesteps up to that."
         )
     starts_key, jacobian_key = jax.random.split(key)
-    x, t = modes.starts(
-        schedule,
-        starts_key,
-        query,
-        jnp.asarray(options.timesteps, jnp.int32),
-        options.starts_per_t,
-        options.start_mode,
-    )
+    timesteps = jnp.asarray(options.timesteps, jnp.int32)
 
     def climb(starts: tuple[jax.Array, jax.Array], mask: jax.Array) -> modes.Chains:
         return modes.ascend(
@@ -184,8 +188,18 @@ def discover(
             count=jnp.sum(mask),
         )
 
-    chains = shares.by_rows(climb, (x, t), jnp.ones(t.shape, bool), axis_name)
-    pool = modes.merge(chains, schedule, t, options.merge_radius, options.capacity, max_residual=options.max_residual)
+    def one_round(carry: tuple[modes.ModePool, jax.Array], key: jax.Array) -> tuple[tuple[Any, jax.Array], None]:
+        found, nfe = carry
+        per_t = options.starts_per_t // options.rounds
+        x, t = modes.starts(schedule, key, query, timesteps, per_t, options.start_mode)
+        chains = shares.by_rows(climb, (x, t), jnp.ones(t.shape, bool), axis_name)
+        radius, most = options.merge_radius, options.max_residual
+        found = modes.merge(chains, schedule, t, radius, options.capacity, max_residual=most, found=found)
+        return (found, nfe + chains.nfe), None
+
+    keys = starts_key[None] if options.rounds == 1 else jax.random.split(starts_key, options.rounds)
+    none = (modes.nothing(options.capacity, query), jnp.int32(0))
+    (pool, ascent_nfe), _ = jax.lax.scan(one_round, none, keys)
     pool, u, linearise_nfe = gaussians_lib.linearise(
         eps_fn,
         schedule,
@@ -209,7 +223,7 @@ def discover(
         gaussians=experts,
         selection=picks,
         teacher=teacher,
-        nfe=chains.nfe + linearise_nfe,
+        nfe=ascent_nfe + linearise_nfe,
     )
 
 

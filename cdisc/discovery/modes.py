@@ -237,6 +237,13 @@ def ascend(
     return Chains(x=end.out_x, residual=end.out_residual, steps=end.out_steps, nfe=lanes * end.iterations)
 
 
+def nothing(capacity: int, like: jax.Array) -> ModePool:
+    """A pool without a point, for points such as `like` (*shape)."""
+    points = jnp.zeros((capacity, *like.shape), like.dtype)
+    none, far = jnp.zeros(capacity, jnp.int32), jnp.full(capacity, jnp.inf, like.dtype)
+    return ModePool(x=points, m=points, t=none + 1, basin=none, residual=far, curvature=far, mask=none > 0)
+
+
 def merge(
     chains: Chains,
     schedule: Schedule,
@@ -245,6 +252,7 @@ def merge(
     capacity: int,
     *,
     max_residual: float = float("inf"),
+    found: ModePool | None = None,
 ) -> ModePool:
     """Merges the chains of the same timestep that ended in the same place, and counts them.
 
@@ -259,38 +267,46 @@ def merge(
       radius: Root mean square distance between clean prototypes below which two are one.
       capacity: Places in the pool.
       max_residual: A chain that ended with a larger residual (or with none: NaN) joins a leader or is forgotten.
+      found: What earlier chains came to, of which each point counts for all of its basin. Chains that come in parts
+        are merged as if they had come together, as long as nothing was forgotten for want of places and no two leaders
+        are within `radius`.
 
     Returns:
       A pool ordered by timestep, then basin, whose absent places come last.
     """
-    n = chains.x.shape[0]
-    clean = chains.x / jnp.sqrt(alpha_bar_at(schedule, t, chains.x))
-    finite = jnp.isfinite(chains.residual)
+    x, residual, size = chains.x, chains.residual, jnp.ones(chains.x.shape[0], jnp.int32)
+    if found is not None:
+        x, t = jnp.concatenate([found.x, x]), jnp.concatenate([found.t, t])
+        residual = jnp.concatenate([jnp.where(found.mask, found.residual, jnp.nan), residual])
+        size = jnp.concatenate([jnp.where(found.mask, found.basin, 0), size])
+    n = x.shape[0]
+    clean = x / jnp.sqrt(alpha_bar_at(schedule, t, x))
+    finite = jnp.isfinite(residual)
     squared = _mean_squared_distances(jnp.where(expand(finite, clean), clean, 0.0))
     near = (squared <= radius * radius) & (t[:, None] == t[None, :]) & finite[:, None] & finite[None, :]
-    order = jnp.argsort(chains.residual)  # stable; NaN last
+    order = jnp.argsort(residual)  # stable; NaN last
 
     def place(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         leads, leader = carry
         chain = order[i]
         within = near[chain] & leads
         joins = jnp.any(within)
-        may_lead = chains.residual[chain] <= max_residual
+        may_lead = residual[chain] <= max_residual
         nearest = jnp.argmin(jnp.where(within, squared[chain], jnp.inf)).astype(jnp.int32)
         # n lies outside: a forgotten chain is counted nowhere.
         own = jnp.where(may_lead, chain.astype(jnp.int32), n)
         return leads.at[chain].set(~joins & may_lead), leader.at[chain].set(jnp.where(joins, nearest, own))
 
     leads, leader = jax.lax.fori_loop(0, n, place, (jnp.zeros(n, bool), jnp.full(n, n, jnp.int32)))
-    basin = jnp.zeros(n, jnp.int32).at[leader].add(1, mode="drop")
+    basin = jnp.zeros(n, jnp.int32).at[leader].add(size, mode="drop")
 
     # Rank of each leader among those of its timestep: larger basins first, then smaller residuals.
-    by_size = jnp.lexsort((chains.residual, -basin))
+    by_size = jnp.lexsort((residual, -basin))
     place_of = jnp.zeros(n, jnp.int32).at[by_size].set(jnp.arange(n, dtype=jnp.int32))
     ahead = (place_of[None, :] < place_of[:, None]) & (t[:, None] == t[None, :]) & leads[None, :]
     rank = jnp.sum(ahead, axis=1)
 
-    kept = jnp.lexsort((chains.residual, t, -basin, rank, ~leads))[:capacity]
+    kept = jnp.lexsort((residual, t, -basin, rank, ~leads))[:capacity]
     kept = kept[jnp.lexsort((rank[kept], t[kept], ~leads[kept]))]
     index = jnp.concatenate([kept, jnp.zeros(max(capacity - n, 0), kept.dtype)])
     mask = jnp.concatenate([leads[kept], jnp.zeros(max(capacity - n, 0), bool)])
@@ -300,12 +316,12 @@ def merge(
         return jnp.where(expand(mask, taken), taken, jnp.asarray(absent, taken.dtype))
 
     return ModePool(
-        x=take(chains.x, 0.0),
+        x=take(x, 0.0),
         m=take(clean, 0.0),
         t=t[index],
         basin=take(basin, 0),
-        residual=take(chains.residual, jnp.inf),
-        curvature=jnp.full(capacity, jnp.inf, chains.x.dtype),
+        residual=take(residual, jnp.inf),
+        curvature=jnp.full(capacity, jnp.inf, x.dtype),
         mask=mask,
     )
 
