@@ -27,6 +27,9 @@ from cdisc.stages.pretrain import pretrain_options
 EFFICIENCY = 0.4
 """The share of a chip's peak rate that a large network reaches: `docs/scaling.md` says where from, and its error."""
 
+_PICTURES_A_CHAIN = 5
+"""What discovery keeps of a chain that waits or has ended, as XLA plans it for a CPU."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
@@ -236,9 +239,7 @@ def pictures_at_once(
     side_by_side = -(-config.adapt.chunk // devices)
     learning = [level.batch_size * (2 if level.prior_weight > 0 else 1) for level in level_options(config).values()]
     return {
-        "discover": min(
-            options.lanes, max(len(options.timesteps) * options.starts_per_t // options.rounds, options.capacity)
-        ),
+        "discover": min(options.lanes, max(options.chains, options.capacity)),
         "adapt": max(side_by_side * max(learning, default=0), batch),
         # A guided sample is the null model's and that of each of its classes, of which Top-3 has most.
         "evaluate": min(batch, config.evaluate.samples) * (4 if classes >= 3 else 2),
@@ -266,7 +267,8 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
     model = backbone.unet(network, schedule, scheduler.prediction_type)
     options = pretrain_options(config)
     step = training(network, model, options, schedule, devices)
-    lanes = discovery_options(config, schedule).lanes
+    found = discovery_options(config, schedule)
+    lanes = found.lanes
     single, evaluated = evaluation(network, model, lanes)
     classes = 0 if network.num_class_embeds is None else network.num_class_embeds - 1
     counts = evaluations(config, classes, schedule)
@@ -276,6 +278,8 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
     at_once = pictures_at_once(config, classes, schedule, devices)
     of_each = {"discover": derivative, "adapt": derivative, "evaluate": temporaries(evaluated) / lanes}
     later = {stage: 4 * step.parameters + of_each[stage] * pictures for stage, pictures in at_once.items()}
+    picture = 4 * network.sample_size**2 * network.in_channels
+    later["discover"] += _PICTURES_A_CHAIN * picture * found.chains
     trained = step.kept + step.temporaries
     peak = max(trained, *later.values())
     lines = [

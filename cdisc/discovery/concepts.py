@@ -111,11 +111,15 @@ class DiscoveryOptions:
             raise UserError(f"discover.hierarchy is {self.hierarchy}: name timesteps from 1 to T, or none.")
 
     @property
+    def chains(self) -> int:
+        """The chains of a round, at all noise levels."""
+        return len(self.timesteps) * self.starts_per_t // self.rounds
+
+    @property
     def max_evaluations(self) -> int:
         """The most evaluations of the network that one query can take; a Jacobian product counts as one."""
-        chains = len(self.timesteps) * self.starts_per_t // self.rounds
-        lanes = min(self.lanes, chains)
-        ascent = self.rounds * math.ceil(chains / lanes) * lanes * self.max_steps
+        lanes = min(self.lanes, self.chains)
+        ascent = self.rounds * math.ceil(self.chains / lanes) * lanes * self.max_steps
         lanes = min(self.lanes, self.capacity)
         places = math.ceil(self.capacity / lanes) * lanes
         return ascent + places * (1 + self.curvature_iterations + self.probes)
