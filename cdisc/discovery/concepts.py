@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import flax.struct
 import jax
@@ -13,6 +12,9 @@ from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery import gaussians as gaussians_lib
 from cdisc.discovery import modes, poe, selection, shares
 from cdisc.errors import UserError
+
+_Found = tuple[modes.ModePool, jax.Array]
+"""The points found so far, and the evaluations that it took."""
 
 ASCENTS: tuple[str, ...] = ("mean_shift", "adam")
 
@@ -192,7 +194,7 @@ def discover(
             count=jnp.sum(mask),
         )
 
-    def one_round(carry: tuple[modes.ModePool, jax.Array], key: jax.Array) -> tuple[tuple[Any, jax.Array], None]:
+    def one_round(carry: _Found, key: jax.Array) -> tuple[_Found, None]:
         found, nfe = carry
         per_t = options.starts_per_t // options.rounds
         x, t = modes.starts(schedule, key, query, timesteps, per_t, options.start_mode)
