@@ -19,9 +19,22 @@ BACKBONE_SECTIONS = ("data", "diffusion", "network", "pretrain")
 _NOT_IN_WEIGHTS = {
     "data": ("cache",),
     "network": ("remat",),
-    "pretrain": ("from_scratch", "bundle", "save_every", "samples_every", "result", "accumulate"),
+    "pretrain": ("from_scratch", "bundle", "save_every", "samples_every", "result", "restore", "accumulate"),
 }
 """Fields of those sections that do not change what is trained."""
+
+NOT_IN_RESULTS = (
+    "data.cache",
+    "network.remat",
+    "pretrain.accumulate",
+    "pretrain.restore",
+    "pretrain.samples_every",
+    "pretrain.save_every",
+    "discover.lanes",
+    "adapt.chunk",
+    "sampling.batch",
+)
+"""Fields that a run may go on with when they have changed: they say where and how, and decide no more than rounding."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -67,11 +80,11 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def backbone_digest(config: ml_collections.ConfigDict) -> str:
-    """The digest of all that decides the weights of a trained backbone, the data aside."""
-    content = {name: config.to_dict()[name] for name in BACKBONE_SECTIONS if name in config}
-    for section, fields in _NOT_IN_WEIGHTS.items():
-        content[section] = {k: v for k, v in content[section].items() if k not in fields}
+def backbone_digest(config: ml_collections.ConfigDict, sections: Sequence[str] = BACKBONE_SECTIONS) -> str:
+    """The digest of all in `sections` that decides the weights of a trained backbone."""
+    content = {name: config.to_dict()[name] for name in sections if name in config}
+    for section, fields in content.items():
+        content[section] = {k: v for k, v in fields.items() if k not in _NOT_IN_WEIGHTS.get(section, ())}
     return digest(content)
 
 

@@ -222,9 +222,7 @@ def evaluations(config: ml_collections.ConfigDict, classes: int, schedule: Sched
     }
 
 
-def pictures_at_once(
-    config: ml_collections.ConfigDict, classes: int, schedule: Schedule, devices: int
-) -> dict[str, int]:
+def pictures_at_once(config: ml_collections.ConfigDict, classes: int, schedule: Schedule) -> dict[str, int]:
     """How many pictures a device evaluates at once in each stage after training: what its memory grows with.
 
     Neither the number of queries, nor that of chains or samples, is among what they follow from.
@@ -233,14 +231,12 @@ def pictures_at_once(
       config: the configuration.
       classes: how many classes are trained.
       schedule: the forward process.
-      devices: how many share the work.
     """
     options, batch = discovery_options(config, schedule), config.sampling.batch
-    side_by_side = -(-config.adapt.chunk // devices)
     learning = [level.batch_size * (2 if level.prior_weight > 0 else 1) for level in level_options(config).values()]
     return {
         "discover": min(options.lanes, max(options.chains, options.capacity)),
-        "adapt": max(side_by_side * max(learning, default=0), batch),
+        "adapt": max(config.adapt.chunk * max(learning, default=0), batch),
         # A guided sample is the null model's and that of each of its classes, of which Top-3 has most.
         "evaluate": min(batch, config.evaluate.samples) * (4 if classes >= 3 else 2),
     }
@@ -275,7 +271,7 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
     queries = config.evaluate.num_queries
     # For a derivative, a picture is taken to need as much as in a training step; for a sample, as in an evaluation.
     derivative = step.temporaries / -(-options.batch_size // (devices * options.accumulate))
-    at_once = pictures_at_once(config, classes, schedule, devices)
+    at_once = pictures_at_once(config, classes, schedule)
     of_each = {"discover": derivative, "adapt": derivative, "evaluate": temporaries(evaluated) / lanes}
     later = {stage: 4 * step.parameters + of_each[stage] * pictures for stage, pictures in at_once.items()}
     picture = 4 * network.sample_size**2 * network.in_channels

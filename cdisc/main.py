@@ -59,14 +59,15 @@ def _run(argv: list[str]) -> int:
             return 0
         from cdisc import hosts, pipeline  # jax reads its environment when it is first used
 
+        if not _several() and (_NUM_PROCESSES.value is not None or _PROCESS_ID.value is not None):
+            raise UserError("--num_processes and --process_id say nothing without --coordinator=HOST:PORT: give it.")
         if _several():
             hosts.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CONNECT_SECONDS.value)
         if _STAGES.value == []:
             raise UserError("--stages names no stage: leave it out for all of them.")
         stages = pipeline.STAGES if _STAGES.value is None else _STAGES.value
-        export_to = None if _EXPORT.value is None else pathlib.Path(_EXPORT.value)
-        profile = None if _PROFILE.value is None else pathlib.Path(_PROFILE.value)
-        workdir = pathlib.Path(_WORKDIR.value)
+        workdir, export_to, profile = (_folder(flag) for flag in (_WORKDIR, _EXPORT, _PROFILE))
+        assert workdir is not None
         with hosts.patient():
             pipeline.run(_CONFIG.value, workdir, stages, _QUERY.value, export_to=export_to, profile=profile)
         signals.obey()  # the last moments count too: a script must not go on after a Ctrl-C
@@ -82,6 +83,17 @@ def _run(argv: list[str]) -> int:
         console.fail(str(stopped))
         return stopped.code
     return 0
+
+
+def _folder(flag: flags.FlagHolder[str | None]) -> pathlib.Path | None:
+    if flag.value is None:
+        return None
+    if "://" in flag.value:
+        raise UserError(
+            f"--{flag.name} is {flag.value!r}, and only folders can be written: mount the bucket as one, or copy the "
+            "results there when the run is done."
+        )
+    return pathlib.Path(flag.value).expanduser()  # no shell does so after a "="
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -23,8 +23,8 @@ def size(tree: Any) -> int:
 
 
 def spread(tree: Any) -> Any:
-    """`split` into as many parts as there are devices."""
-    return split(tree, jax.local_device_count())
+    """`split` into as many parts as there are devices of this process, each on its own."""
+    return jax.device_put(split(tree, jax.local_device_count()), _sharding(jax.sharding.PartitionSpec(_DEVICES)))
 
 
 # One small program for a whole tree, where leaf by leaf each shape would be compiled by itself.
@@ -165,8 +165,11 @@ def stack_keys(keys: Sequence[jax.Array]) -> jax.Array:
 
 def replicate(tree: Any) -> Any:
     """`tree` on every device of this process, as `training_step` takes and gives it; leaves keep their shapes."""
-    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (_DEVICES,))
-    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    return jax.device_put(tree, _sharding(jax.sharding.PartitionSpec()))
+
+
+def _sharding(spec: jax.sharding.PartitionSpec) -> jax.sharding.NamedSharding:
+    return jax.sharding.NamedSharding(jax.sharding.Mesh(np.asarray(jax.local_devices()), (_DEVICES,)), spec)
 
 
 def host_device() -> jax.Device:

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import platform
+import sys
 import time
 from collections.abc import Iterator, Sequence
 
@@ -19,7 +20,7 @@ import ml_collections
 from cdisc import checkpoints, console, hosts, signals
 from cdisc import config as config_lib
 from cdisc.errors import UserError
-from cdisc.run import STAGES, Run, opened, read_seconds
+from cdisc.run import STAGES, Run, opened
 from cdisc.stages.adapt import adapt
 from cdisc.stages.discover import discover, follow
 from cdisc.stages.evaluate import evaluate, versions
@@ -131,14 +132,21 @@ def clock(this: Run, stage: str, stages: Sequence[str]) -> Iterator[bool]:
         if "RESOURCE_EXHAUSTED" not in str(error) or stage not in _SMALLER:
             raise
         raise UserError(
-            f"{stage}: a device ran out of memory: {_SMALLER[stage]}, and choose another --workdir; --dry_run says how "
-            "much is needed."
+            f"{stage}: a device ran out of memory: {_SMALLER[stage]}, then run again; --dry_run says how much is "
+            "needed, and what was finished is kept."
         ) from error
-    if stage not in stages or not hosts.first():
-        return
-    seconds = time.monotonic() - start
-    known = read_seconds(this.path("seconds.json"))
-    # A stage that only restored its results keeps the time that they took to make.
-    known[stage] = max(seconds, known.get(stage, 0.0))
-    checkpoints.write_text(this.path("seconds.json"), json.dumps(known))
-    console.say(f"{stage}: {seconds:.1f} s")
+    finally:
+        seconds = time.monotonic() - start
+        if stage in stages and hosts.first():
+            _note(this.path("seconds.json"), stage, seconds, finished=sys.exception() is None)
+    if stage in stages:
+        console.say(f"{stage}: {seconds:.1f} s")
+
+
+def _note(path: pathlib.Path, stage: str, seconds: float, finished: bool) -> None:
+    """Adds up the times of a stage that was stopped; one that only restored its results keeps what they took."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = known.get(stage, {"seconds": 0.0, "finished": False})
+    if not before["finished"]:
+        known[stage] = {"seconds": before["seconds"] + seconds, "finished": finished}
+        checkpoints.write_text(path, json.dumps(known))

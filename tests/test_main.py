@@ -202,8 +202,23 @@ def test_a_workdir_belongs_to_one_configuration_and_its_queries(refused, picture
         assert "was made with another configuration" in error
         assert "choose another --workdir" in error
     assert "(config.seed differ)" in refused(TINY, workdir, stages, *mine, "--config.seed=1")
+    # What is no more than where and how may change.
+    for free in ("--config.sampling.batch=3", "--config.network.remat=True", "--config.pretrain.restore=elsewhere"):
+        assert "add pretrain to --stages" in refused(TINY, workdir, stages, *mine, free)
     (tmp_path / "run" / "config.json").write_text('{"config')
     assert "config.json cannot be read" in refused(TINY, workdir, stages, *mine)
+
+
+def test_a_workdir_that_is_no_folder(refused, tmp_path, monkeypatch):
+    assert refused(TINY, "--workdir=gs://bucket/run").startswith("cdisc: --workdir is 'gs://bucket/run', and only")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"{tmp_path}/run/pretrain" in refused(TINY, "--workdir=~/run", "--stages=report")
+
+
+def test_a_process_without_a_coordinator(refused, tmp_path):
+    # Catches: as many runs as there are processes, each of which does everything.
+    error = refused(TINY, f"--workdir={tmp_path / 'run'}", "--num_processes=2", "--process_id=1")
+    assert "say nothing without --coordinator=HOST:PORT" in error
 
 
 def test_an_unwritable_workdir(refused, tmp_path):

@@ -41,8 +41,10 @@ def advance(item, rate):
 
 step = parallel.side_by_side(advance, num_shared=1)
 state, spread = parallel.spread(jnp.zeros_like(queries)), parallel.spread(queries)
-for _ in range(3):
-    state = step((state, spread), jnp.float32(0.25))
+rate = parallel.replicate(jnp.float32(0.25))
+with jax.transfer_guard_device_to_device("disallow"):
+    for _ in range(3):
+        state = step((state, spread), rate)
 together = parallel.gather(state, 5)
 shared = jax.device_put(queries, jax.sharding.NamedSharding(jax.make_mesh((jax.device_count(),), ("d",)), jax.P()))
 copy = parallel.one_copy({"x": shared})["x"]

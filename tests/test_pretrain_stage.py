@@ -74,6 +74,52 @@ def test_intervals_that_cannot_be_used(field, value):
         stage.pretrain_options(config)
 
 
+def trained(workdir, fingerprint="faces", **changes):
+    """A run of one number, whose backbone is the bundled one unless changed."""
+    config = config_of("colormnist.py", "small")
+    config.update_from_flattened_dict(changes)
+    return types.SimpleNamespace(
+        config=config,
+        path=workdir.joinpath,
+        key=lambda stage: jax.random.key(0),
+        network=types.SimpleNamespace(),
+        dataset=types.SimpleNamespace(fingerprint=fingerprint),
+    )
+
+
+@pytest.fixture
+def one_number(monkeypatch):
+    """A backbone of one number in the place of every network."""
+    monkeypatch.setattr(stage.denoiser, "init", lambda network, key: {"x": jnp.zeros(())})
+    monkeypatch.setattr(checkpoints, "restore_npz", lambda path, like, about: {"x": jnp.float32(3.0)})
+
+
+def test_a_backbone_of_another_run_is_taken_if_it_was_trained_alike(one_number, tmp_path):
+    # Catches: weights of other data or options, or of nowhere, taken silently; a place that counts.
+    assert stage.pretrain(trained(tmp_path / "first"), True)["x"] == 3.0
+    other = {"pretrain.restore": str(tmp_path / "first"), "pretrain.bundle": "", "data.root": "moved", "seed": 7}
+    assert stage.pretrain(trained(tmp_path / "second", **other), True)["x"] == 3.0
+    for fingerprint, changes, named in (
+        ("digits", {}, "config.data"),
+        ("faces", {"pretrain.steps": 1}, "config.diffusion, network or pretrain"),
+        ("faces", {"diffusion.beta_end": 0.1}, "config.diffusion, network or pretrain"),
+    ):
+        with pytest.raises(UserError, match=f"was trained with other {named} than this run"):
+            stage.pretrain(trained(tmp_path / "third", fingerprint, **other, **changes), True)
+    with pytest.raises(UserError, match=r"about\.json cannot be read .*: name the --workdir of a run"):
+        stage.pretrain(trained(tmp_path / "third", **(other | {"pretrain.restore": str(tmp_path)})), True)
+
+
+def test_a_slow_process_goes_the_way_of_the_first(one_number, tmp_path, monkeypatch):
+    # Catches: a process that sees what the first has saved meanwhile, and leaves out the meeting after it.
+    stage.pretrain(trained(tmp_path), True)
+    meetings = []
+    monkeypatch.setattr(stage.hosts, "gather", lambda said="": meetings.append(said) or ["False", said])
+    monkeypatch.setattr(stage.hosts, "first", lambda: False)
+    assert stage.pretrain(trained(tmp_path), True)["x"] == 3.0
+    assert meetings == ["True", ""]
+
+
 def test_a_result_that_does_not_exist():
     config = config_of("colormnist.py", "tiny")
     config.pretrain.result = "bset"

@@ -53,6 +53,13 @@ def test_a_trace_holds_all_that_its_items_set_going(tmp_path, capsys):
     assert capsys.readouterr().out == f"a trace is in {tmp_path}\n"
 
 
+def test_a_tensorflow_that_cannot_be_used_ends_no_training(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    watch.Board(tmp_path / "board").scalars([{"step": 1, "loss": 0.5}])
+    assert "nothing is written for TensorBoard: TensorFlow cannot be used" in " ".join(capsys.readouterr().err.split())
+
+
 def test_without_tensorflow_nothing_is_written_or_said(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorflow" else object())
     board = watch.Board(tmp_path / "board")

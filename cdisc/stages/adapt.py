@@ -120,7 +120,8 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
         ]
 
     like = jax.eval_shape(functools.partial(untrained, this, levels), discoveries[0].teacher, params, this.key("adapt"))
-    return saved_by_query(this, "adapt", active, like, settings.chunk, work)
+    at_once = settings.chunk * jax.local_device_count()
+    return saved_by_query(this, "adapt", active, like, at_once, work)
 
 
 def untrained(
@@ -179,7 +180,9 @@ def fit_level(
     """One level for a chunk of queries, all trained side by side; leaves lead with the queries."""
     begin, advance, finish = compiled_level(this, options)
     count = parallel.size(lessons.query)
+    # Where the steps find them, so that none of them moves anything.
     lessons, keys = parallel.spread(lessons), parallel.spread(keys)
+    params, prior = parallel.replicate((params, prior))
     fits: list[adapt_lib.FitState] = []
     losses: list[np.ndarray] = []  # (steps, devices, each), for each fit
     for candidate in range(options.candidates):

@@ -36,6 +36,9 @@ _METRICS_EVERY = 50
 _SAMPLE_CLASSES, _SAMPLES_A_CLASS = 8, 4
 """At most so many columns, and rows, of the pictures that are drawn while training goes on."""
 
+_ABOUT = "about.json"
+"""What a trained backbone says of itself."""
+
 _VALIDATED = 128
 """At least so many noisy pictures, which training does not show, tell how good the averaged parameters are."""
 
@@ -51,11 +54,14 @@ def pretrain(this: Run, active: bool) -> Any:
         return import_backbone(this, active)
     like = jax.eval_shape(functools.partial(denoiser.init, this.network), this.key("pretrain"))
     path = this.path("pretrain", "params")
-    if checkpoints.exists(path):
+    # As the first process sees it, for it writes while others may still have to look.
+    if hosts.gather(str(checkpoints.exists(path)))[0] == "True":
         return checkpoints.restore(path, like)
     if not active:
         raise unfinished("pretrain", path)
-    if this.config.pretrain.from_scratch:
+    if this.config.pretrain.restore:
+        params = restore_backbone(this, like)
+    elif this.config.pretrain.from_scratch:
         params = train_backbone(this, this.network)
     elif not this.config.pretrain.bundle:
         raise UserError("config.pretrain names no bundled backbone: set --config.pretrain.from_scratch=True.")
@@ -63,9 +69,40 @@ def pretrain(this: Run, active: bool) -> Any:
         params = checkpoints.restore_npz(BUNDLED / f"{this.config.pretrain.bundle}.npz", like, bundle_about(this))
         console.say(f"pretrain: the bundled backbone {this.config.pretrain.bundle}")
     if hosts.first():
+        checkpoints.write_text(this.path("pretrain", _ABOUT), json.dumps(weights_about(this)) + "\n")
         checkpoints.save(path, params)
     hosts.gather()
     return checkpoints.restore(path, like)
+
+
+def weights_about(this: Run) -> dict[str, str]:
+    """What must be the same where a trained backbone is used again; where its data lie is no part of it."""
+    digest = config_lib.backbone_digest(this.config, ("diffusion", "network", "pretrain"))
+    return {"data": this.dataset.fingerprint, "diffusion, network or pretrain": digest}
+
+
+def restore_backbone(this: Run, like: Any) -> denoiser.Params:
+    """The parameters that another run has trained, in the workdir `config.pretrain.restore`.
+
+    Raises:
+      UserError: if none are there, or they were trained otherwise or on other data.
+    """
+    folder = pathlib.Path(this.config.pretrain.restore).expanduser() / "pretrain"
+    try:
+        found = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"config.pretrain.restore is {this.config.pretrain.restore!r}, and {folder / _ABOUT} cannot be read "
+            f"({error}): name the --workdir of a run that has finished pretrain."
+        ) from error
+    for section, digest in weights_about(this).items():
+        if found.get(section) != digest:
+            raise UserError(
+                f"the backbone in {folder} was trained with other config.{section} than this run has: use the same "
+                "values, or leave config.pretrain.restore out."
+            )
+    console.say(f"pretrain: the backbone in {folder}")
+    return checkpoints.restore(folder / "params", like)
 
 
 def import_backbone(this: Run, active: bool) -> denoiser.Params:
@@ -111,7 +148,7 @@ def pretrain_options(config: ml_collections.ConfigDict) -> pretrain_lib.Pretrain
         value = config.pretrain.get(name)
         if value is None or value < least:
             raise UserError(f"config.pretrain.{name} is {value}: use a whole number from {least} on.")
-    ignore = ("seed", "from_scratch", "bundle", "save_every", "samples_every", "result")
+    ignore = ("seed", "from_scratch", "bundle", "save_every", "samples_every", "result", "restore")
     return config_lib.options(pretrain_lib.PretrainOptions, config.pretrain, "pretrain", ignore)
 
 
@@ -201,12 +238,12 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     read = read_share(this.dataset, options, key_train)
     every, samples_every = this.config.pretrain.save_every, this.config.pretrain.samples_every
     draw, validate = class_pictures(this), validation(this, options)
-    board = watch.Board(this.path("pretrain", "tensorboard"))
     first = int(state.step)
     hosts.require_alike(checkpoint=first)
     metrics_path, best_path = this.path("pretrain", "metrics.jsonl"), this.path("pretrain", "best")
     # Steps that are done again write their metrics again.
     if hosts.first():
+        board = watch.Board(this.path("pretrain", "tensorboard"))
         found = metrics_path.read_text(encoding="utf-8") if metrics_path.exists() else ""
         lines = found.splitlines(keepends=True)[:first]
         checkpoints.write_text(metrics_path, "".join(lines))
