@@ -163,6 +163,8 @@ def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths
       UserError: as `prepare`, and for a workdir that cannot be written, is in use, or was made with others.
     """
     this = prepare(config, workdir, query_paths)
+    pictures_found = config_lib.digest([zlib.crc32(query.image.tobytes()) for query in this.queries])
+    hosts.require_alike(data=this.dataset.fingerprint[:12], queries=pictures_found[:12])
     checkpoints.writable(workdir)
     with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
         bind(workdir, config, this.queries)

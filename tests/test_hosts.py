@@ -37,6 +37,49 @@ def address() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
+# What a cluster says of itself is all that these processes know. The second one says so in a collective, and dies.
+MEMBER = """
+import os
+import signal
+
+import jax
+
+from cdisc import hosts, parallel
+
+hosts.connect(None, None, None, 120.0)
+me = jax.process_index()
+said = [bool(parallel.any_process(me == 1 and turn == 1)) for turn in range(3)]
+print(hosts.gather(str(me)), said, flush=True)
+if me == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+with hosts.patient():
+    while True:
+        bool(parallel.any_process(False))
+"""
+
+
+@pytest.fixture(scope="module")
+def members():
+    """Two processes as Slurm would start them, which the tests that follow need not wait for."""
+    host, _, port = address().partition(":")
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment |= {"JAX_COORDINATOR_BIND_ADDRESS": f"{host}:{port}", "JAX_COORDINATOR_PORT": port}
+    environment |= {"SLURM_JOB_ID": "42", "SLURM_STEP_NODELIST": f"{host},another", "SLURM_NTASKS": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEMBER],
+            env=environment | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    yield processes
+    for process in processes:
+        process.kill()
+
+
 def together(count: int, workdir: pathlib.Path, *arguments: str) -> list[tuple[int, str]]:
     """Exit codes and errors of toy runs."""
     coordinator = address()
@@ -57,14 +100,14 @@ def together(count: int, workdir: pathlib.Path, *arguments: str) -> list[tuple[i
     return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
 
 
-def test_training_and_queries_on_two_then_four_then_one_process(tmp_path, monkeypatch):
-    """One process of two is killed, then one of four is asked to stop, and one by itself goes on to the end."""
+def test_training_and_queries_on_two_then_four_then_one_process(members, tmp_path, monkeypatch):
+    """The first process of two is killed, then one of four is asked to stop, and one by itself goes on to the end."""
     monkeypatch.setattr(toy_run.pretrain_lib, "init", toy_run.init)
     run = tmp_path / "run"
-    two = together(2, run, "--victim=1", f"--signal={signal.SIGKILL}", "--call=13")
-    # Catches: waiting for ever for a process that has died.
-    assert [code for code, _ in two] == [os.EX_TEMPFAIL, -signal.SIGKILL], two
-    assert SENTENCE.findall(two[0][1]) == ["0"]
+    two = together(2, run, "--victim=0", f"--signal={signal.SIGKILL}", "--call=13")
+    # Catches: JAX's abort, with code 134, or an error that follows from it, with 1.
+    assert [code for code, _ in two] == [-signal.SIGKILL, os.EX_TEMPFAIL], two
+    assert SENTENCE.findall(two[1][1]) == ["1"]
     assert checkpoints.steps(run / "pretrain" / "train") == [10]
     # Catches: results of the second process that are not written, or not whole.
     assert all(checkpoints.exists(run / "discover" / f"query_{i:04d}") for i in range(toy_run.QUERIES))
@@ -91,6 +134,16 @@ def test_training_and_queries_on_two_then_four_then_one_process(tmp_path, monkey
     assert [row["step"] for row in rows] == list(range(1, toy_run.STEPS + 1))
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose([r[name] for r in rows], [r[name] for r in expected_rows], rtol=1e-5)
+
+
+def test_the_death_of_a_process_that_slurm_started(members):
+    # Catches: processes that do not find one another by Slurm's variables, a collective that others do not hear, JAX's
+    # own patience of 100 s with one that has died, and the traceback of what follows from its death before that.
+    (first, error), (second, _) = (process.communicate(timeout=60) for process in members)
+    assert [process.returncode for process in members] == [os.EX_TEMPFAIL, -signal.SIGKILL], error
+    for text in (first, second):
+        assert text.splitlines()[-1] == "['0', '1'] [False, True, False]"
+    assert SENTENCE.findall(error) == ["0"]
 
 
 def launched(count: int, *arguments: str) -> subprocess.CompletedProcess:
