@@ -26,6 +26,9 @@ from cdisc.networks.unet import UNetConfig
 
 STAGES = ("pretrain", "discover", "adapt", "evaluate", "report")
 
+_SHOWN_LATE = 90.0
+"""Seconds to wait for what another host has written: NFS keeps for a minute that a file was not there."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Query:
@@ -387,7 +390,7 @@ def saved_by_query(
       work: from indices into `this.queries` to their results.
 
     Raises:
-      UserError: if a result is missing and the stage was not asked for, or cannot be written.
+      UserError: if a result is missing and the stage was not asked for, or cannot be written, or is lost meanwhile.
     """
     paths = [this.path(stage, f"query_{i:04d}") for i in range(len(this.queries))]
     missing = [i for i, path in enumerate(paths) if not checkpoints.exists(path)]
@@ -402,6 +405,7 @@ def saved_by_query(
             if i in missing:
                 checkpoints.save(paths[i], result)
     hosts.gather()
+    checkpoints.require(paths, _SHOWN_LATE if hosts.several() else 0.0)
     return Saved(paths, like)
 
 
