@@ -296,7 +296,8 @@ PROCESS = """
 import os, pathlib, signal, sys, time
 me = sys.argv[-1].removeprefix("--process_id=")
 def stop(number, frame):
-    pathlib.Path(f"stopped.{me}").open("a").write(f"{number} ")
+    with open(f"stopped.{me}", "a") as file:
+        file.write(f"{number} ")
     sys.exit(128 + number)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, stop)
@@ -315,14 +316,19 @@ sys.exit(int(ends))
 @pytest.fixture
 def local(tmp_path):
     """Starts local.py for two processes."""
+    put(tmp_path / "cdisc" / "__init__.py", "")
     put(tmp_path / "cdisc" / "main.py", PROCESS)
 
     def start(**environment):
         script = [sys.executable, LAUNCH / "local.py", "--", *AWKWARD]
         environment = os.environ | environment
-        return subprocess.Popen(script, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        jobs.append(subprocess.Popen(script, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True))
+        return jobs[-1]
 
-    return start
+    jobs: list[subprocess.Popen] = []
+    yield start
+    for job in jobs:
+        job.stderr.close()
 
 
 @pytest.mark.parametrize(
