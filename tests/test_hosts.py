@@ -15,7 +15,7 @@ import pytest
 import toy_run
 from commands import ROOT, arrays_of, command, run_command
 
-from cdisc import checkpoints, hosts
+from cdisc import checkpoints, hosts, signals
 from cdisc.errors import UserError
 
 CONFIG = f"--config={ROOT}/configs/mixture.py"
@@ -179,6 +179,100 @@ def test_discovery(tmp_path, discovered, count):
     assert_same_discoveries(discovered, tmp_path)
 
 
+class Store:
+    """What processes have said, as the coordination service keeps it, in no order; others say theirs after a while."""
+
+    def __init__(self, others):
+        self.said, self.others, self.asked = {}, others, 0
+
+    def key_value_set(self, key, value):
+        self.said[key] = value
+
+    def key_value_dir_get(self, folder):
+        self.asked += 1
+        if self.asked == 3:
+            self.said |= {folder + name: value for name, value in self.others.items()}
+        return [(key, value) for key, value in self.said.items() if key.startswith(folder)]
+
+
+@pytest.fixture
+def third_of_twelve(monkeypatch):
+    """This process as one of several, of which the others say their own numbers."""
+    store = Store({f"{i:06d}": str(i) for i in reversed(range(12)) if i != 2})
+    monkeypatch.setattr(hosts, "_client", lambda: store)
+    monkeypatch.setattr(hosts.jax, "process_index", lambda: 2)
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 12)
+    return store
+
+
+def test_gathering_waits_for_all_and_sorts(third_of_twelve, monkeypatch):
+    # Catches: going on with those that are there, the order in which they came, two meetings in one place.
+    assert hosts.gather("2") == [str(i) for i in range(12)]
+    assert third_of_twelve.asked == 3
+    monkeypatch.setattr(signals, "_asked", signal.SIGTERM)
+    with pytest.raises(signals.Stopped):
+        hosts.gather("2")
+
+
+def test_the_first_goes_alone_and_the_others_after_it(monkeypatch):
+    # Catches: a first process that does not wait at the end, or others that do not wait before.
+    order = []
+    monkeypatch.setattr(hosts, "gather", lambda: order.append("meets"))
+    for first, expected in ((True, ["works", "meets"]), (False, ["meets", "works"])):
+        monkeypatch.setattr(hosts, "first", lambda first=first: first)
+        order.clear()
+        with hosts.first_alone():
+            order.append("works")
+        assert order == expected
+
+
+def test_errors_that_follow_from_another_s_death_wait_for_its_notice(third_of_twelve, monkeypatch):
+    # Catches: waiting with what the person can mend, not waiting long enough, an error that is swallowed.
+    waits, left = [], []
+    monkeypatch.setattr(hosts.time, "sleep", waits.append)
+    monkeypatch.setattr(hosts, "leave", left.append)
+    for error in (UserError("a sentence"), OSError(28, "No space left"), signals.Stopped(signal.SIGTERM)):
+        with pytest.raises(type(error)), hosts.patient():
+            raise error
+    assert (waits, left) == ([], [])
+    with pytest.raises(RuntimeError), hosts.patient():
+        raise RuntimeError("Connection closed by peer")
+    assert sum(waits) > hosts._HEARTBEAT
+    assert left == [1]
+
+
+def test_all_stop_at_the_same_step(third_of_twelve, monkeypatch):
+    # Catches: reading an answer at once, which waits for the device, and one that is read at another step or not at all.
+    read = []
+
+    class Answer:
+        def __init__(self, step):
+            self.step = step
+
+        def __bool__(self):
+            read.append((self.step, step))
+            return self.step >= 4
+
+        def block_until_ready(self):
+            read.append("ready")
+
+    met = []
+    monkeypatch.setattr(hosts, "gather", lambda: met.append("all"))
+    monkeypatch.setattr(hosts.parallel, "any_process", lambda said: Answer(step))
+    monkeypatch.setattr(signals, "_asked", None)
+    step = 0
+    asked = hosts.Stopping()
+    # Devices meet first when all processes are there, and not when one may be compiling for a minute.
+    assert (met, read) == (["all"], ["ready"])
+    read.clear()
+    stopping = []
+    for step in range(1, 8):
+        stopping.append(asked())
+        assert signals.asked() == any(stopping)
+    assert stopping == [False] * 5 + [True, True]
+    assert read == [(step - 2, step) for step in range(3, 8)]
+
+
 def test_unequal_processes_are_refused(monkeypatch):
     # Catches: comparing with oneself, or naming the wrong process.
     said = [
@@ -190,6 +284,9 @@ def test_unequal_processes_are_refused(monkeypatch):
     with pytest.raises(
         UserError, match=r"^process 2 on c has devices 8, and process 0 on a has 4: run the same command"
     ):
+        hosts.require_alike(jax="1", devices=4)
+    said[2] = '["c", {"jax": "1", "devices": 4, "more": 1}]'
+    with pytest.raises(UserError, match="^process 2 on c has more 1, and process 0 on a has None"):
         hosts.require_alike(jax="1", devices=4)
 
 
