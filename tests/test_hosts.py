@@ -242,35 +242,33 @@ def test_errors_that_follow_from_another_s_death_wait_for_its_notice(third_of_tw
 
 
 def test_all_stop_at_the_same_step(third_of_twelve, monkeypatch):
-    # Catches: reading an answer at once, which waits for the device, and one that is read at another step or not at all.
-    read = []
+    # Catches: reading an answer at once, which waits for the device, or reading that of another step or none.
+    read, stopping = [], []
 
     class Answer:
-        def __init__(self, step):
-            self.step = step
+        def __init__(self):
+            self.step = len(stopping)
 
         def __bool__(self):
-            read.append((self.step, step))
-            return self.step >= 4
+            read.append((self.step, len(stopping)))
+            return self.step >= 3
 
         def block_until_ready(self):
             read.append("ready")
 
     met = []
     monkeypatch.setattr(hosts, "gather", lambda: met.append("all"))
-    monkeypatch.setattr(hosts.parallel, "any_process", lambda said: Answer(step))
+    monkeypatch.setattr(hosts.parallel, "any_process", lambda said: Answer())
     monkeypatch.setattr(signals, "_asked", None)
-    step = 0
     asked = hosts.Stopping()
     # Devices meet first when all processes are there, and not when one may be compiling for a minute.
     assert (met, read) == (["all"], ["ready"])
     read.clear()
-    stopping = []
-    for step in range(1, 8):
+    for _ in range(7):
         stopping.append(asked())
         assert signals.asked() == any(stopping)
     assert stopping == [False] * 5 + [True, True]
-    assert read == [(step - 2, step) for step in range(3, 8)]
+    assert read == [(i - 2, i) for i in range(2, 7)]
 
 
 def test_unequal_processes_are_refused(monkeypatch):
@@ -286,7 +284,7 @@ def test_unequal_processes_are_refused(monkeypatch):
     ):
         hosts.require_alike(jax="1", devices=4)
     said[2] = '["c", {"jax": "1", "devices": 4, "more": 1}]'
-    with pytest.raises(UserError, match="^process 2 on c has more 1, and process 0 on a has None"):
+    with pytest.raises(UserError, match=r"^process 2 on c has more 1, and process 0 on a has None"):
         hosts.require_alike(jax="1", devices=4)
 
 
