@@ -44,10 +44,11 @@ import signal
 
 import jax
 
-from cdisc import hosts, parallel
+from cdisc import console, hosts, parallel
 
 hosts.connect(None, None, None, 120.0)
 me = jax.process_index()
+console.say("said by the first")
 said = [bool(parallel.any_process(me == 1 and turn == 1)) for turn in range(3)]
 print(hosts.gather(str(me)), said, flush=True)
 if me == 1:
@@ -137,12 +138,14 @@ def test_training_and_queries_on_two_then_four_then_one_process(members, tmp_pat
 
 
 def test_the_death_of_a_process_that_slurm_started(members):
-    # Catches: processes that do not find one another by Slurm's variables, a collective that others do not hear, JAX's
-    # own patience of 100 s with one that has died, and the traceback of what follows from its death before that.
+    # Catches: processes that do not find one another by Slurm's variables, a second one that speaks, a collective that
+    # others do not hear, JAX's own patience of 100 s with one that has died, and what follows from its death before that.
     (first, error), (second, _) = (process.communicate(timeout=60) for process in members)
     assert [process.returncode for process in members] == [os.EX_TEMPFAIL, -signal.SIGKILL], error
     for text in (first, second):
         assert text.splitlines()[-1] == "['0', '1'] [False, True, False]"
+    assert "said by the first" in first
+    assert "said by the first" not in second
     assert SENTENCE.findall(error) == ["0"]
 
 
@@ -239,6 +242,37 @@ def test_errors_that_follow_from_another_s_death_wait_for_its_notice(third_of_tw
         raise RuntimeError("Connection closed by peer")
     assert sum(waits) > hosts._HEARTBEAT
     assert left == [1]
+
+
+def test_the_last_word(third_of_twelve, monkeypatch, capsys):
+    # Catches: a word that is not sent or not followed, another's code, a sentence where this process has its own.
+    class EndedError(Exception):
+        pass
+
+    def end(code):
+        raise EndedError(code)
+
+    monkeypatch.setattr(hosts.os, "_exit", end)
+    monkeypatch.setattr(hosts.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(hosts, "_leaving", None)
+    with pytest.raises(EndedError, match="2"):
+        hosts.leave(2)
+    assert third_of_twelve.said["cdisc/last_word"] == "2 2 0"
+    assert third_of_twelve.asked == 3  # it stays until all others leave
+    monkeypatch.setattr(third_of_twelve, "blocking_key_value_get", lambda key, wait: "7 75 0", raising=False)
+    hosts._listen()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(hosts, "_leaving", None)
+    with pytest.raises(EndedError, match="75"):
+        hosts._listen()
+    assert capsys.readouterr().err.startswith(
+        "cdisc: process 7 could not go on, and has said why; so this one, 2, ends"
+    )
+    monkeypatch.setattr(signals, "_asked", None)
+    monkeypatch.setattr(third_of_twelve, "blocking_key_value_get", lambda key, wait: "7 143 1")
+    hosts._listen()
+    assert signals._asked == signal.SIGTERM
+    monkeypatch.setattr(signals, "_asked", None)
 
 
 def test_all_stop_at_the_same_step(third_of_twelve, monkeypatch):
