@@ -13,12 +13,14 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
+import time
 import unittest.mock
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -75,16 +77,26 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
         raise _unwritable(path, error) from error
 
 
-def _is_full(error: BaseException) -> bool:
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+def _of_system(error: BaseException) -> OSError | None:
+    """What the system has said, if it was the system: Orbax's storage layer wraps it in the words of a ValueError."""
+    if isinstance(error, OSError):
+        return error
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return OSError(int(code[1]), os.strerror(int(code[1])))
+    return OSError(errno.ENOSPC, str(error)) if "No space left" in str(error) else None
 
 
-def _unwritable(path: pathlib.Path, error: BaseException) -> UserError:
-    reason = "the disk is full" if _is_full(error) else f"the folder cannot be written ({error})"
+def _unwritable(path: pathlib.Path, error: OSError) -> UserError:
+    reason = "the disk is full" if error.errno == errno.ENOSPC else f"the folder cannot be written ({error})"
     return UserError(
         f"{path} was not saved: {reason}; make room or choose another --workdir, then run again: "
         "what was finished before is kept."
     )
+
+
+def _unreadable(path: pathlib.Path, error: OSError) -> UserError:
+    # Not a DamagedError: what a network folder does not give now it may give later, and must not be removed.
+    return UserError(f"{path} cannot be read ({error}): see that its disk or network folder is there, then run again.")
 
 
 @contextlib.contextmanager
@@ -133,15 +145,36 @@ def save(path: pathlib.Path, tree: Any) -> None:
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, ValueError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        # Orbax's storage layer reports a full disk as a ValueError; any other is a mistake in the code.
-        if isinstance(error, ValueError) and not _is_full(error):
+        system = _of_system(error)
+        if system is None:
             raise
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, system) from error
 
 
 def exists(path: pathlib.Path) -> bool:
     """Whether `path` holds a finished checkpoint."""
     return (path / _MANIFEST).is_file()
+
+
+def require(paths: Iterable[pathlib.Path], seconds: float) -> None:
+    """Makes sure that checkpoints which were written, here or by another host, are there.
+
+    Args:
+      paths: their folders.
+      seconds: how long to wait for them: a network folder may show late what another host has written.
+
+    Raises:
+      UserError: naming the first one that is not.
+    """
+    until = time.monotonic() + seconds
+    for path in paths:
+        while not exists(path):
+            if time.monotonic() >= until:
+                raise UserError(
+                    f"{path} was written and is not there: let nothing remove it while a run goes on, and choose a "
+                    "--workdir that all hosts share; then run again."
+                )
+            time.sleep(0.5)
 
 
 def restore(path: pathlib.Path, like: Any) -> Any:
@@ -153,15 +186,18 @@ def restore(path: pathlib.Path, like: Any) -> Any:
 
     Raises:
       DamagedError: if it is missing, cut short or damaged.
-      UserError: if it holds other arrays than `like`.
+      UserError: if it holds other arrays than `like`, or is not to be reached now.
     """
     path = path.absolute()
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         leaves = {name: (tuple(shape), dtype) for name, (shape, dtype) in manifest["leaves"].items()}
         files = dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found_files = _checksums(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} holds no finished checkpoint") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     expected, treedef = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(leaf_path, simple=True, separator="/") for leaf_path, _ in expected]
     for name, (_, leaf) in zip(names, expected, strict=True):
@@ -177,7 +213,6 @@ def restore(path: pathlib.Path, like: Any) -> Any:
     surplus = sorted(set(leaves) - set(names))
     if surplus:
         raise UserError(f"{path} has {surplus[0]}, which is not expected: it comes from another network or version.")
-    found_files = _checksums(path)
     for name, checksum in files.items():
         if name not in found_files:
             raise DamagedError(f"{path} is damaged ({name} is missing)")
@@ -188,7 +223,10 @@ def restore(path: pathlib.Path, like: Any) -> Any:
         with _orbax() as checkpointer:
             values = checkpointer.restore(path / "arrays", target)
     except (OSError, ValueError, KeyError) as error:
-        raise DamagedError(f"{path} is damaged (it cannot be read to its end)") from error
+        system = _of_system(error)
+        if system is None:
+            raise DamagedError(f"{path} is damaged (it cannot be read to its end)") from error
+        raise _unreadable(path, system) from error
     return jax.tree.unflatten(treedef, [jnp.asarray(values[name]) for name in names])
 
 

@@ -41,7 +41,11 @@ _PATIENCE = 300.0
 _STEPS_BEHIND = 2
 """Steps after which it is read whether a process was asked to stop: by then it is known, and nothing waits for it."""
 
+_SAME_REASON = 1.0
+"""Seconds that a process has to find by itself, and say, why another one has failed."""
+
 _meetings = itertools.count()
+_connected = False
 _leaving: int | None = None
 
 
@@ -72,10 +76,14 @@ def connect(coordinator: str | None, num_processes: int | None, process_id: int 
     Raises:
       UserError: if they cannot be brought together. Where others are only awaited, the process ends here, with 2.
     """
+    global _connected
     if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
         raise UserError(f"--coordinator is {coordinator!r}: give HOST:PORT, an address of the first process's host.")
     # Its handler would take SIGTERM away from `signals`.
     jax.config.update("jax_enable_preemption_service", False)
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = (ctypes.c_int, _Handler)
+    libc.signal(signal.SIGABRT, _abort)  # Python's own handlers would only run after the abort
     # JAX aborts when its own time is up.
     timer = threading.Timer(seconds, _nobody_there, (seconds,))
     timer.start()
@@ -87,19 +95,18 @@ def connect(coordinator: str | None, num_processes: int | None, process_id: int 
             initialization_timeout=int(seconds) + 60,
             heartbeat_timeout_seconds=_HEARTBEAT,
         )
-    except (RuntimeError, ValueError) as error:
+        _connected = True
+        speaks = first()  # starts the devices, of which all processes hear now
+    except (KeyError, RuntimeError, ValueError) as error:
         raise UserError(
             f"the processes cannot be brought together ({' '.join(str(error).split())}): give --coordinator=HOST:PORT, "
-            "--num_processes and --process_id, or use --distributed where JAX can find them (a TPU pod, Slurm, "
-            "Open MPI, Kubernetes)."
+            "with a port that is free there, --num_processes and --process_id, or use --distributed where JAX can find "
+            "them (a TPU pod, Slurm, Open MPI, Kubernetes)."
         ) from error
     finally:
         timer.cancel()
-    libc = ctypes.CDLL(None)
-    libc.signal.argtypes = (ctypes.c_int, _Handler)
-    libc.signal(signal.SIGABRT, _abort)  # Python's own handlers would only run after the abort
     threading.Thread(target=_listen, daemon=True).start()
-    if not first():
+    if not speaks:
         console.mute()
 
 
@@ -138,10 +145,11 @@ def require_alike(**facts: Any) -> None:
     said = [json.loads(text) for text in gather(json.dumps([socket.gethostname(), facts], default=str))]
     host, expected = said[0]
     for i, (other, found) in enumerate(said):
-        for name in expected:
-            if found[name] != expected[name]:
+        for name in expected | found:
+            ours, theirs = expected.get(name), found.get(name)
+            if theirs != ours:
                 raise UserError(
-                    f"process {i} on {other} has {name} {found[name]}, and process 0 on {host} has {expected[name]}: "
+                    f"process {i} on {other} has {name} {theirs}, and process 0 on {host} has {ours}: "
                     "run the same command with the same software on hosts that are alike."
                 )
 
@@ -152,6 +160,11 @@ class Stopping:
     def __init__(self) -> None:
         """Nobody has asked yet."""
         self._answers: collections.deque[jax.Array] = collections.deque()
+        if several():
+            # CPUs find one another at their first collective, and give up after 30 s, in which another process may
+            # still be compiling its first step.
+            gather()
+            parallel.any_process(False).block_until_ready()
 
     def __call__(self) -> bool:
         """Whether any process had been asked to stop a few steps ago; `signals.obey` then stops each of them."""
@@ -195,6 +208,8 @@ def leave(code: int) -> None:
             until = time.monotonic() + (_PATIENCE if stopped else 5.0)
             while len(client.key_value_dir_get("cdisc/left/")) < jax.process_count() and time.monotonic() < until:
                 time.sleep(0.1)
+            if first():
+                time.sleep(0.5)  # JAX aborts, with many words, those that are still there when the first one is not
     except jax.errors.JaxRuntimeError:
         pass  # the first process has gone, or another has not come
     sys.stdout.flush()
@@ -215,8 +230,10 @@ def _listen() -> None:
     if stopped:
         signals.ask(next(number for number, known in signals.CODES.items() if known == code))
         return
-    console.fail(f"process {who} could not go on, and has said why; so this one, {jax.process_index()}, ends too.")
-    leave(code)
+    time.sleep(_SAME_REASON)
+    if _leaving is None:
+        console.fail(f"process {who} could not go on, and has said why; so this one, {jax.process_index()}, ends too.")
+        leave(code)
 
 
 def _nobody_there(seconds: float) -> None:
@@ -235,10 +252,14 @@ _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _abort(number: int) -> None:
     if _leaving is not None:
         os._exit(_leaving)  # the first process was quicker
-    # Written without a lock: this may interrupt the thread that holds it.
-    text = (
-        f"cdisc: process {jax.process_index()} ends because another one does not answer any more, or is no longer "
-        "reached; the same command on all hosts goes on from what was finished.\n"
+    me = distributed.global_state.process_id
+    text, code = (
+        f"process {me} ends because another one does not answer any more, or is no longer reached; the same command on "
+        "all hosts goes on from what was finished.",
+        os.EX_TEMPFAIL,
     )
-    os.write(2, text.encode())
-    os._exit(os.EX_TEMPFAIL)
+    if not _connected:
+        text, code = f"process {me} was refused by the others: see that each has a --process_id of its own.", 2
+    # Written without a lock: this may interrupt the thread that holds it.
+    os.write(2, f"cdisc: {text}\n".encode())
+    os._exit(code)

@@ -31,6 +31,10 @@ _CONNECT_SECONDS = flags.DEFINE_integer("connect_seconds", 300, "How long to wai
 _DEVICE_COUNT = flags.DEFINE_integer("device_count", 1, "How many devices a dry run reckons with.")
 
 
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_NETWORK = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
+
+
 def main(argv: list[str]) -> int:
     """Runs the stages; returns the exit code."""
     code = _run(argv)
@@ -75,9 +79,12 @@ def _run(argv: list[str]) -> int:
         console.fail(str(error))
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in _STORAGE + _NETWORK and not _lost(error):
             raise
-        console.fail(f"{error}: make room or choose another --workdir, then run again; what was finished is kept.")
+        console.fail(
+            f"{error}: make room, bring the folder back or choose another --workdir, then run again; what was finished "
+            "there is kept."
+        )
         return 2
     except signals.Stopped as stopped:
         console.fail(str(stopped))
@@ -94,6 +101,14 @@ def _folder(flag: flags.FlagHolder[str | None]) -> pathlib.Path | None:
             "results there when the run is done."
         )
     return pathlib.Path(flag.value).expanduser()  # no shell does so after a "="
+
+
+def _lost(error: OSError) -> bool:
+    """Whether the workdir lacks a file, as when it is removed while it is used; elsewhere that is a mistake in code."""
+    workdir = _folder(_WORKDIR)
+    if error.errno != errno.ENOENT or not isinstance(error.filename, str) or workdir is None:
+        return False
+    return pathlib.Path(error.filename).absolute().is_relative_to(workdir.absolute())
 
 
 def _parse(argv: list[str]) -> list[str]:

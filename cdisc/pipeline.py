@@ -64,7 +64,7 @@ def run(
     if export_to is not None and config.network.kind == "exact":
         raise UserError("--export writes a network, and config.network.kind is 'exact': leave it out.")
     hosts.require_alike(
-        configuration=config_lib.digest(config.to_dict())[:12],
+        **config_lib.flatten({"config": config.to_dict()}),
         stages=",".join(stages),
         workdir=workdir,
         devices=jax.local_device_count(),

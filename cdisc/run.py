@@ -26,6 +26,9 @@ from cdisc.networks.unet import UNetConfig
 
 STAGES = ("pretrain", "discover", "adapt", "evaluate", "report")
 
+_SHOWN_LATE = 90.0
+"""Seconds to wait for what another host has written: NFS keeps for a minute that a file was not there."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Query:
@@ -163,6 +166,8 @@ def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths
       UserError: as `prepare`, and for a workdir that cannot be written, is in use, or was made with others.
     """
     this = prepare(config, workdir, query_paths)
+    pictures_found = config_lib.digest([zlib.crc32(query.image.tobytes()) for query in this.queries])
+    hosts.require_alike(data=this.dataset.fingerprint[:12], queries=pictures_found[:12])
     checkpoints.writable(workdir)
     with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
         bind(workdir, config, this.queries)
@@ -386,7 +391,7 @@ def saved_by_query(
       work: from indices into `this.queries` to their results.
 
     Raises:
-      UserError: if a result is missing and the stage was not asked for, or cannot be written.
+      UserError: if a result is missing and the stage was not asked for, or cannot be written, or is lost meanwhile.
     """
     paths = [this.path(stage, f"query_{i:04d}") for i in range(len(this.queries))]
     missing = [i for i, path in enumerate(paths) if not checkpoints.exists(path)]
@@ -401,6 +406,7 @@ def saved_by_query(
             if i in missing:
                 checkpoints.save(paths[i], result)
     hosts.gather()
+    checkpoints.require(paths, _SHOWN_LATE if hosts.several() else 0.0)
     return Saved(paths, like)
 
 

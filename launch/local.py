@@ -18,7 +18,7 @@ from typing import IO
 
 from absl import app, flags
 
-_PROCESSES = flags.DEFINE_integer("processes", 2, "How many processes.")
+_PROCESSES = flags.DEFINE_integer("processes", 2, "How many processes.", lower_bound=1)
 _DEVICES = flags.DEFINE_integer("devices", 1, "How many devices each process takes the CPU for.")
 _GRACE = 60.0
 """Seconds that the other processes have to end by themselves when one has failed."""
@@ -45,15 +45,15 @@ def main(argv: list[str]) -> int:
 def run(command: list[str], environment: dict[str, str], said: dict[int, IO[bytes]]) -> int:
     """Runs the processes, of which all but the first one write their errors to `said`."""
     running: dict[int, subprocess.Popen] = {}
-    # A terminal sends Ctrl-C to the processes, too.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: [process.terminate() for process in running.values()])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: [process.send_signal(number) for process in running.values()])
     for i in range(_PROCESSES.value):
         running[i] = subprocess.Popen(
             [*command, f"--process_id={i}"],
             env=environment,
             stdout=None if i == 0 else subprocess.DEVNULL,
             stderr=said.get(i),
+            process_group=0,  # a terminal would send Ctrl-C to the processes, too, for which two are one too many
         )
     code, until = 0, float("inf")
     while running:
@@ -62,8 +62,10 @@ def run(command: list[str], environment: dict[str, str], said: dict[int, IO[byte
                 continue
             del running[i]
             if process.returncode and not code:
-                code = process.returncode if process.returncode > 0 else 128 - process.returncode
-                until = time.monotonic() + _GRACE
+                code, until = process.returncode, time.monotonic() + _GRACE
+                if code < 0:
+                    sys.stderr.write(f"local.py: process {i} was ended by {signal.Signals(-code).name}.\n")
+                    code = 128 - code
                 if i in said:
                     said[i].seek(0)
                     sys.stderr.write(said[i].read().decode(errors="replace"))

@@ -19,7 +19,7 @@
 set -euo pipefail
 
 run=(.venv/bin/python -m cdisc.main)
-if ((SLURM_JOB_NUM_NODES > 1)); then
+if ((${SLURM_JOB_NUM_NODES:?submit this script with sbatch} > 1)); then
   run+=(--distributed)
   # Under Slurm, JAX gives a process one GPU unless it is told which; here a process has all those of its node.
   if [[ -n "${SLURM_GPUS_ON_NODE:-}" ]]; then

@@ -128,6 +128,57 @@ def test_orbax_failing_behind_right_checksums(written, monkeypatch):
         checkpoints.restore(written, make_tree())
 
 
+@pytest.mark.parametrize("name", ["read_text", "read_bytes"])
+def test_what_cannot_be_read_now_is_not_removed(saved, monkeypatch, name):
+    # Catches: taking a network folder that does not answer for a damaged checkpoint, of which the newest is removed.
+    steps = saved.parent / "steps"
+    for step in (1, 2):
+        checkpoints.save_step(steps, step, make_tree())
+
+    def stale(*args, **kwargs):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, name, stale)
+        with pytest.raises(UserError, match=r"step_00000002 cannot be read \(.*Stale file handle\): see that its disk"):
+            checkpoints.restore_newest(steps, make_tree())
+    assert checkpoints.steps(steps) == [1, 2]
+
+
+def test_what_another_host_has_written_may_be_shown_late(written, monkeypatch):
+    # Catches: not waiting for it, waiting for ever, or waiting where nobody else writes.
+    other = written.parent / "other"
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            written.rename(other)
+
+    monkeypatch.setattr(checkpoints.time, "sleep", sleep)
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: sum(waits))
+    checkpoints.require([written], 0.0)
+    assert not waits
+    checkpoints.require([other], 60.0)
+    assert len(waits) == 3
+    with pytest.raises(UserError, match=r"state was written and is not there: .*that all hosts share"):
+        checkpoints.require([other, written], 60.0)
+    assert sum(waits) == pytest.approx(61.5)
+
+
+def test_the_system_s_error_in_tensorstore_s_words(saved, monkeypatch):
+    # Catches: letting it through as a mistake in the code, or repeating all of its words, or taking it for damage.
+    def fail(*args, **kwargs):
+        raise ValueError("NOT_FOUND: Error opening driver [tensorstore_spec='...'] [os_error_code='116']")
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", fail)
+    with pytest.raises(UserError, match=r"not saved: the folder cannot .* \(\[Errno 116\] Stale file handle\);"):
+        checkpoints.save(saved, make_tree())
+    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", fail)
+    with pytest.raises(UserError, match=r"state cannot be read \(\[Errno 116\] Stale file handle\): see"):
+        checkpoints.restore(saved, make_tree())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

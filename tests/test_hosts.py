@@ -15,7 +15,7 @@ import pytest
 import toy_run
 from commands import ROOT, arrays_of, command, run_command
 
-from cdisc import checkpoints, hosts
+from cdisc import checkpoints, hosts, signals
 from cdisc.errors import UserError
 
 CONFIG = f"--config={ROOT}/configs/mixture.py"
@@ -35,6 +35,50 @@ def address() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+# What a cluster says of itself is all that these processes know. The second one says so in a collective, and dies.
+MEMBER = """
+import os
+import signal
+
+import jax
+
+from cdisc import console, hosts, parallel
+
+hosts.connect(None, None, None, 120.0)
+me = jax.process_index()
+console.say("said by the first")
+said = [bool(parallel.any_process(me == 1 and turn == 1)) for turn in range(3)]
+print(hosts.gather(str(me)), said, flush=True)
+if me == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+with hosts.patient():
+    while True:
+        bool(parallel.any_process(False))
+"""
+
+
+@pytest.fixture(scope="module")
+def members():
+    """Two processes as Slurm would start them, which the tests that follow need not wait for."""
+    host, _, port = address().partition(":")
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment |= {"JAX_COORDINATOR_BIND_ADDRESS": f"{host}:{port}", "JAX_COORDINATOR_PORT": port}
+    environment |= {"SLURM_JOB_ID": "42", "SLURM_STEP_NODELIST": f"{host},another", "SLURM_NTASKS": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEMBER],
+            env=environment | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    yield processes
+    for process in processes:
+        process.kill()
 
 
 def together(count: int, workdir: pathlib.Path, *arguments: str) -> list[tuple[int, str]]:
@@ -57,14 +101,14 @@ def together(count: int, workdir: pathlib.Path, *arguments: str) -> list[tuple[i
     return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
 
 
-def test_training_and_queries_on_two_then_four_then_one_process(tmp_path, monkeypatch):
-    """One process of two is killed, then one of four is asked to stop, and one by itself goes on to the end."""
+def test_training_and_queries_on_two_then_four_then_one_process(members, tmp_path, monkeypatch):
+    """The first process of two is killed, then one of four is asked to stop, and one by itself goes on to the end."""
     monkeypatch.setattr(toy_run.pretrain_lib, "init", toy_run.init)
     run = tmp_path / "run"
-    two = together(2, run, "--victim=1", f"--signal={signal.SIGKILL}", "--call=13")
-    # Catches: waiting for ever for a process that has died.
-    assert [code for code, _ in two] == [os.EX_TEMPFAIL, -signal.SIGKILL], two
-    assert SENTENCE.findall(two[0][1]) == ["0"]
+    two = together(2, run, "--victim=0", f"--signal={signal.SIGKILL}", "--call=13")
+    # Catches: JAX's abort, with code 134, or an error that follows from it, with 1.
+    assert [code for code, _ in two] == [-signal.SIGKILL, os.EX_TEMPFAIL], two
+    assert SENTENCE.findall(two[1][1]) == ["1"]
     assert checkpoints.steps(run / "pretrain" / "train") == [10]
     # Catches: results of the second process that are not written, or not whole.
     assert all(checkpoints.exists(run / "discover" / f"query_{i:04d}") for i in range(toy_run.QUERIES))
@@ -91,6 +135,18 @@ def test_training_and_queries_on_two_then_four_then_one_process(tmp_path, monkey
     assert [row["step"] for row in rows] == list(range(1, toy_run.STEPS + 1))
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose([r[name] for r in rows], [r[name] for r in expected_rows], rtol=1e-5)
+
+
+def test_the_death_of_a_process_that_slurm_started(members):
+    # Catches: processes that do not find one another by Slurm's variables, a second one that speaks, a collective that
+    # others do not hear, JAX's own patience of 100 s with one that has died, and what follows from its death before that.
+    (first, error), (second, _) = (process.communicate(timeout=60) for process in members)
+    assert [process.returncode for process in members] == [os.EX_TEMPFAIL, -signal.SIGKILL], error
+    for text in (first, second):
+        assert text.splitlines()[-1] == "['0', '1'] [False, True, False]"
+    assert "said by the first" in first
+    assert "said by the first" not in second
+    assert SENTENCE.findall(error) == ["0"]
 
 
 def launched(count: int, *arguments: str) -> subprocess.CompletedProcess:
@@ -126,6 +182,129 @@ def test_discovery(tmp_path, discovered, count):
     assert_same_discoveries(discovered, tmp_path)
 
 
+class Store:
+    """What processes have said, as the coordination service keeps it, in no order; others say theirs after a while."""
+
+    def __init__(self, others):
+        self.said, self.others, self.asked = {}, others, 0
+
+    def key_value_set(self, key, value):
+        self.said[key] = value
+
+    def key_value_dir_get(self, folder):
+        self.asked += 1
+        if self.asked == 3:
+            self.said |= {folder + name: value for name, value in self.others.items()}
+        return [(key, value) for key, value in self.said.items() if key.startswith(folder)]
+
+
+@pytest.fixture
+def third_of_twelve(monkeypatch):
+    """This process as one of several, of which the others say their own numbers."""
+    store = Store({f"{i:06d}": str(i) for i in reversed(range(12)) if i != 2})
+    monkeypatch.setattr(hosts, "_client", lambda: store)
+    monkeypatch.setattr(hosts.jax, "process_index", lambda: 2)
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 12)
+    return store
+
+
+def test_gathering_waits_for_all_and_sorts(third_of_twelve, monkeypatch):
+    # Catches: going on with those that are there, the order in which they came, two meetings in one place.
+    assert hosts.gather("2") == [str(i) for i in range(12)]
+    assert third_of_twelve.asked == 3
+    monkeypatch.setattr(signals, "_asked", signal.SIGTERM)
+    with pytest.raises(signals.Stopped):
+        hosts.gather("2")
+
+
+def test_the_first_goes_alone_and_the_others_after_it(monkeypatch):
+    # Catches: a first process that does not wait at the end, or others that do not wait before.
+    order = []
+    monkeypatch.setattr(hosts, "gather", lambda: order.append("meets"))
+    for first, expected in ((True, ["works", "meets"]), (False, ["meets", "works"])):
+        monkeypatch.setattr(hosts, "first", lambda first=first: first)
+        order.clear()
+        with hosts.first_alone():
+            order.append("works")
+        assert order == expected
+
+
+def test_errors_that_follow_from_another_s_death_wait_for_its_notice(third_of_twelve, monkeypatch):
+    # Catches: waiting with what the person can mend, not waiting long enough, an error that is swallowed.
+    waits, left = [], []
+    monkeypatch.setattr(hosts.time, "sleep", waits.append)
+    monkeypatch.setattr(hosts, "leave", left.append)
+    for error in (UserError("a sentence"), OSError(28, "No space left"), signals.Stopped(signal.SIGTERM)):
+        with pytest.raises(type(error)), hosts.patient():
+            raise error
+    assert (waits, left) == ([], [])
+    with pytest.raises(RuntimeError), hosts.patient():
+        raise RuntimeError("Connection closed by peer")
+    assert sum(waits) > hosts._HEARTBEAT
+    assert left == [1]
+
+
+def test_the_last_word(third_of_twelve, monkeypatch, capsys):
+    # Catches: a word that is not sent or not followed, another's code, a sentence where this process has its own.
+    class EndedError(Exception):
+        pass
+
+    def end(code):
+        raise EndedError(code)
+
+    monkeypatch.setattr(hosts.os, "_exit", end)
+    monkeypatch.setattr(hosts.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(hosts, "_leaving", None)
+    with pytest.raises(EndedError, match="2"):
+        hosts.leave(2)
+    assert third_of_twelve.said["cdisc/last_word"] == "2 2 0"
+    assert third_of_twelve.asked == 3  # it stays until all others leave
+    monkeypatch.setattr(third_of_twelve, "blocking_key_value_get", lambda key, wait: "7 75 0", raising=False)
+    hosts._listen()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(hosts, "_leaving", None)
+    with pytest.raises(EndedError, match="75"):
+        hosts._listen()
+    assert capsys.readouterr().err.startswith(
+        "cdisc: process 7 could not go on, and has said why; so this one, 2, ends"
+    )
+    monkeypatch.setattr(signals, "_asked", None)
+    monkeypatch.setattr(third_of_twelve, "blocking_key_value_get", lambda key, wait: "7 143 1")
+    hosts._listen()
+    assert signals._asked == signal.SIGTERM
+    monkeypatch.setattr(signals, "_asked", None)
+
+
+def test_all_stop_at_the_same_step(third_of_twelve, monkeypatch):
+    # Catches: reading an answer at once, which waits for the device, or reading that of another step or none.
+    read, stopping = [], []
+
+    class Answer:
+        def __init__(self):
+            self.step = len(stopping)
+
+        def __bool__(self):
+            read.append((self.step, len(stopping)))
+            return self.step >= 3
+
+        def block_until_ready(self):
+            read.append("ready")
+
+    met = []
+    monkeypatch.setattr(hosts, "gather", lambda: met.append("all"))
+    monkeypatch.setattr(hosts.parallel, "any_process", lambda said: Answer())
+    monkeypatch.setattr(signals, "_asked", None)
+    asked = hosts.Stopping()
+    # Devices meet first when all processes are there, and not when one may be compiling for a minute.
+    assert (met, read) == (["all"], ["ready"])
+    read.clear()
+    for _ in range(7):
+        stopping.append(asked())
+        assert signals.asked() == any(stopping)
+    assert stopping == [False] * 5 + [True, True]
+    assert read == [(i - 2, i) for i in range(2, 7)]
+
+
 def test_unequal_processes_are_refused(monkeypatch):
     # Catches: comparing with oneself, or naming the wrong process.
     said = [
@@ -137,6 +316,9 @@ def test_unequal_processes_are_refused(monkeypatch):
     with pytest.raises(
         UserError, match=r"^process 2 on c has devices 8, and process 0 on a has 4: run the same command"
     ):
+        hosts.require_alike(jax="1", devices=4)
+    said[2] = '["c", {"jax": "1", "devices": 4, "more": 1}]'
+    with pytest.raises(UserError, match=r"^process 2 on c has more 1, and process 0 on a has None"):
         hosts.require_alike(jax="1", devices=4)
 
 

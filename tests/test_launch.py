@@ -69,6 +69,8 @@ if verb == "scp":
     subprocess.run(["cp", "-r", source, target], check=True)
 if verb == "ssh":
     (command,) = [word.partition("=")[2] for word in sys.argv if word.startswith("--command=")]
+    if "uv" in command and os.environ.get("FAILS") == "install":
+        sys.exit(3)
     if "uv" in command:
         python = pathlib.Path(home, "cdisc", ".venv", "bin", "python")
         python.parent.mkdir(parents=True)
@@ -163,6 +165,8 @@ def test_the_workers_get_what_git_does_not_ignore(pod):
         ("run", (), 7, "scp delete"),
         ("run", ("--keep",), 7, "ssh scp"),
         ("create", (), 1, "create scp delete"),
+        ("scp", (), 1, "create scp scp delete"),
+        ("install", (), 3, "ssh ssh scp delete"),
         # What the run has left is only there.
         ("fetch", (), 1, "ssh scp"),
         ("delete", (), 0, "scp delete"),
@@ -279,6 +283,81 @@ def test_a_job_saves_and_queues_itself_again_before_its_limit(slurm, tmp_path, s
     assert kept(tmp_path / "scancel") == [["--signal=TERM", "42"]]
     assert len(list(tmp_path.glob("saved.*"))) == 2
     assert kept(tmp_path / "scontrol") == again
+
+
+def test_a_job_that_slurm_has_not_started(slurm):
+    job = slurm("", *AWKWARD)
+    assert "SLURM_JOB_NUM_NODES: submit this script with sbatch" in job.communicate(timeout=60)[1]
+    assert job.returncode != 0
+
+
+# In the place of the command: a process that ends as its environment says, or when it is told to.
+PROCESS = """
+import os, pathlib, signal, sys, time
+me = sys.argv[-1].removeprefix("--process_id=")
+def stop(number, frame):
+    with open(f"stopped.{me}", "a") as file:
+        file.write(f"{number} ")
+    sys.exit(128 + number)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, stop)
+pathlib.Path(f"started.{me}").touch()
+ends = os.environ.get(f"ENDS_{me}")
+while ends is None:
+    time.sleep(0.05)
+time.sleep(int(me) * 0.3)
+print(f"process {me} says why", file=sys.stderr, flush=True)
+if int(ends) < 0:
+    os.kill(os.getpid(), -int(ends))
+sys.exit(int(ends))
+"""
+
+
+@pytest.fixture
+def local(tmp_path):
+    """Starts local.py for two processes."""
+    put(tmp_path / "cdisc" / "__init__.py", "")
+    put(tmp_path / "cdisc" / "main.py", PROCESS)
+
+    def start(**environment):
+        script = [sys.executable, LAUNCH / "local.py", "--", *AWKWARD]
+        environment = os.environ | environment
+        jobs.append(subprocess.Popen(script, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True))
+        return jobs[-1]
+
+    jobs: list[subprocess.Popen] = []
+    yield start
+    for job in jobs:
+        job.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code", "said"),
+    [
+        ("0", "0", 0, ["process 0 says why"]),
+        ("0", "3", 3, ["process 0 says why", "process 1 says why"]),
+        ("2", "75", 2, ["process 0 says why"]),
+        ("-9", "75", 137, ["process 0 says why", "local.py: process 0 was ended by SIGKILL."]),
+    ],
+)
+def test_local_processes_that_end(local, first, second, code, said):
+    # Catches: the code or the words of another process than the one that failed first; a death without a word.
+    job = local(ENDS_0=first, ENDS_1=second)
+    assert job.communicate(timeout=60)[1].splitlines() == said
+    assert job.returncode == code
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stopping_local_processes(local, tmp_path, number):
+    # Catches: processes that outlive the launcher, or that hear of one Ctrl-C twice.
+    job = local()
+    while len(list(tmp_path.glob("started.*"))) < 2:
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.send_signal(number)
+    assert job.communicate(timeout=60)[1] == ""
+    assert job.returncode == 128 + number
+    assert [(tmp_path / f"stopped.{i}").read_text() for i in range(2)] == [f"{int(number)} "] * 2
 
 
 @pytest.fixture(scope="module")

@@ -237,17 +237,23 @@ def test_a_workdir_in_use(refused, tmp_path):
 
 def test_a_disk_that_fills_up_anywhere(refused, cdisc, tmp_path, monkeypatch):
     # Catches: letting OSError through, and hiding mistakes in the code behind the same sentence.
-    def fail(number):
+    def fail(number, file):
         def run(*args, **options):
-            raise OSError(number, os.strerror(number), "results.json")
+            raise OSError(number, os.strerror(number), str(file))
 
         return run
 
-    monkeypatch.setattr(pipeline, "run", fail(errno.ENOSPC))
+    monkeypatch.setattr(pipeline, "run", fail(errno.ENOSPC, "results.json"))
     assert "No space left on device: 'results.json': make room" in refused(TINY, f"--workdir={tmp_path}")
-    monkeypatch.setattr(pipeline, "run", fail(errno.ENOENT))
+    monkeypatch.setattr(pipeline, "run", fail(errno.ENOENT, tmp_path / "other.json"))
     with pytest.raises(FileNotFoundError):
-        cdisc(TINY, f"--workdir={tmp_path}")
+        cdisc(TINY, f"--workdir={tmp_path / 'run'}")
+    # A workdir that is removed while the run goes on, and network folders that do not answer any more.
+    monkeypatch.setattr(pipeline, "run", fail(errno.ENOENT, tmp_path / "run" / "metrics.jsonl"))
+    assert f"{tmp_path}/run/metrics.jsonl': make room, bring" in refused(TINY, f"--workdir={tmp_path / 'run'}")
+    for number in (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT):
+        monkeypatch.setattr(pipeline, "run", fail(number, "results.json"))
+        assert f"{os.strerror(number)}: 'results.json': make room, bring" in refused(TINY, f"--workdir={tmp_path}")
 
 
 @pytest.fixture(scope="module")
