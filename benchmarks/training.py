@@ -14,8 +14,8 @@ from cdisc.diffusion.schedule import Schedule
 from cdisc.learning import pretrain
 from cdisc.networks import backbone
 from cdisc.networks.unet import UNetConfig
-from cdisc.run import scheduler_of
-from cdisc.stages.pretrain import compiled_step, pretrain_options
+from cdisc.run import pretrain_options, scheduler_of
+from cdisc.stages.pretrain import compiled_step
 
 
 class Training(NamedTuple):

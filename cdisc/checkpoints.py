@@ -63,12 +63,12 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Replaces the file at `path` whole or not at all.
+    """Replaces the file at `path` whole or not at all; where several processes do, the last one's content stays.
 
     Raises:
       UserError: if it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)

@@ -44,6 +44,8 @@ def quiet_libraries() -> None:
     """Keeps the libraries' own chatter away, so that cdisc's lines can be read."""
     for name in ("jax", "matplotlib", "PIL"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Says that there is a GPU or a TPU which the installed JAX cannot use.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     # Orbax logs, with a traceback, errors that it also raises.
     for name in ("absl", "orbax"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -21,8 +21,7 @@ from cdisc.errors import UserError
 from cdisc.learning import pretrain
 from cdisc.networks import backbone, denoiser
 from cdisc.networks.unet import UNetConfig
-from cdisc.run import discovery_options, level_options, method_options, scheduler_of
-from cdisc.stages.pretrain import pretrain_options
+from cdisc.run import check_counts, discovery_options, level_options, method_options, pretrain_options, scheduler_of
 
 EFFICIENCY = 0.4
 """The share of a chip's peak rate that a large network reaches: `docs/scaling.md` says where from, and its error."""
@@ -259,9 +258,9 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
     scheduler = scheduler_of(config)
     schedule = scheduler.schedule()
     network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
-    config_lib.require_known("config.network.dtype", network.dtype, tuple(_A100))
     model = backbone.unet(network, schedule, scheduler.prediction_type)
     options = pretrain_options(config)
+    check_counts(config, schedule)
     step = training(network, model, options, schedule, devices)
     found = discovery_options(config, schedule)
     lanes = found.lanes

@@ -20,6 +20,7 @@ from cdisc.diffusion import schedule as schedule_lib
 from cdisc.discovery import concepts
 from cdisc.errors import UserError
 from cdisc.learning.adapt import AdaptOptions
+from cdisc.learning.pretrain import PretrainOptions
 from cdisc.networks import backbone as backbone_lib
 from cdisc.networks import interop
 from cdisc.networks.unet import UNetConfig
@@ -28,6 +29,21 @@ STAGES = ("pretrain", "discover", "adapt", "evaluate", "report")
 
 _SHOWN_LATE = 90.0
 """Seconds to wait for what another host has written: NFS keeps for a minute that a file was not there."""
+
+_COUNTS = (
+    "sampling.num_steps",
+    "sampling.batch",
+    "adapt.pool_size",
+    "adapt.prior_size",
+    "adapt.class_draws",
+    "adapt.chunk",
+    "evaluate.samples",
+    "evaluate.references",
+    "evaluate.k",
+    "evaluate.judge.pictures",
+    "evaluate.judge.steps",
+)
+"""What must be at least one, where a configuration has it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,6 +154,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         scheduler = scheduler_of(config)
         if kind == "unet":
             network = network_options(config, len(dataset.split.trained))
+            pretrain_options(config)
     schedule = scheduler.schedule()
     if network is None:
         backbone = backbone_lib.mixture(schedule)
@@ -145,7 +162,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         backbone = backbone_lib.unet(network, schedule, scheduler.prediction_type)
     discovery_options(config, schedule)
     level_options(config)
-    config_lib.require_positive(**{"config.sampling.batch": config.sampling.batch})
+    check_counts(config, schedule)
     for name, method in method_options(config).items():
         if method.level not in config.adapt.levels:
             hint = config_lib.nearest(method.level, config.adapt.levels)
@@ -247,6 +264,21 @@ def pretrained_options(config: ml_collections.ConfigDict) -> tuple[UNetConfig, i
     return network, scheduler
 
 
+def pretrain_options(config: ml_collections.ConfigDict) -> PretrainOptions:
+    """`config.pretrain` as options, the intervals beside them checked.
+
+    Raises:
+      UserError: for values that cannot be used.
+    """
+    config_lib.require_known("config.pretrain.result", config.pretrain.get("result"), ("last", "best"))
+    for name, least in (("save_every", 1), ("samples_every", 0)):
+        value = config.pretrain.get(name)
+        if value is None or value < least:
+            raise UserError(f"config.pretrain.{name} is {value}: use a whole number from {least} on.")
+    ignore = ("seed", "from_scratch", "bundle", "save_every", "samples_every", "result", "restore")
+    return config_lib.options(PretrainOptions, config.pretrain, "pretrain", ignore)
+
+
 def discovery_options(config: ml_collections.ConfigDict, schedule: schedule_lib.Schedule) -> concepts.DiscoveryOptions:
     """`config.discover` as options, its timesteps checked against the schedule."""
     options = config_lib.options(concepts.DiscoveryOptions, config.discover, "discover")
@@ -262,6 +294,27 @@ def discovery_options(config: ml_collections.ConfigDict, schedule: schedule_lib.
     return options
 
 
+def check_counts(config: ml_collections.ConfigDict, schedule: schedule_lib.Schedule) -> None:
+    """Checks the counts that belong to no options.
+
+    Raises:
+      UserError: for one that no stage could work with.
+    """
+    values = config_lib.flatten(config.to_dict())  # some configurations have no use for some of them
+    config_lib.require_positive(**{f"config.{name}": values.get(name) for name in _COUNTS})
+    if config.sampling.num_steps > schedule.num_timesteps:
+        raise UserError(
+            f"config.sampling.num_steps is {config.sampling.num_steps}: the schedule has {schedule.num_timesteps} "
+            "timesteps, so use at most as many."
+        )
+    references, k = values.get("evaluate.references"), values.get("evaluate.k")
+    if references is not None and k is not None and references <= k:
+        raise UserError(
+            f"config.evaluate.references is {references}: precision and recall look for {k} neighbours of each "
+            f"(config.evaluate.k), so use more than {k}."
+        )
+
+
 def level_options(config: ml_collections.ConfigDict) -> dict[str, AdaptOptions]:
     """`config.adapt.levels` as options, each level behind the one that it goes on from.
 
@@ -272,9 +325,8 @@ def level_options(config: ml_collections.ConfigDict) -> dict[str, AdaptOptions]:
     waiting = {name: config_lib.options(AdaptOptions, level, f"adapt.levels.{name}") for name, level in levels}
     for name, options in waiting.items():
         field = f"config.adapt.levels.{name}"
-        for count in ("steps", "candidates"):
-            if getattr(options, count) < 1:
-                raise UserError(f"{field}.{count} is {getattr(options, count)}: use a whole number from 1 on.")
+        counts = ("steps", "candidates", "batch_size")
+        config_lib.require_positive(**{f"{field}.{count}": getattr(options, count) for count in counts})
         if options.candidates > 1 and (options.after or options.start != "top1"):
             raise UserError(f"{field}.candidates is {options.candidates}: only a level that starts at 'top1' has some.")
         if options.after and options.after not in waiting:

@@ -21,10 +21,10 @@ def configure() -> None:
     """Sets what the person has not set, and keeps the libraries quiet."""
     console.quiet_libraries()
     wanted = []
-    if importlib.metadata.version("jaxlib").startswith(_CONVOLUTIONS_VERSIONS):
-        wanted.append(_CONVOLUTIONS)
     if _only_cpu():
         wanted.append(_COMPILE_QUICKLY)
+        if importlib.metadata.version("jaxlib").startswith(_CONVOLUTIONS_VERSIONS):
+            wanted.append(_CONVOLUTIONS)
     given = os.environ.get("XLA_FLAGS", "")
     flags = [given, *(flag for flag in wanted if flag.partition("=")[0] not in given)]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()

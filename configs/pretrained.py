@@ -1,7 +1,7 @@
 """A network that was trained elsewhere, with diffusers, and pictures of your own: its modes, and what it makes of them.
 
 Command:  python -m cdisc.main --config=configs/pretrained.py --config.network.path=FOLDER --query=PICTURE --workdir=DIR
-Cost:     at most 3,168 evaluations of the network a query for its modes, 1,400 for samples, 960 with gradients; what it
+Cost:     at most 3,120 evaluations of the network a query for its modes, 1,400 for samples, 960 with gradients; what it
           takes to follow the modes is written to `discover/hierarchy.json`
 
 FOLDER is what diffusers saved of a `UNet2DModel` with its scheduler, or of a pipeline (`cdisc.networks.interop`). The

@@ -11,11 +11,13 @@
 # One run of cdisc as a Slurm job that outlives its time limit, on one node or on several with a process on each.
 #
 #   sbatch launch/slurm.sh --config=configs/colormnist.py:small --workdir=runs/colormnist
-#   sbatch --nodes=4 --gpus-per-node=8 launch/slurm.sh --config=configs/celeba.py --workdir=runs/celeba
+#   sbatch --nodes=4 --gpus-per-node=8 launch/slurm.sh --config=configs/celeba.py --workdir=runs/celeba \
+#     --config.data.root=FOLDER
 #
 # Takes what `python -m cdisc.main` takes. Two minutes before the limit the job stops the run and queues itself again;
 # a run goes on from what it had finished, so nothing but those two minutes is lost. Submit from the repository's root,
-# where the virtual environment .venv was made by the README's command; all nodes must see that folder and the workdir.
+# where the virtual environment .venv was made by the README's command, and for GPUs completed by
+# `.venv/bin/pip install '.[cuda]'`; all nodes must see that folder and the workdir.
 set -euo pipefail
 
 run=(.venv/bin/python -m cdisc.main)

@@ -130,10 +130,18 @@ def test_an_embedding_in_the_span_starts_small_or_at_the_likeliest_class():
     np.testing.assert_allclose(result.embedding, TABLE[2], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("field", "known"), [("pool", "query, teacher"), ("start", "normal"), ("space", "free, span")])
+@pytest.mark.parametrize(
+    ("field", "known"),
+    [("pool", "query, teacher, both"), ("start", "normal, top1"), ("space", "free, span"), ("loss", "eps, v")],
+)
 def test_an_unknown_option_is_named(field, known):
-    with pytest.raises(ValueError, match=f"'nearest' is not one of {known}"):
-        adapt.init(POINTS, POINT_PARAMS, LESSON, KEY, _change(**{field: "nearest"}))
+    with pytest.raises(ValueError, match=f"^{field} is 'nearest': use one of {known}$"):
+        _change(**{field: "nearest"})
+
+
+def test_a_rank_cannot_be_negative():
+    with pytest.raises(ValueError, match="rank is -1"):
+        _change(rank=-1)
 
 
 @pytest.mark.parametrize("start", adapt.STARTS)

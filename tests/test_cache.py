@@ -1,8 +1,10 @@
 import json
+import signal
 
 import numpy as np
 import pytest
 
+from cdisc import checkpoints, signals
 from cdisc.data import cache
 from cdisc.errors import UserError
 
@@ -48,6 +50,35 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     rest = Maker()
     np.testing.assert_array_equal(pictures(tmp_path, rest), expected())
     assert rest.asked == list(range(4, 10))
+
+
+def test_a_signal_stops_it_between_two_batches_and_what_is_drawn_is_kept(tmp_path, monkeypatch):
+    # Catches: a batch after the signal, and one that is drawn and not kept.
+    monkeypatch.setattr(signals, "_asked", None)
+    asked = Maker()
+
+    def make(rows):
+        signals.ask(signal.SIGTERM)
+        return asked(rows)
+
+    with pytest.raises(signals.Stopped):
+        pictures(tmp_path, make)
+    monkeypatch.setattr(signals, "_asked", None)
+    rest = Maker()
+    np.testing.assert_array_equal(pictures(tmp_path, rest), expected())
+    assert (asked.asked, rest.asked) == (list(range(4)), list(range(4, 10)))
+
+
+def test_a_finished_cache_may_be_read_only(tmp_path, monkeypatch):
+    # Catches: asking for the right to write where nothing is to be written, and not asking where something is.
+    pictures(tmp_path / "whole", Maker())
+    with pytest.raises(KeyboardInterrupt):
+        pictures(tmp_path / "part", Maker(stop=6))
+    monkeypatch.setattr(checkpoints.os, "access", lambda folder, mode: False)
+    np.testing.assert_array_equal(pictures(tmp_path / "whole", Maker()), expected())
+    for name in ("part", "new"):
+        with pytest.raises(UserError, match="cannot be written"):
+            pictures(tmp_path / name, Maker())
 
 
 @pytest.mark.parametrize("changes", [{"about": {"by": "two"}}, {"shape": (11, 2, 2, 3)}])

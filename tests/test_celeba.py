@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import shutil
+import signal
 import sys
 import time
 import zipfile
@@ -15,6 +16,7 @@ import pytest
 from commands import config_of
 from PIL import Image
 
+from cdisc import checkpoints, signals
 from cdisc.data import celeba, stand_in
 from cdisc.data import manifest as manifest_lib
 from cdisc.errors import UserError
@@ -197,8 +199,9 @@ def write_prepared(root, copy):
     return root
 
 
-def test_a_prepared_celeb_a_is_the_same_data(config, copy, tmp_path, capsys):
-    # Catches: attributes or partitions of another record, pictures out of step with them, TensorFlow.
+def test_a_prepared_celeb_a_is_the_same_data(config, copy, tmp_path, monkeypatch):
+    # Catches: attributes or partitions of another record, pictures out of step with them, TensorFlow, a signal that
+    # waits for all records.
     root = write_prepared(tmp_path / "celeb_a", copy)
     known, partition, read = celeba.read_prepared(root, WANTED)
     files = celeba.read_attributes(copy, WANTED)
@@ -216,6 +219,9 @@ def test_a_prepared_celeb_a_is_the_same_data(config, copy, tmp_path, capsys):
     assert "tensorflow" not in sys.modules
     with pytest.raises(UserError, match=r"data\.attributes has 'Smilling', .*; did you mean 'Smiling'\?"):
         celeba.read_prepared(root, ("Smilling",))
+    with monkeypatch.context() as asked, pytest.raises(signals.Stopped):
+        asked.setattr(signals, "_asked", signal.SIGTERM)
+        celeba.read_prepared(root, WANTED)
     (root / "celeb_a-test.array_record-00000-of-00001").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"celeb_a cannot be read as celeb_a \(.*splits train, validation, test"):
         celeba.load(config)
@@ -287,6 +293,20 @@ def test_a_frozen_manifest_decides(config):
         celeba.load(config)
 
 
+@pytest.mark.parametrize("name", ["", "frozen.json"])
+def test_a_second_load_writes_nothing(config, monkeypatch, name):
+    # What is kept may be read-only. Catches: writing a manifest, or a list of files, that is there.
+    config.manifest = str(pathlib.Path(config.cache) / name) if name else ""
+    first = celeba.load(config)
+
+    def refuse(path, content):
+        raise AssertionError(path)
+
+    monkeypatch.setattr(checkpoints, "write_bytes", refuse)
+    monkeypatch.setattr(checkpoints, "writable", refuse)
+    assert celeba.load(config).fingerprint == first.fingerprint
+
+
 def damage(root, files):
     for name in files:
         (root / "img_align_celeba" / name).write_bytes(b"\xff\xd8\xff\xe0 cut short")
@@ -304,6 +324,11 @@ def test_corrupt_images_are_named_and_left_out_or_too_many(config, own, capsys, 
     data = celeba.load(config)
     assert f"1 of 84 images cannot be read and are left out: {bad[0]}." in capsys.readouterr().err.replace("\n", " ")
     assert len(data.train.rows) == 29
+    # The next time it is known, and the photographs are not looked through: one that is black by now stays.
+    (file,) = pathlib.Path(config.cache).glob("*/images.npy")
+    np.load(file, mmap_mode="r+")[int(data.train.rows[0])] = 0
+    assert len(celeba.load(config).train.rows) == 29
+    assert f"left out: {bad[0]}." in capsys.readouterr().err.replace("\n", " ")
     damage(own, bad)
     config.cache += "_2"
     with pytest.raises(UserError, match=rf"2 of 84 images cannot be read \({bad[0]}, {bad[1]}\)"):

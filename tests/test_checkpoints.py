@@ -349,6 +349,24 @@ def test_write_text_replaces_the_file_whole(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
 
 
+@pytest.mark.parametrize(("module", "name"), [("os", "getpid"), ("socket", "gethostname")])
+def test_processes_that_write_one_file_at_once(tmp_path, monkeypatch, module, name):
+    # Catches: a temporary file that another process, of this host or another, writes to or takes away.
+    path, replace = tmp_path / "a.txt", pathlib.Path.replace
+
+    def after_another(self, target):
+        monkeypatch.setattr(pathlib.Path, "replace", replace)
+        with monkeypatch.context() as there:
+            there.setattr(getattr(checkpoints, module), name, lambda: "other")
+            checkpoints.write_text(path, "two")
+        return self.replace(target)
+
+    monkeypatch.setattr(pathlib.Path, "replace", after_another)
+    checkpoints.write_text(path, "one")
+    assert path.read_text() == "one"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_writable(tmp_path, monkeypatch):
     checkpoints.writable(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()

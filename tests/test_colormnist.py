@@ -137,17 +137,6 @@ def test_labels_and_pictures_are_drawn_independently():
         assert counts.min() > len(chosen) / 3 - 5 * np.sqrt(len(chosen) / 3)
 
 
-def test_image_at_lists_every_picture_of_every_class_once_a_round():
-    data = small_data()
-    images, labels = jax.jit(colormnist.image_at)(data, jnp.arange(18))
-    np.testing.assert_array_equal(labels, np.tile([0, 1, 2], 6))
-    for label, composition, rows in ((0, (0, 0, 1), (0, 1)), (1, (1, 0, 0), (2, 3, 4)), (2, (1, 1, 1), (2, 3, 4))):
-        for position, image in enumerate(np.asarray(images)[label::3]):
-            np.testing.assert_allclose(
-                image, expected_picture(data, rows[position % len(rows)], composition), atol=1e-6
-            )
-
-
 def test_pictures_are_different_fixed_and_limited():
     data = small_data()
     three = colormnist.pictures(data, (1, 0, 1), 3)

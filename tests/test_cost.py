@@ -163,3 +163,10 @@ def test_a_dry_run_computes_nothing(monkeypatch):
 def test_what_has_no_cost_is_refused(file, variant, devices, message):
     with pytest.raises(UserError, match=message):
         cost.report(config_of(file, *variant), devices)
+
+
+def test_what_cannot_be_run_has_no_cost():
+    config = config_of("colormnist.py", "tiny")
+    config.adapt.chunk = 0
+    with pytest.raises(UserError, match=r"config\.adapt\.chunk is 0"):
+        cost.report(config, 1)

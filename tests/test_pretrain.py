@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -116,8 +117,27 @@ def test_the_loss_is_the_one_of_the_options():
         options = dataclasses.replace(OPTIONS, loss=name)
         losses[name] = float(_table_step(options, [])(_table_state(OPTIONS, [1.0, 1.0, 1.0, 1.0]))[1]["loss"])
     assert losses["v"] > 10 * losses["eps"]
-    with pytest.raises(ValueError, match="'x0'"):
-        _table_step(dataclasses.replace(OPTIONS, loss="x0"), [])(_table_state(OPTIONS, [1.0, 1.0, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "mse"}, "pretrain.loss has 'mse', which cdisc does not know: use one of eps, v"),
+        ({"steps": 0}, "pretrain.steps is 0: use whole numbers from 1 on"),
+        ({"batch_size": 0}, "pretrain.batch_size is 0: use whole numbers from 1 on"),
+        ({"warmup_steps": 0}, "pretrain.warmup_steps is 0: use whole numbers from 1 on"),
+        ({"decay_steps": -1}, "pretrain.decay_steps is -1: use a whole number, 0 for no decay"),
+        ({"steps": 13}, "pretrain.steps is 13, fewer than the 4 of pretrain.warmup_steps and the 10 of"),
+    ],
+)
+def test_options_that_would_not_train_are_refused(changes, message):
+    # Catches: among them, a rate that stays at zero without warm-up, or jumps where warm-up and decay overlap.
+    with pytest.raises(UserError, match=re.escape(message)):
+        dataclasses.replace(OPTIONS, **changes)
+
+
+def test_warm_up_and_decay_may_be_all_there_is():
+    assert dataclasses.replace(OPTIONS, steps=14).steps == 14
 
 
 def test_the_rate_warms_up_stays_and_decays():

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import runpy
 import shutil
 import types
 
@@ -11,14 +12,14 @@ import ml_collections
 import numpy as np
 import pytest
 import toy_run
-from commands import config_of
+from commands import ROOT, config_of
 
 from cdisc import checkpoints
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
 from cdisc.networks import backbone as backbones
 from cdisc.networks import interop
-from cdisc.run import Run
+from cdisc.run import Run, check_counts, discovery_options, level_options, pretrain_options
 from cdisc.stages import pretrain as stage
 
 SCHEDULE = linear_beta(1000)
@@ -71,7 +72,7 @@ def test_intervals_that_cannot_be_used(field, value):
     if value is not None:
         config.pretrain[field] = value
     with pytest.raises(UserError, match=rf"config\.pretrain\.{field} is {value}: use a whole number"):
-        stage.pretrain_options(config)
+        pretrain_options(config)
 
 
 def trained(workdir, fingerprint="faces", **changes):
@@ -124,7 +125,20 @@ def test_a_result_that_does_not_exist():
     config = config_of("colormnist.py", "tiny")
     config.pretrain.result = "bset"
     with pytest.raises(UserError, match=r"config\.pretrain\.result has 'bset', .*; did you mean 'best'\?"):
-        stage.pretrain_options(config)
+        pretrain_options(config)
+
+
+@pytest.mark.parametrize("file", ["avatars.py", "celeba.py", "colormnist.py", "mixture.py", "pretrained.py"])
+def test_every_configuration_can_be_used(file):
+    # Catches: a check that refuses a variant which nothing here runs.
+    variants = runpy.run_path(str(ROOT / "configs" / file)).get("VARIANTS")
+    for variant in [()] if variants is None else [(variant,) for variant in variants]:
+        config = config_of(file, *variant)
+        check_counts(config, SCHEDULE)
+        assert set(level_options(config)) == set(config.adapt.levels)
+        discovery_options(config, SCHEDULE)
+        if config.network.kind == "unet":
+            assert pretrain_options(config).steps == config.pretrain.steps
 
 
 def test_the_validation_loss_is_that_of_every_class_on_its_own_picture():

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny
-from commands import arrays_of, config_of, marked, run_command
+from commands import ROOT, arrays_of, config_of, marked, run_command
 from PIL import Image
 
 from cdisc import pipeline
+from cdisc.diffusion import schedule
 from cdisc.errors import UserError
 from cdisc.networks import denoiser, interop
 from cdisc.report import results as results_lib
-from cdisc.run import prepare
+from cdisc.run import discovery_options, prepare
 from cdisc.stages import pretrain
 
 UNCONDITIONAL = dataclasses.replace(
@@ -214,6 +215,11 @@ def test_a_level_that_needs_classes_or_pictures_is_refused(folder, picture, tmp_
     config.adapt.levels.embedding[field] = value
     with pytest.raises(UserError, match=sentence):
         prepare(config, tmp_path / "run", [str(picture)])
+
+
+def test_the_evaluations_that_its_file_promises():
+    found = discovery_options(config_of("pretrained.py"), schedule.linear_beta()).max_evaluations
+    assert f"at most {found:,} evaluations" in (ROOT / "configs" / "pretrained.py").read_text(encoding="utf-8")
 
 
 def test_without_a_query_there_is_nothing_to_do(folder, tmp_path):

@@ -1,5 +1,6 @@
 """The README's commands and its notebook example are true."""
 
+import configparser
 import re
 import shlex
 
@@ -22,6 +23,22 @@ def test_commands_name_files_that_exist(name):
         for option in ("--config=", "--query="):
             if word.startswith(option):
                 assert (ROOT / word.removeprefix(option).split(":")[0]).is_file()
+
+
+def test_extras_that_are_named_exist():
+    metadata = configparser.ConfigParser(interpolation=None)
+    metadata.read(ROOT / "setup.cfg")
+    text = README + (ROOT / "launch" / "slurm.sh").read_text(encoding="utf-8")
+    named = set(re.findall(r"'\.\[(\w+)\]'", text))
+    assert {"cuda", "tpu", "faces", "test"} <= named <= set(metadata["options.extras_require"])
+
+
+def test_commands_for_celeba_say_where_it_is():
+    texts = [README, *((ROOT / "launch" / name).read_text(encoding="utf-8") for name in ("slurm.sh", "tpu_pod.sh"))]
+    lines = [line for text in texts for line in re.sub(r"\\\n#?\s*", "", text).splitlines()]
+    commands = [line for line in lines if re.search(r"--config=configs/celeba\.py .*--workdir", line)]
+    assert len(commands) == 4
+    assert all("--config.data.root=" in command for command in commands)
 
 
 def test_the_example_runs():

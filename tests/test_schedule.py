@@ -64,24 +64,6 @@ def test_sigma_is_the_noise_to_signal_ratio():
     assert float(schedules.sigma(SCHEDULE, jnp.array(0))) == 0.0
 
 
-def test_timestep_of_alpha_bar_inverts_the_schedule():
-    t = np.arange(1001)
-    np.testing.assert_allclose(schedules.timestep_of_alpha_bar(SCHEDULE, SCHEDULE.alpha_bar), t, atol=2e-3)
-    # Half way in log abar between two timesteps is half a timestep; outside, the nearer end.
-    between = jnp.sqrt(SCHEDULE.alpha_bar[300] * SCHEDULE.alpha_bar[301])
-    np.testing.assert_allclose(schedules.timestep_of_alpha_bar(SCHEDULE, between), 300.5, atol=2e-3)
-    ends = schedules.timestep_of_alpha_bar(SCHEDULE, jnp.array([2.0, 1e-9]))
-    np.testing.assert_array_equal(ends, [0.0, 1000.0])
-
-
-def test_timestep_of_sigma_inverts_sigma():
-    t = jnp.arange(0, 1001, 50)
-    np.testing.assert_allclose(schedules.timestep_of_sigma(SCHEDULE, schedules.sigma(SCHEDULE, t)), t, atol=5e-3)
-    # At abar = 1/2 the ratio is one: below and above it lie the timesteps whose abar brackets 1/2.
-    middle = float(schedules.timestep_of_sigma(SCHEDULE, jnp.array(1.0)))
-    assert SCHEDULE.alpha_bar[int(np.floor(middle))] >= 0.5 >= SCHEDULE.alpha_bar[int(np.ceil(middle))]
-
-
 def test_add_noise_has_the_moments_of_eq_1():
     n = 100_000
     key_x, key_eps = jax.random.split(jax.random.key(0))

@@ -1,6 +1,10 @@
+import signal
+
 import numpy as np
+import pytest
 from PIL import Image
 
+from cdisc import signals
 from cdisc.data import stand_in
 
 
@@ -45,6 +49,19 @@ def test_the_folder_is_laid_out_as_celebas(tmp_path):
             assert (image.size, image.format) == ((178, 218), "JPEG")
     parts = (tmp_path / "list_eval_partition.txt").read_text().splitlines()
     assert parts == [f"{i + 1:06d}.jpg {part}" for i, part in enumerate((0, 0, 0, 0, 0, 1))]
+
+
+def test_a_signal_stops_it_between_two_faces(tmp_path, monkeypatch):
+    monkeypatch.setattr(signals, "_asked", None)
+
+    def draw(attributes, rng):
+        signals.ask(signal.SIGTERM)
+        return np.zeros((218, 178, 3), np.uint8)
+
+    monkeypatch.setattr(stand_in, "draw_face", draw)
+    with pytest.raises(signals.Stopped):
+        stand_in.write(tmp_path, 3, seed=0)
+    assert [path.name for path in (tmp_path / "img_align_celeba").iterdir()] == ["000001.jpg"]
 
 
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch):

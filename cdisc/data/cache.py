@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cdisc import checkpoints, console
+from cdisc import checkpoints, console, signals
 from cdisc.errors import UserError
 
 _ABOUT, _IMAGES, _DONE = "about.json", "images.npy", "done.txt"
@@ -35,12 +35,14 @@ def pictures(
       (N, H, W, C) uint8, mapped from the file and read-only.
 
     Raises:
-      UserError: if the folder holds other pictures, is damaged, or cannot be written.
+      UserError: if the folder holds other pictures, is damaged, or cannot be written where some are missing.
     """
-    checkpoints.writable(folder)
     label = json.dumps({**about, "shape": "x".join(map(str, shape))}, indent=2, sort_keys=True) + "\n"
     note, file, done = folder / _ABOUT, folder / _IMAGES, folder / _DONE
     try:
+        # A finished cache may be another person's, and read-only.
+        if not done.exists() or done.read_text(encoding="utf-8") != str(shape[0]):
+            checkpoints.writable(folder)
         if not note.exists():
             # The length is the file's from the start: a disk that is too small says so now.
             images = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
@@ -56,6 +58,7 @@ def pictures(
         raise UserError(f"{folder} cannot be used ({error}): delete that folder, it is made again.") from error
     starts = range(first, shape[0], at_once)
     for start in console.progress(starts, what, total=-(-shape[0] // at_once), first=first // at_once):
+        signals.obey()
         rows = range(start, min(start + at_once, shape[0]))
         images[rows.start : rows.stop] = make(rows)
         # Unlike images.flush(), lets the threads that make the next rows go on.

@@ -22,8 +22,8 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from cdisc import checkpoints, console, runtime, signals
 from cdisc import config as config_lib
-from cdisc import console, runtime
 from cdisc.data import Dataset, cache, compositions, prepared, stand_in, stored
 from cdisc.data import manifest as manifest_lib
 from cdisc.errors import UserError
@@ -31,6 +31,8 @@ from cdisc.errors import UserError
 _IMAGES = "img_align_celeba"
 _SPLITS = ("train", "validation", "test")
 _MAX_UNREADABLE = 0.01
+_UNREADABLE = "unreadable.txt"
+"""Beside the decoded photographs: the files that could not be read, a line each."""
 
 _HELP = (
     "CelebA is free for non-commercial research: take it from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (or as "
@@ -221,6 +223,7 @@ def read_prepared(root: pathlib.Path, wanted: Sequence[str]) -> tuple[Attributes
         places = [(split, row) for split in _SPLITS for row in range(len(of_split[split]))]
         table = np.zeros((len(places), len(wanted)), np.int8)
         for found, place in zip(table, console.progress(places, "reading attributes"), strict=True):
+            signals.obey()
             record = fields(*place)
             found[:] = [record[f"attributes/{name}"].int64_list.value[0] for name in wanted]
 
@@ -297,8 +300,13 @@ def _decode_all(
             return np.stack([begun.pop(name).result() for name in files[rows.start : rows.stop]])
 
         images = cache.pictures(folder, about, (len(files), size, size, 3), make, "decoding photographs")
-    rows = {name: row for row, name in enumerate(files) if images[row].any()}
-    bad = [name for name in files if name not in rows]
+    note = folder / _UNREADABLE
+    if not note.exists():  # found once: it takes reading the whole cache
+        black = [name for name, image in zip(files, images, strict=True) if not image.any()]
+        checkpoints.write_text(note, "\n".join(black))
+    bad = note.read_text(encoding="utf-8").splitlines()
+    left_out = set(bad)
+    rows = {name: row for row, name in enumerate(files) if name not in left_out}
     if bad:
         named = ", ".join(bad[:3]) + (" and others" if len(bad) > 3 else "")
         sentence = f"{len(bad)} of {len(files)} images cannot be read"
@@ -346,7 +354,9 @@ def load(config: Any) -> Dataset:
     digest = hashlib.sha256(json.dumps([about, config.size]).encode()).hexdigest()
     folder = (pathlib.Path(config.cache) if config.cache else runtime.cache_folder("celeba")) / digest[:16]
     images, row_of = _decode_all(folder, about, config.size, files, read)
-    manifest_lib.write(pathlib.Path(config.manifest) if config.manifest else folder / "manifest.json", manifest)
+    written = pathlib.Path(config.manifest) if config.manifest else folder / "manifest.json"
+    if not written.exists():  # it may be read-only, and other processes may be reading it
+        manifest_lib.write(written, manifest)
 
     def part(*parts: str) -> dict[compositions.Composition, np.ndarray]:
         named = {c.composition: c.files[p] for c in manifest.classes for p in parts if p in c.files}

@@ -108,23 +108,6 @@ def labelled_batch(data: ColorMNIST, key: jax.Array, batch_size: int) -> tuple[j
     return _render_rows(data, _draw_rows(data, row_key, attributes[:, 0]), attributes), attributes
 
 
-def image_at(data: ColorMNIST, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The training set as a list: classes in turn, and in each round the next picture of the class's digit.
-
-    Args:
-      data: The distribution.
-      index: (B,) integers from 0; a class whose pictures are used up begins again.
-
-    Returns:
-      Pictures (B, 32, 32, 3) float32 in [-1, 1] and labels (B,) int32.
-    """
-    num_classes = data.compositions.shape[0]
-    labels = (index % num_classes).astype(jnp.int32)
-    attributes = data.compositions[labels]
-    first, end = data.starts[attributes[:, 0]], data.starts[attributes[:, 0] + 1]
-    return _render_rows(data, first + (index // num_classes) % (end - first), attributes), labels
-
-
 def pictures(data: ColorMNIST, composition: compositions.Composition, n: int, *, offset: int = 0) -> np.ndarray:
     """Fixed pictures of one composition, each of a different handwritten digit.
 

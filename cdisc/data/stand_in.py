@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from cdisc import checkpoints, console, runtime
+from cdisc import checkpoints, console, runtime, signals
 from cdisc.data import avatars
 
 # fmt: off
@@ -96,6 +96,7 @@ def write(root: pathlib.Path, count: int, seed: int) -> None:
     found = draw_attributes(count, seed)
     files = [f"{i + 1:06d}.jpg" for i in range(count)]
     for i, file in enumerate(console.progress(files, "drawing a stand-in for CelebA")):
+        signals.obey()
         if (images / file).exists():
             continue
         face = draw_face({name: bool(values[i]) for name, values in found.items()}, np.random.default_rng([seed, i]))

@@ -64,21 +64,6 @@ def sigma(schedule: Schedule, t: jax.Array) -> jax.Array:
     return jnp.sqrt((1.0 - a) / a)
 
 
-def timestep_of_alpha_bar(schedule: Schedule, alpha_bar: jax.Array) -> jax.Array:
-    """The real-valued timestep at which `abar` has this value: the inverse of `alpha_bar[t]`.
-
-    Linear in `log abar` between neighbouring timesteps; values outside the schedule give its ends.
-    """
-    steps = jnp.arange(schedule.alpha_bar.shape[0], dtype=jnp.float32)
-    # jnp.interp wants increasing abscissae.
-    return jnp.interp(-jnp.log(alpha_bar), -jnp.log(schedule.alpha_bar), steps)
-
-
-def timestep_of_sigma(schedule: Schedule, sigma: jax.Array) -> jax.Array:
-    """The real-valued timestep whose noise-to-signal ratio is `sigma`: the inverse of `sigma(schedule, t)`."""
-    return timestep_of_alpha_bar(schedule, 1.0 / (1.0 + jnp.square(sigma)))
-
-
 def add_noise(schedule: Schedule, x0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
     """`x_t` from a clean picture `x0` (B, ...) and standard normal `eps` (B, ...), `t` (B,) in 0..T (Eq. 1)."""
     a = alpha_bar_at(schedule, t, x0)

@@ -77,12 +77,6 @@ def log_density(teacher: Teacher, x: jax.Array) -> jax.Array:
     return _sum_entries(log_normal(x, teacher.mean[None], teacher.variance[None]))
 
 
-def noised_log_density(teacher: Teacher, schedule: Schedule, x: jax.Array, t: jax.Array) -> jax.Array:
-    """`log q_T^t(x)` with `q_T^t = N(sqrt(a) mu_T, a S_T + 1 - a)`: (B,) for `x` (B, *shape) at `t` (B,)."""
-    mean, variance = _noised_moments(teacher, schedule, x, t)
-    return _sum_entries(log_normal(x, mean, variance))
-
-
 def teacher_eps(teacher: Teacher, schedule: Schedule) -> EpsFn:
     """The exact noise prediction of the teacher, `sqrt(1 - a) (x - sqrt(a) mu_T) / (a S_T + 1 - a)` (Eq. 12)."""
 

@@ -52,6 +52,9 @@ class AdaptOptions:
       null_dropout: share of the batch that sees the null class instead of the new embedding.
       loss: "eps" (Eq. 15) or "v" (`diffusion.loss.loss_weight`).
       prior_weight: weight of the loss on pictures of trained classes, with their own embeddings; 0 leaves it out.
+
+    Raises:
+      ValueError: for a pool, start, space or loss that does not exist, and for a negative rank.
     """
 
     pool: str
@@ -70,6 +73,15 @@ class AdaptOptions:
     null_dropout: float = 0.0
     loss: str = "eps"
     prior_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuses what would fail when the first step is traced."""
+        choices = {"pool": POOLS, "start": STARTS, "space": SPACES, "loss": LOSSES}
+        for field, known in choices.items():
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field} is {getattr(self, field)!r}: use one of {', '.join(known)}")
+        if self.rank < 0:
+            raise ValueError(f"rank is {self.rank}: use a whole number, 0 for the embedding alone")
 
     @property
     def scale(self) -> float:
@@ -157,15 +169,7 @@ def init(
     options: AdaptOptions,
     candidate: int | jax.Array = 0,
 ) -> FitState:
-    """The state before the first step; for the start "top1", at the class `lesson.classes[candidate]`.
-
-    Raises:
-      ValueError: if the options name a pool, start, space or loss that does not exist.
-    """
-    choices = ((options.pool, POOLS), (options.start, STARTS), (options.space, SPACES), (options.loss, LOSSES))
-    for value, known in choices:
-        if value not in known:
-            raise ValueError(f"{value!r} is not one of {', '.join(known)}")
+    """The state before the first step; for the start "top1", at the class `lesson.classes[candidate]`."""
     key_embedding, key_adapter = jax.random.split(key)
     table = backbone.table(params)
     size = table.shape[1] if options.space == "free" else table.shape[0]

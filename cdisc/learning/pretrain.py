@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdisc.diffusion.loss import draw_noise, weighted_errors
+from cdisc.config import require_known, require_positive
+from cdisc.diffusion.loss import LOSSES, draw_noise, weighted_errors
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError
 from cdisc.networks import denoiser
@@ -26,7 +27,7 @@ class PretrainOptions:
       steps: optimiser steps.
       batch_size: pictures a step.
       learning_rate: of AdamW, held between warm-up and decay.
-      warmup_steps: first steps, in which the rate rises linearly from zero.
+      warmup_steps: first steps, at least one, in which the rate rises linearly from zero.
       decay_steps: last steps, in which it falls linearly to zero.
       weight_decay: of AdamW.
       clip_norm: largest global norm of a gradient.
@@ -37,7 +38,8 @@ class PretrainOptions:
         learnt does not depend on it but for rounding.
 
     Raises:
-      UserError: for a batch that cannot be divided into so many.
+      UserError: for a loss that does not exist, counts below one, a batch that cannot be divided into so many, and
+        steps too few for warm-up and decay.
     """
 
     steps: int
@@ -54,6 +56,16 @@ class PretrainOptions:
 
     def __post_init__(self) -> None:
         """Refuses what would fail, or mean something else, when the step is traced."""
+        require_known("pretrain.loss", self.loss, LOSSES)
+        counts = ("steps", "batch_size", "warmup_steps")
+        require_positive(**{f"pretrain.{count}": getattr(self, count) for count in counts})
+        if self.decay_steps < 0:
+            raise UserError(f"pretrain.decay_steps is {self.decay_steps}: use a whole number, 0 for no decay.")
+        if self.warmup_steps + self.decay_steps > self.steps:
+            raise UserError(
+                f"pretrain.steps is {self.steps}, fewer than the {self.warmup_steps} of pretrain.warmup_steps and the "
+                f"{self.decay_steps} of pretrain.decay_steps together: train longer, or lower these."
+            )
         if self.accumulate < 1 or self.batch_size % self.accumulate:
             raise UserError(
                 f"pretrain.accumulate is {self.accumulate}: the batch of {self.batch_size} cannot be divided into so "

@@ -55,7 +55,7 @@ class UNetConfig:
       flip_sin_to_cos: whether the cosines come first in the positional time embedding.
       freq_shift: shift of the frequencies of the positional time embedding.
       patch_size: side of the pixel patches that the stem folds into channels.
-      dtype: type in which the activations are computed; parameters are float32.
+      dtype: type in which the activations are computed, "float32" or "bfloat16"; parameters are float32.
       remat: whether a gradient computes the activations within each block anew instead of keeping them.
 
     Raises:
@@ -125,6 +125,7 @@ class UNetConfig:
         require_known("resnet_time_scale_shift", self.resnet_time_scale_shift, ("default", "scale_shift"))
         require_known("downsample_type", self.downsample_type, ("conv", "resnet"))
         require_known("upsample_type", self.upsample_type, ("conv", "resnet"))
+        require_known("dtype", self.dtype, ("float32", "bfloat16"))
         require_known("downsample_padding", self.downsample_padding, (0, 1))
         head = 1 if self.attention_head_dim is None else self.attention_head_dim
         for i, channels in enumerate(self.block_out_channels):

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 import cdisc
@@ -26,7 +25,7 @@ from cdisc.networks import denoiser, interop
 from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
 from cdisc.report import figures
-from cdisc.run import Run, unfinished
+from cdisc.run import Run, pretrain_options, unfinished
 
 BUNDLED = pathlib.Path(cdisc.__file__).parent / "bundled"
 
@@ -135,21 +134,6 @@ def import_backbone(this: Run, active: bool) -> denoiser.Params:
 def bundle_about(this: Run) -> dict[str, str]:
     """What a bundled backbone must agree with."""
     return {"config": config_lib.backbone_digest(this.config), "data": this.dataset.fingerprint}
-
-
-def pretrain_options(config: ml_collections.ConfigDict) -> pretrain_lib.PretrainOptions:
-    """`config.pretrain` as options, the intervals beside them checked.
-
-    Raises:
-      UserError: for values that cannot be used.
-    """
-    config_lib.require_known("config.pretrain.result", config.pretrain.get("result"), ("last", "best"))
-    for name, least in (("save_every", 1), ("samples_every", 0)):
-        value = config.pretrain.get(name)
-        if value is None or value < least:
-            raise UserError(f"config.pretrain.{name} is {value}: use a whole number from {least} on.")
-    ignore = ("seed", "from_scratch", "bundle", "save_every", "samples_every", "result", "restore")
-    return config_lib.options(pretrain_lib.PretrainOptions, config.pretrain, "pretrain", ignore)
 
 
 def compiled_step(
