@@ -168,10 +168,10 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
             hint = config_lib.nearest(method.level, config.adapt.levels)
             raise UserError(f"config.evaluate.methods.{name}.level names no level: {method.level!r}{hint}")
     queries = own_queries(query_paths, dataset.shape) if query_paths else held_out_queries(config, dataset)
-    for query in queries:
-        if query.composition is not None:
+    for composition in dict.fromkeys(query.composition for query in queries):
+        if composition is not None:
             # Said now, and not when everything else is done.
-            dataset.references(query.composition, config.evaluate.references + config.evaluate.samples)
+            dataset.references(composition, config.evaluate.references + config.evaluate.samples)
     return Run(config, workdir, dataset, scheduler, schedule, network, backbone, queries)
 
 
@@ -358,13 +358,16 @@ def held_out_queries(config: ml_collections.ConfigDict, dataset: Dataset) -> tup
     if count < 1:
         raise UserError(f"config.evaluate.num_queries is {count}: use a whole number from 1 on.")
     order = np.random.default_rng(config.seed).permutation(len(held_out))
+    taken = [  # each composition's pictures at once: for some data, every other number of them is compiled anew
+        dataset.queries(held_out[j], -(-(count - place) // len(order))) for place, j in enumerate(order[:count])
+    ]
     queries = []
     for i in range(count):
-        composition = held_out[order[i % len(held_out)]]
-        turn = i // len(held_out)
-        image = dataset.queries(composition, turn + 1)[turn]
+        turn, place = divmod(i, len(order))
+        composition = held_out[order[place]]
         name = compositions.title(dataset.split.factors, composition) + (f" ({turn + 1})" if turn else "")
-        queries.append(Query(name, np.asarray(image), tuple(composition), f"{dataset.name}, query part"))
+        image = np.asarray(taken[place][turn])
+        queries.append(Query(name, image, tuple(composition), f"{dataset.name}, query part"))
     return tuple(queries)
 
 

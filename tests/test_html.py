@@ -5,6 +5,7 @@ import dataclasses
 import io
 import pathlib
 import re
+from collections.abc import Iterator
 from html import parser
 from typing import Any
 
@@ -191,6 +192,27 @@ def test_a_panel_shows_the_first_samples_and_says_how_many_there_are() -> None:
     assert "top1 3 samples" in reader.text
 
 
+def test_panels_are_taken_one_by_one_up_to_a_number_that_the_page_says(tmp_path: pathlib.Path) -> None:
+    # Catches: thousands of queries held in memory, or in a page that no browser opens, or left out without a word.
+    taken, target = [], tmp_path / "index.html"
+    partial = tmp_path / "index.html.partial"
+
+    def panels() -> Iterator[html.QueryPanel]:
+        for name in ("one", "two", "three"):
+            # What was made before is in the file already, but for its buffer.
+            taken.append((name, partial.stat().st_size))
+            yield dataclasses.replace(_panel((64, 64, 3)), name=name)
+
+    page = _page(queries_shown=2)
+    page.results["queries"].append(page.results["queries"][0])
+    html.write(target, dataclasses.replace(page, queries=panels()))
+    text = _is_whole(target.read_text(encoding="utf-8")).text
+    assert [name for name, _ in taken] == ["one", "two"]
+    assert taken[1][1] > taken[0][1]
+    assert "The first 2 of 3 queries follow" in text
+    assert "queries follow" not in html.render(_page(_panel(), queries_shown=2))
+
+
 def test_captions_state_what_a_concept_is() -> None:
     text = _Reader(html.render(_page(_panel()))).text
     assert "Concept 2 t = 100 · basin 1,234 gain \N{MINUS SIGN}5 nats curvature \N{EN DASH}" in text
@@ -224,6 +246,23 @@ def test_the_table_has_means_with_errors_and_marks_what_prints_highest() -> None
     assert "poe 0.70 ± 0.02 0.70 ± 0.02 0.10 ± 0.01 0.25 1,200 2" in reader.text
     # 0.701 and 0.699 print alike, so both are marked; the distance has no better end.
     assert re.findall(r'class="best">([^<]*)<', document) == ["0.70", "0.70", "0.70", "0.70", "0.30"]
+
+
+def test_pooled_figures_have_tables_of_their_own_where_there_are_any() -> None:
+    # Catches: the two comparisons swapped, a method without pooled figures in their tables.
+    page = _page(compared=True)
+    assert "Faithfulness" not in _Reader(html.render(page)).text
+    errors = {"precision": None, "recall": None, "f1": 0.02, "kid": None}
+    page.results["methods"]["poe"]["pooled"] = {
+        "faithfulness": {"precision": 0.9, "recall": 0.8, "f1": 0.847, "kid": 0.01, "standard_error": errors},
+        "generalization": {"precision": 0.5, "recall": None, "f1": None, "kid": 0.2, "standard_error": errors},
+        "classes": 23,
+    }
+    text = _Reader(html.render(page)).text
+    rows = text.split("Methods, all queries of a class together")[1].split("How to read")[0]
+    assert "Method Precision Recall F1 KID Classes poe 0.90 0.80 0.85 ± 0.02 0.010 23" in rows
+    assert rows.rstrip().endswith("Method Precision KID Classes poe 0.50 0.200 23")
+    assert "top1" not in rows
 
 
 def test_the_chart_needs_two_methods_with_both_figures() -> None:
@@ -274,7 +313,9 @@ def test_every_text_from_outside_is_escaped() -> None:
 
 
 def test_the_page_of_points_is_whole_and_shows_all_samples(plane: figures.Plane) -> None:
-    document = html.render(_page(_panel((2,)), plane=plane, samples_shown=2))
+    page = _page(_panel((2,)), plane=plane, samples_shown=2)
+    page.results["methods"]["top1"] = {**page.results["methods"]["poe"], "recall": None}
+    document = html.render(page)
     reader = _is_whole(document)
     assert [image["alt"] for image in reader.images] == [
         "the plane with the query cyan 3, 2 concepts and their product as 1-sigma ellipses",
@@ -290,7 +331,8 @@ def test_the_page_of_points_is_whole_and_shows_all_samples(plane: figures.Plane)
 
 
 def test_the_page_of_points_takes_a_query_that_no_concept_explains(plane: figures.Plane) -> None:
-    reader = _is_whole(html.render(_page(_panel((2,), prototypes=0), plane=plane)))
+    panel = dataclasses.replace(_panel((2,), prototypes=0), samples={"poe": np.zeros((3, 2))})
+    reader = _is_whole(html.render(_page(panel, plane=plane)))
     assert "Who owns each coordinate" not in reader.text
 
 

@@ -54,6 +54,17 @@ def test_figures_that_cannot_be_computed_are_none():
     assert figures["attribute_accuracy"] == {"horizontal": None, "vertical": None}
 
 
+@pytest.mark.parametrize(("samples", "references"), [(1, 9), (3, 9), (9, 3), (4, 4)])
+def test_few_samples_leave_out_what_needs_more(samples, references):
+    # Catches: a traceback after hours of work, figures lost that one sample has, k samples taken for enough.
+    keys = jax.random.split(jax.random.key(5), 2)
+    few = _cell(keys[0], samples)
+    figures = protocol.score_samples(JUDGE, few, few[0], CELL, _cell(keys[1], references), k=3)
+    assert figures["joint_accuracy"] == 1.0 and figures["distance_to_query"] is not None
+    assert (figures["kid"] is None) == (samples == 1)
+    assert (figures["precision"] is None) == (figures["recall"] is None) == (min(samples, references) <= 3)
+
+
 def test_what_needs_no_judge_is_what_the_judge_leaves():
     samples = _cell(jax.random.key(2), 5)
     judged = protocol.score_samples(JUDGE, samples, samples[0], None, None)
@@ -88,7 +99,7 @@ def test_pooling_hides_what_the_protocol_shows():
     keys = jax.random.split(jax.random.key(3), 3)
     queries, references = _cell(keys[0], 50), _cell(keys[1], 50)
     copies = queries + 1e-5 * jax.random.normal(keys[2], queries.shape)
-    pooled = protocol.score_pooled(JUDGE, copies, queries, references)
+    pooled = protocol.score_pooled(copies, queries, references)
     assert pooled["faithfulness"]["precision"] == pooled["faithfulness"]["recall"] == 1.0
     assert pooled["faithfulness"]["f1"] == 1.0
     general = pooled["generalization"]
@@ -98,6 +109,28 @@ def test_pooling_hides_what_the_protocol_shows():
     assert general["kid"] == float(metrics.kid(references, copies))
     one = protocol.score_samples(JUDGE, jnp.tile(queries[:1], (20, 1)), queries[0], CELL, references)
     assert one["recall"] == 0.0
+
+
+def test_pooling_with_fewer_queries_than_neighbours():
+    samples, queries, references = (_cell(key, n) for key, n in zip(jax.random.split(jax.random.key(6), 3), (8, 2, 9)))
+    pooled = protocol.score_pooled(samples, queries, references)
+    faithful, general = pooled["faithfulness"], pooled["generalization"]
+    assert faithful["precision"] is None and faithful["recall"] is None and faithful["f1"] is None
+    assert faithful["kid"] == float(metrics.kid(queries, samples))
+    assert None not in general.values()
+
+
+def test_pooled_figures_are_averaged_over_the_classes_that_have_them():
+    def pooled(value, other):
+        figures = dict.fromkeys(protocol.POOLED, value)
+        return {"poe": {"faithfulness": {**figures, "f1": other}, "generalization": figures}}
+
+    assert protocol.aggregate_pooled([{}, {}]) == {}
+    out = protocol.aggregate_pooled([pooled(0.2, None), {}, pooled(0.6, 0.5)])["poe"]
+    assert out["classes"] == 2
+    assert out["generalization"]["kid"] == pytest.approx(0.4)
+    assert out["generalization"]["standard_error"]["kid"] == pytest.approx(0.2)
+    assert out["faithfulness"]["f1"] == 0.5 and out["faithfulness"]["standard_error"]["f1"] is None
 
 
 def _figures(joint, recall=0.0, **changes):

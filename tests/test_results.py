@@ -84,7 +84,7 @@ def test_validate_takes_a_complete_file(valid: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_put("schema_version", value=2), "results.schema_version: must be 1, is 2"),
+        (_put("schema_version", value=1), "results.schema_version: must be 2, is 1"),
         (_put("seed", value=True), "results.seed: must be integer"),
         (_put("seed", value=1.0), "results.seed: must be integer"),
         (_put("dataset", value=None), "results.dataset: must be string, is None"),
@@ -211,7 +211,7 @@ def test_write_leaves_the_old_file_when_the_disk_is_full(
     assert path.read_text() == "old"
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe", b"[1]", b'{"schema_version": 2}'])
+@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe", b"[1]", b'{"schema_version": 1}'])
 def test_read_tells_the_person_which_file_is_wrong(content: bytes | None, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "results.json"
     if content is not None:

@@ -3,10 +3,11 @@
 The protocol's own question is the user's: from ONE query, do the samples show its composition, look like real pictures
 of it, and cover it? So each query's samples are measured on their own (`score_samples`), against reference pictures of
 the same composition that no model and no judge has seen. The paper pools one sample from each of many queries
-(`score_pooled`; arXiv 2605.07078, section 5), which lets a method that copies its query pass for a diverse one.
+(`score_pooled`; arXiv 2605.07078, section 5), which lets a method that copies its query pass for a diverse one; so the
+pooled figures stand beside each query's own, and not in their place.
 
 A figure that cannot be computed is None: accuracies without the attributes wanted, precision, recall and KID without
-references.
+references or with too few samples for them, as one sample of a query always is.
 """
 
 import math
@@ -24,6 +25,8 @@ Figures = dict[str, Any]
 """Figures by name, plain Python numbers or None; `attribute_accuracy` holds one for each factor."""
 
 SCALARS = ("joint_accuracy", "precision", "recall", "kid", "distance_to_query")
+POOLED = ("precision", "recall", "f1", "kid")
+COMPARISONS = ("faithfulness", "generalization")
 
 
 def accuracy(judge: Judge, images: jax.Array, attributes: jax.Array) -> Figures:
@@ -66,11 +69,11 @@ def score_samples(
 
     Args:
       judge: sees attributes and gives the feature space.
-      samples: (n, *shape), all made from this query; n > k.
+      samples: (n, *shape), all made from this query.
       query: (*shape).
       attributes: (F,) value indices wanted, or None where the query's composition is not known.
-      references: (N, *shape) other real pictures of the composition, N > k, or None.
-      k: see `metrics.precision_recall`.
+      references: (N, *shape) other real pictures of the composition, or None.
+      k: see `metrics.precision_recall`; with k samples or references, or fewer, there is neither.
 
     Returns:
       joint_accuracy, attribute_accuracy, precision, recall, kid, distance_to_query, samples.
@@ -96,33 +99,39 @@ def unjudged(samples: jax.Array, query: jax.Array, factors: Sequence[str] = ()) 
     }
 
 
-def score_pooled(
-    judge: Judge, samples: jax.Array, queries: jax.Array, references: jax.Array, *, k: int = 3
-) -> dict[str, Figures]:
+def score_pooled(samples: jax.Array, queries: jax.Array, references: jax.Array, *, k: int = 3) -> dict[str, Figures]:
     """The paper's comparison for one composition, in the judge's features instead of Inception's.
 
     Args:
-      judge: gives the feature space.
-      samples: (n, *shape), one sample from each query.
-      queries: (n, *shape), the queries themselves.
-      references: (N, *shape), other pictures of the composition.
+      samples: (n, D) features of samples, as many from each of the queries; one in the paper.
+      queries: (m, D) those of the queries themselves.
+      references: (N, D) those of other pictures of the composition.
       k: see `metrics.precision_recall`.
 
     Returns:
       "faithfulness", against the queries, and "generalization", against the references: precision, recall, f1, kid.
     """
-    fake = judge.features(samples)
     pooled = {}
-    for name, images in (("faithfulness", queries), ("generalization", references)):
-        figures = _set_figures(judge.features(images), fake, k)
-        balance = metrics.f1(metrics.PrecisionRecall(jnp.asarray(figures["precision"]), jnp.asarray(figures["recall"])))
-        pooled[name] = figures | {"f1": float(balance)}
+    for name, real in zip(COMPARISONS, (queries, references), strict=True):
+        figures = _set_figures(real, samples, k)
+        balance = None
+        if figures["precision"] is not None:
+            precision, recall = jnp.asarray(figures["precision"]), jnp.asarray(figures["recall"])
+            balance = float(metrics.f1(metrics.PrecisionRecall(precision, recall)))
+        pooled[name] = figures | {"f1": balance}
     return pooled
 
 
 def _set_figures(real: jax.Array, fake: jax.Array, k: int) -> Figures:
-    precision, recall = metrics.precision_recall(real, fake, k=k)
-    return {"precision": float(precision), "recall": float(recall), "kid": float(metrics.kid(real, fake))}
+    """Figures of features (N, D) of real pictures and (n, D) of samples; None where a set is too small for one."""
+    smaller = min(len(real), len(fake))
+    figures: Figures = {"precision": None, "recall": None, "kid": None}
+    if smaller > k:
+        precision, recall = metrics.precision_recall(real, fake, k=k)
+        figures |= {"precision": float(precision), "recall": float(recall)}
+    if smaller > 1:
+        figures["kid"] = float(metrics.kid(real, fake))
+    return figures
 
 
 def _by_factor(judge: Judge, values: jax.Array) -> dict[str, float]:
@@ -168,6 +177,31 @@ def aggregate(queries: Sequence[Mapping[str, Figures]], groups: Sequence[Hashabl
             "samples": sum(figures["samples"] for _, figures in present),
             "queries": len(present),
         }
+    return out
+
+
+def aggregate_pooled(classes: Sequence[Mapping[str, Mapping[str, Figures]]]) -> dict[str, Figures]:
+    """Each method's means and standard errors over classes of what `score_pooled` gives.
+
+    Args:
+      classes: for each class, method name to its pooled figures.
+
+    Returns:
+      For each method and comparison the figures' means and "standard_error" with the same names, as in `aggregate`, and
+      in how many "classes" the method was pooled.
+    """
+    out: dict[str, Figures] = {}
+    for method in dict.fromkeys(name for found in classes for name in found):
+        present = [found[method] for found in classes if method in found]
+        out[method] = {"classes": len(present)}
+        for comparison in COMPARISONS:
+            moments = {
+                name: _moments([(i, pooled[comparison][name]) for i, pooled in enumerate(present)]) for name in POOLED
+            }
+            out[method][comparison] = {
+                **{name: mean for name, (mean, _) in moments.items()},
+                "standard_error": {name: error for name, (_, error) in moments.items()},
+            }
     return out
 
 

@@ -7,10 +7,11 @@ resolution; the browser scales them up without smoothing. Every text from outsid
 import base64
 import dataclasses
 import html
+import itertools
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ _COLUMNS = (
     ("attribute_accuracy", "", 2, True),
     ("precision", "Precision", 2, True),
     ("recall", "Recall", 2, True),
+    ("f1", "F1", 2, True),
     ("kid", "KID", 3, False),
     ("distance_to_query", "Distance to query", 2, False),
 )
@@ -87,7 +89,7 @@ class QueryPanel:
       modes: all that was found, from fine to coarse noise, the largest basin of each noise level first; pictures only.
       mean: like `query`, of the product of experts N(mean, diag(variance)).
       variance: like `query`.
-      samples: method name to (n, H, W, C) or (n, 2), n at least 1.
+      samples: method name, one of the results', to (n, H, W, C) or (n, 2), n at least 1.
       measures: method name to this query's figures, as `methods` of a query in the results file.
       note: a remark for the reader, as that the picture was resized.
     """
@@ -112,9 +114,10 @@ class Page:
       title: the heading.
       subtitle: one line below it, as the configuration in words.
       results: the results file's content, as `cdisc.report.results.SCHEMA` has it.
-      queries: the panels, in order.
+      queries: the panels, in order; taken one by one, so that they need not be in memory together.
       plane: the mixture's cells when the data are points in the plane, else None.
       methods: method name to one sentence that says what it is, for the legend.
+      queries_shown: how many panels the page has at most.
       samples_shown: how many pictures of each method a panel shows; points are all shown.
       modes_shown: how many modes of each noise level a panel shows.
       hierarchy: which modes become one as the noise grows, as `cdisc.discovery.hierarchy.tree` gives it; None where
@@ -125,9 +128,10 @@ class Page:
     title: str
     subtitle: str
     results: Mapping[str, Any]
-    queries: tuple[QueryPanel, ...]
+    queries: Iterable[QueryPanel]
     plane: figures.Plane | None = None
     methods: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    queries_shown: int = 40
     samples_shown: int = 16
     modes_shown: int = 6
     hierarchy: Mapping[str, Any] | None = None
@@ -299,7 +303,7 @@ def _values(measures: Mapping[str, Any]) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
     for key, heading, _, _ in _COLUMNS:
         if key == "attribute_accuracy":
-            values.update((_heading(factor), value) for factor, value in measures[key].items())
+            values.update((_heading(factor), value) for factor, value in measures.get(key, {}).items())
         else:
             values[heading] = measures.get(key)
     return values
@@ -309,8 +313,10 @@ def _heading(factor: str) -> str:
     return factor.replace("_", " ").capitalize()
 
 
-def _methods_table(methods: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) -> str:
-    """Methods down, figures across; a column that no method has a figure for is left out."""
+def _methods_table(
+    methods: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str], counts: Sequence[str] = ("samples", "queries")
+) -> str:
+    """Methods down, figures and then counts across; a column that no method has a figure for is left out."""
     values = {name: _values(method) for name, method in methods.items()}
     errors = {name: _values(method["standard_error"]) for name, method in methods.items()}
     known = {heading: (decimals, highest) for _, heading, decimals, highest in _COLUMNS}
@@ -329,14 +335,34 @@ def _methods_table(methods: Mapping[str, Mapping[str, Any]], colours: Mapping[st
             mark = ' class="best"' if highest and shown == _number(top, decimals) else ""
             spread = "" if error is None else f' <span class="error">± {_number(error, decimals)}</span>'
             cells[name].append(f"<td><span{mark}>{shown}</span>{spread}</td>")
-    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in ["Method", *headings, "Samples", "Queries"])
+    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in ["Method", *headings, *map(_heading, counts)])
     body = "".join(
         f'<tr><th scope="row">{_swatch(colours[name])}{_text(name)}</th>{"".join(cells[name])}'
-        f"<td>{method['samples']:,}</td><td>{method['queries']:,}</td></tr>"
+        f"{''.join(f'<td>{method[count]:,}</td>' for count in counts)}</tr>"
         for name, method in methods.items()
     )
     return (
         f'<div class="scroll"><table class="methods"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _pooled_tables(methods: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) -> str:
+    """The paper's two comparisons, of the samples of all queries of a class together, where there are any."""
+    pooled = {name: method["pooled"] for name, method in methods.items() if "pooled" in method}
+    if not pooled:
+        return ""
+    tables = "".join(
+        f'<h3 class="below">{title}</h3>'
+        + _methods_table({name: {**found, **found[key]} for name, found in pooled.items()}, colours, ("classes",))
+        for key, title in (
+            ("faithfulness", "Faithfulness: against the queries of the class"),
+            ("generalization", "Generalization: against other real pictures of the class"),
+        )
+    )
+    return (
+        "<section><h2>Methods, all queries of a class together</h2>"
+        '<p class="none">The paper\'s comparison, in which a method that copies its query looks diverse.</p>'
+        f"{tables}</section>"
     )
 
 
@@ -345,9 +371,8 @@ def _definitions(entries: Iterable[tuple[str, str]]) -> str:
 
 
 def _method_colours(page: Page) -> dict[str, str]:
-    """One colour a method throughout the page, those of the table first."""
-    names = [*page.results["methods"], *(name for panel in page.queries for name in panel.samples)]
-    return figures.method_colours(list(dict.fromkeys(names)))
+    """One colour a method throughout the page."""
+    return figures.method_colours(list(page.results["methods"]))
 
 
 def _methods_section(page: Page) -> str:
@@ -367,9 +392,9 @@ def _methods_section(page: Page) -> str:
     blocks.append(_definitions(_MEASURES))
     return (
         "<section><h2>Methods</h2>"
-        '<p class="none">Mean ± standard error; the highest of a column is bold.</p>'
+        '<p class="none">Mean ± standard error over the classes of the queries; the highest of a column is bold.</p>'
         f'<div class="below">{_methods_table(methods, colours)}</div>'
-        f'<div class="columns below">{"".join(blocks)}</div></section>'
+        f'<div class="columns below">{"".join(blocks)}</div></section>' + _pooled_tables(methods, colours)
     )
 
 
@@ -600,6 +625,11 @@ def render(page: Page) -> str:
     Raises:
       ValueError: when `page.results` does not follow the schema, or points come without a plane.
     """
+    return "".join(_pieces(page))
+
+
+def _pieces(page: Page) -> Iterator[str]:
+    """The document from its beginning to its end, a panel at a time."""
     results = results_lib.json_safe(page.results)
     results_lib.validate(results)
     page = dataclasses.replace(page, results=results)
@@ -612,22 +642,26 @@ def render(page: Page) -> str:
             ("config", f"<code>{_text(results['config_hash'])}</code>"),
         )
     )
-    body = "".join(
-        [
-            f'<header><h1>{_text(page.title)}</h1><p class="subtitle">{_text(page.subtitle)}</p>',
-            f'<div class="facts">{facts}</div></header>',
-            _methods_section(page),
-            _legend(page),
-            _hierarchy_section(page),
-            *(_panel(panel, page) for panel in page.queries),
-            _run_section(results),
-            "<footer>Concept discovery at test time, after arXiv 2605.07078. Made by cdisc.</footer>",
-        ]
-    )
-    return (
+    yield (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(page.title)}</title><style>{_STYLE}</style></head><body><main>{body}</main></body></html>\n"
+        f"<title>{_text(page.title)}</title><style>{_STYLE}</style></head><body><main>"
+        f'<header><h1>{_text(page.title)}</h1><p class="subtitle">{_text(page.subtitle)}</p>'
+        f'<div class="facts">{facts}</div></header>'
+    )
+    yield _methods_section(page)
+    yield _legend(page)
+    yield _hierarchy_section(page)
+    if len(results["queries"]) > page.queries_shown:
+        yield (
+            f'<section><p class="none">The first {page.queries_shown:,} of {len(results["queries"]):,} queries follow; '
+            "the figures of all are in results.json.</p></section>"
+        )
+    for panel in itertools.islice(page.queries, page.queries_shown):
+        yield _panel(panel, page)
+    yield _run_section(results)
+    yield (
+        "<footer>Concept discovery at test time, after arXiv 2605.07078. Made by cdisc.</footer></main></body></html>\n"
     )
 
 
@@ -636,5 +670,6 @@ def write(path: str | os.PathLike[str], page: Page) -> None:
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
-    partial.write_text(render(page), encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(_pieces(page))
     partial.replace(target)

@@ -13,7 +13,7 @@ from typing import Any
 
 from cdisc import errors
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Grows when a key is renamed, removed or changes its meaning; a new optional key leaves it as it is."""
 
 
@@ -62,13 +62,13 @@ def _error_of(name: str) -> dict[str, Any]:
     return {
         "type": ["number", "null"],
         "minimum": 0,
-        "description": f"Standard error of {name} over the queries, or over their groups.",
+        "description": f"Standard error of {name} over the classes, as the mean.",
     }
 
 
 _FIGURES = _figures("one query's samples")
 _MEANS = {
-    name: {**schema, "description": f"Mean over the queries. {schema['description']}"}
+    name: {**schema, "description": f"Mean over the classes of the means over their queries. {schema['description']}"}
     for name, schema in _figures("a query's samples").items()
 }
 _ERRORS = {
@@ -77,6 +77,20 @@ _ERRORS = {
     else _error_of(name)
     for name in _FIGURES
 }
+_POOLED = {
+    name: schema for name, schema in _figures("a class's samples").items() if name in ("precision", "recall", "kid")
+}
+_POOLED["f1"] = _share("Harmonic mean of precision and recall.")
+
+
+def _pooled(pictures: str) -> dict[str, Any]:
+    errors_of = _record("Standard errors of the means.", {name: _error_of(name) for name in _POOLED})
+    return _record(
+        f"With {pictures} as the references: means over the classes, null where no class has more than k of them.",
+        {**_POOLED, "standard_error": errors_of},
+    )
+
+
 _SAMPLES = {"type": "integer", "minimum": 0, "description": "How many samples the figures rest on."}
 
 _PROTOTYPE = _record(
@@ -157,14 +171,25 @@ SCHEMA: dict[str, Any] = {
                     {
                         **_MEANS,
                         "standard_error": _record(
-                            "Standard errors of the means; null where one query leaves none.",
+                            "Standard errors of the means; null where one class leaves none. A query of which nobody "
+                            "said the composition is a class of its own.",
                             _ERRORS,
                             optional=("kid",),
                         ),
                         "samples": {**_SAMPLES, "description": "How many samples there were in all."},
                         "queries": {"type": "integer", "minimum": 0, "description": "How many queries were averaged."},
+                        "pooled": _record(
+                            "The paper's comparison (arXiv 2605.07078, section 5), with the judge's features: the "
+                            "samples of all queries of a class together. Absent where no class has several queries "
+                            "and more than k samples in all.",
+                            {
+                                "faithfulness": _pooled("the queries themselves"),
+                                "generalization": _pooled("other pictures of the class"),
+                                "classes": {"type": "integer", "minimum": 1, "description": "How many classes had."},
+                            },
+                        ),
                     },
-                    optional=("kid",),
+                    optional=("kid", "pooled"),
                 ),
             ),
         },

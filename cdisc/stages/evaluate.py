@@ -3,7 +3,7 @@
 import functools
 import importlib.metadata
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -93,6 +93,7 @@ def evaluate(
     }
     samples = saved_by_query(this, "evaluate", active, like, jax.local_device_count(), work)
     if active and hosts.first():
+        signals.obey()  # a judge may have to be trained
         write_results(this, discoveries, samples, load_judge(this))
     return samples
 
@@ -154,42 +155,89 @@ def judge_about(this: Run) -> dict[str, str]:
     return {"config": config_lib.digest(this.config.evaluate.judge.to_dict()), "data": this.dataset.fingerprint}
 
 
+def score_class(
+    this: Run, queries: Sequence[Query], samples: Iterable[dict[str, np.ndarray]], judged_by: judge.Judge | None
+) -> tuple[list[dict[str, protocol.Figures]], dict[str, dict[str, protocol.Figures]]]:
+    """What was drawn for the queries of one class, measured.
+
+    Args:
+      this: the run.
+      queries: of one composition, or one of which nobody said it.
+      samples: for each of them, method name to samples; taken one by one.
+      judged_by: see `load_judge`.
+
+    Returns:
+      For each query, method name to its figures; and method name to those of all queries together, empty where they
+      are too few for any.
+    """
+    settings, composition = this.config.evaluate, queries[0].composition
+    references, real = None, {}
+    if composition is not None:
+        pictures = this.dataset.references(composition, settings.references + settings.samples)
+        references = jnp.asarray(pictures[: settings.references])
+        # Other real pictures of the composition in the place of samples: what a perfect method would reach.
+        real = {REAL: pictures[settings.references :]}
+    together = len(queries) > 1 and len(queries) * settings.samples > settings.k
+    figures: list[dict[str, protocol.Figures]] = []
+    pools: dict[str, list[np.ndarray]] = {}
+    for query, drawn in zip(queries, samples, strict=True):
+        signals.obey()
+        figures.append({})
+        for name, images in {**drawn, **real}.items():
+            shown, image = jnp.asarray(images), jnp.asarray(query.image)
+            if judged_by is None:
+                figures[-1][name] = protocol.unjudged(shown, image)
+                continue
+            figures[-1][name] = protocol.score_samples(judged_by, shown, image, composition, references, k=settings.k)
+            # The same real pictures stand beside every query: together they would be copies of one another.
+            if together and name != REAL:
+                pools.setdefault(name, []).append(np.asarray(judged_by.features(shown)))
+    if judged_by is None or references is None or not together:
+        return figures, {}
+    given = judged_by.features(jnp.asarray(np.stack([query.image for query in queries])))
+    others = judged_by.features(references)
+    pooled = {
+        name: protocol.score_pooled(jnp.asarray(np.concatenate(pool)), given, others, k=settings.k)
+        for name, pool in pools.items()
+    }
+    return figures, pooled
+
+
 def write_results(
     this: Run,
     discoveries: Sequence[concepts.Discovery],
     samples: Sequence[dict[str, np.ndarray]],
     judged_by: judge.Judge | None,
 ) -> None:
-    """Measures the samples and writes `results.json`."""
-    settings = this.config.evaluate
+    """Measures the samples, class by class, and writes `results.json`."""
+    # A picture of which nobody said the composition is a class of its own.
+    labels = [i if query.composition is None else query.composition for i, query in enumerate(this.queries)]
+    classes: dict[Hashable, list[int]] = {}
+    for i, label in enumerate(labels):
+        classes.setdefault(label, []).append(i)
+    measured: dict[int, dict[str, protocol.Figures]] = {}
+    pools = []
+    for places in classes.values():
+        drawn = (samples[i] for i in places)
+        figures, pooled = score_class(this, [this.queries[i] for i in places], drawn, judged_by)
+        measured |= zip(places, figures, strict=True)
+        pools.append(pooled)
     queries: list[dict[str, Any]] = []
-    for query, discovery, drawn in zip(this.queries, discoveries, samples, strict=True):
-        references, attributes = None, None
-        if query.composition is not None:
-            real = this.dataset.references(query.composition, settings.references + settings.samples)
-            references, others = jnp.asarray(real[: settings.references]), real[settings.references :]
-            attributes = named_attributes(this, query.composition)
-            # Other real pictures of the composition in the place of samples: what a perfect method would reach.
-            drawn = {**drawn, REAL: others}
-        figures_of = {}
-        for name, images in drawn.items():
-            shown, image = jnp.asarray(images), jnp.asarray(query.image)
-            if judged_by is None:
-                figures_of[name] = protocol.unjudged(shown, image)
-            else:
-                figures_of[name] = protocol.score_samples(
-                    judged_by, shown, image, query.composition, references, k=settings.k
-                )
+    for i, (query, discovery) in enumerate(zip(this.queries, discoveries, strict=True)):
+        signals.obey()
         queries.append(
             {
                 "name": query.name,
-                "attributes": attributes,
+                "attributes": None if query.composition is None else named_attributes(this, query.composition),
                 "source": query.source,
                 "prototypes": prototypes_of(discovery),
                 "nfe": int(discovery.nfe),
-                "methods": figures_of,
+                "methods": measured[i],
             }
         )
+    methods = protocol.aggregate([query["methods"] for query in queries], labels)
+    for name, pooled in protocol.aggregate_pooled(pools).items():
+        methods[name]["pooled"] = pooled
     results_lib.write(
         this.path("results.json"),
         {
@@ -202,7 +250,7 @@ def write_results(
             # An exact judge is right.
             **({} if judged_by is None or this.network is None else {"judge": trust_in(this, judged_by)}),
             "queries": queries,
-            "methods": protocol.aggregate([query["methods"] for query in queries]),
+            "methods": methods,
         },
     )
 

@@ -1,11 +1,11 @@
 """The page that shows what the other stages found."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from cdisc import console
+from cdisc import console, signals
 from cdisc.data import planar
 from cdisc.discovery import concepts
 from cdisc.discovery import hierarchy as hierarchy_lib
@@ -27,8 +27,38 @@ def report(
     results = results_lib.read(this.path("results.json"))
     results["seconds"] = read_seconds(this.path("seconds.json"))
     results_lib.write(this.path("results.json"), results)
-    panels = []
+    title = f"cdisc on {this.dataset.name}"
+    subtitle = f"config {results['config_hash'][:12]}, seed {this.config.seed}"
+    tree, levels = None, ()
+    if hierarchy is not None:
+        tree, followed = hierarchy
+        levels = tuple(m[: len(level["modes"])] for m, level in zip(followed.m, tree["levels"], strict=True))
+    path = this.path("report", "index.html")
+    html.write(
+        path,
+        html.Page(
+            title=title,
+            subtitle=subtitle,
+            results=results,
+            queries=panels(this, discoveries, samples, results),
+            plane=plane_of(this, params),
+            methods=descriptions(this, results),
+            hierarchy=tree,
+            hierarchy_modes=levels,
+        ),
+    )
+    console.say(f"report: {path}")
+
+
+def panels(
+    this: Run,
+    discoveries: Sequence[concepts.Discovery],
+    samples: Sequence[dict[str, np.ndarray]],
+    results: dict[str, Any],
+) -> Iterator[html.QueryPanel]:
+    """What the page shows of each query, read when it is asked for: all of it may not fit in memory."""
     for query, discovery, drawn, entry in zip(this.queries, discoveries, samples, results["queries"], strict=True):
+        signals.obey()
         picks = discovery.selection
         places = [j for j, present in zip(picks.indices, picks.mask, strict=True) if present]
         prototypes = tuple(
@@ -43,40 +73,17 @@ def report(
             )
             for i, (j, found) in enumerate(zip(places, entry["prototypes"], strict=True))
         )
-        panels.append(
-            html.QueryPanel(
-                name=query.name,
-                attributes=entry["attributes"],
-                query=query.image,
-                prototypes=prototypes,
-                modes=modes_of(discovery) if len(this.dataset.shape) == 3 else (),
-                mean=discovery.teacher.mean,
-                variance=discovery.teacher.variance,
-                samples=drawn,
-                measures=entry["methods"],
-            )
+        yield html.QueryPanel(
+            name=query.name,
+            attributes=entry["attributes"],
+            query=query.image,
+            prototypes=prototypes,
+            modes=modes_of(discovery) if len(this.dataset.shape) == 3 else (),
+            mean=discovery.teacher.mean,
+            variance=discovery.teacher.variance,
+            samples=drawn,
+            measures=entry["methods"],
         )
-    title = f"cdisc on {this.dataset.name}"
-    subtitle = f"config {results['config_hash'][:12]}, seed {this.config.seed}"
-    tree, levels = None, ()
-    if hierarchy is not None:
-        tree, followed = hierarchy
-        levels = tuple(m[: len(level["modes"])] for m, level in zip(followed.m, tree["levels"], strict=True))
-    path = this.path("report", "index.html")
-    html.write(
-        path,
-        html.Page(
-            title=title,
-            subtitle=subtitle,
-            results=results,
-            queries=tuple(panels),
-            plane=plane_of(this, params),
-            methods=descriptions(this, results),
-            hierarchy=tree,
-            hierarchy_modes=levels,
-        ),
-    )
-    console.say(f"report: {path}")
 
 
 def modes_of(discovery: concepts.Discovery) -> tuple[html.Mode, ...]:

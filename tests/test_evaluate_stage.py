@@ -1,0 +1,120 @@
+"""The evaluation of what was drawn: queries of one class, few samples, and a stop on the way."""
+
+import signal
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from commands import config_of
+
+from cdisc import run, signals
+from cdisc.evaluation import metrics, protocol
+from cdisc.report import results as results_lib
+from cdisc.stages import evaluate as stage
+from cdisc.stages import report
+
+NOTHING = types.SimpleNamespace(
+    pool=None, selection=types.SimpleNamespace(indices=(), gains=(), mask=()), nfe=np.int32(7)
+)
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A run on the plane: six queries of the first held-out class, five of each of the others."""
+
+    def prepare(samples, queries=21):
+        config = config_of("mixture.py")
+        config.evaluate.update(num_queries=queries, samples=samples, references=12)
+        return run.prepare(config, tmp_path, [])
+
+    return prepare
+
+
+def drawn_of(this):
+    """As samples, copies of the queries and points about the middle, some of them elsewhere."""
+    stream, count = np.random.default_rng(0), this.config.evaluate.samples
+    return [
+        {
+            "copies": np.repeat(query.image[None], count, 0) + np.float32(1e-3),
+            "wide": stream.normal(0.0, 0.7, (count, 2)).astype(np.float32),
+        }
+        for query in this.queries
+    ]
+
+
+def written(this, drawn):
+    stage.write_results(this, [NOTHING] * len(drawn), drawn, stage.load_judge(this))
+    return results_lib.read(this.path("results.json"))
+
+
+def test_one_sample_of_each_query_is_measured_by_classes(prepared):
+    # The paper's protocol. Catches: a traceback, real pictures pooled, samples of one class compared with another's,
+    # errors over queries.
+    this = prepared(samples=1)
+    drawn = drawn_of(this)
+    results = written(this, drawn)
+    assert [query["name"] for query in results["queries"]] == [query.name for query in this.queries]
+    for query, known in zip(results["queries"], this.queries, strict=True):
+        for figures in query["methods"].values():
+            assert figures["precision"] is figures["recall"] is figures["kid"] is None
+            assert figures["joint_accuracy"] is not None
+        assert query["methods"]["copies"]["distance_to_query"] == pytest.approx(1e-3, rel=1e-2)
+        assert query["attributes"] == stage.named_attributes(this, known.composition)
+    assert "pooled" not in results["methods"][stage.REAL]
+    by_class, accuracies = {}, {}
+    for i, query in enumerate(this.queries):
+        by_class.setdefault(query.composition, []).append(i)
+        found = results["queries"][i]["methods"]["wide"]["joint_accuracy"]
+        accuracies.setdefault(query.composition, []).append(found)
+    assert sorted(map(len, by_class.values())) == [5, 5, 5, 6]
+    means = [np.mean(found) for found in accuracies.values()]
+    wide = results["methods"]["wide"]
+    assert wide["joint_accuracy"] == pytest.approx(np.mean(means))
+    assert wide["standard_error"]["joint_accuracy"] == pytest.approx(np.std(means, ddof=1) / 2)
+    for name in ("copies", "wide"):
+        pooled = results["methods"][name]["pooled"]
+        assert pooled["classes"] == 4
+        for comparison in protocol.COMPARISONS:
+            precisions = []
+            for composition, places in by_class.items():
+                own = np.stack([this.queries[i].image for i in places])
+                real = own if comparison == "faithfulness" else this.dataset.references(composition, 12)
+                fake = np.concatenate([drawn[i][name] for i in places])
+                precisions.append(float(metrics.precision_recall(jnp.asarray(real), jnp.asarray(fake)).precision))
+            assert pooled[comparison]["precision"] == pytest.approx(np.mean(precisions))
+    assert results["methods"]["copies"]["pooled"]["faithfulness"]["f1"] == 1.0
+
+
+@pytest.mark.parametrize(("samples", "queries", "classes"), [(5, 4, 0), (1, 12, 0), (2, 6, 2), (1, 14, 2)])
+def test_classes_are_pooled_where_several_queries_have_enough_samples(prepared, samples, queries, classes):
+    # Catches: a query alone pooled, which says again what it says by itself; too few pooled, with nothing to say.
+    this = prepared(samples, queries)
+    methods = written(this, drawn_of(this))["methods"]
+    assert methods["wide"].get("pooled", {"classes": 0})["classes"] == classes
+    assert (methods["wide"]["recall"] is None) == (samples <= 3)
+
+
+def test_a_stop_between_the_queries(prepared, monkeypatch):
+    # Catches: measuring thousands of queries to the end although the time is up.
+    this = prepared(samples=1)
+    drawn, asked = drawn_of(this), []
+    monkeypatch.setattr(signals, "_asked", None)
+
+    class Watched(list):
+        def __getitem__(self, index):
+            asked.append(index)
+            signals._note(signal.SIGTERM, None)
+            return super().__getitem__(index)
+
+    with pytest.raises(signals.Stopped):
+        written(this, Watched(drawn))
+    assert len(asked) == 1
+    assert not this.path("results.json").exists()
+
+
+def test_a_stop_between_the_panels_of_the_page(prepared, monkeypatch):
+    this = prepared(samples=1)
+    monkeypatch.setattr(signals, "_asked", signal.SIGTERM)
+    with pytest.raises(signals.Stopped):
+        next(report.panels(this, [NOTHING] * 21, drawn_of(this), {"queries": [{}] * 21}))

@@ -1,0 +1,49 @@
+"""What is taken from a data set before work begins, and how often it is asked."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from commands import config_of
+
+from cdisc import run
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `prepare` asks of the data of a mixture."""
+    asked = []
+    load = run.planar.load
+
+    def listening(config):
+        dataset = load(config)
+
+        def part(name):
+            def of(composition, n):
+                asked.append((name, composition))
+                return getattr(dataset, name)(composition, n)
+
+            return of
+
+        return dataclasses.replace(dataset, queries=part("queries"), references=part("references"))
+
+    monkeypatch.setattr(run.planar, "load", listening)
+    return asked
+
+
+@pytest.mark.parametrize("count", [1, 4, 11])
+def test_every_composition_is_asked_for_once(asked, tmp_path, count):
+    # Catches: the data asked again for every query (hours where pictures are read), a composition's pictures swapped
+    # or repeated, another order.
+    config = config_of("mixture.py")
+    config.evaluate.num_queries = count
+    this = run.prepare(config, tmp_path, [])
+    held_out = this.dataset.split.held_out
+    assert len(held_out) == 4
+    order = np.random.default_rng(config.seed).permutation(4)
+    chosen = [held_out[order[i % 4]] for i in range(count)]
+    assert [query.composition for query in this.queries] == chosen
+    assert sorted(asked) == sorted((part, c) for part in ("queries", "references") for c in set(chosen))
+    for i, query in enumerate(this.queries):
+        np.testing.assert_array_equal(query.image, this.dataset.queries(chosen[i], 3)[i // 4])
+        assert query.name.endswith(f" ({i // 4 + 1})") == (i >= 4)
