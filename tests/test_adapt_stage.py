@@ -20,7 +20,7 @@ from cdisc.evaluation import methods
 from cdisc.learning import adapt
 from cdisc.networks import backbone as backbones
 from cdisc.networks import interop
-from cdisc.run import Query, Run
+from cdisc.run import Query, Run, prepare
 from cdisc.stages import adapt as stage
 from cdisc.stages import evaluate
 
@@ -120,3 +120,16 @@ def test_the_samples_that_are_learnt_from_have_a_guidance_of_their_own(monkeypat
     shown = evaluate.recipes_of(run, TABLE, query, models[0])
     found = [(float(r.teacher_weight), r.w_max, r.elementwise) for r in (*drawn, shown["poe"])]
     assert found == [(1.5, 2.5, False), (3.0, 4.0, True)]
+
+
+def test_fields_of_a_guidance_are_checked_before_any_work(tmp_path):
+    # As a configuration file of one's own may have them. Catches: leaving out either check.
+    for of in (lambda config: config, lambda config: config.adapt):
+        config = config_of("mixture.py")
+        of(config).guidance.weight = 1.0
+        with pytest.raises(UserError, match=r"guidance\.weight does not exist"):
+            prepare(config, tmp_path, [])
+    config = config_of("mixture.py")
+    del config.adapt.guidance.w_max
+    with pytest.raises(UserError, match=r"^config\.adapt\.guidance\.w_max is missing"):
+        prepare(config, tmp_path, [])
