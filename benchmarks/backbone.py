@@ -1,8 +1,10 @@
-"""How well the backbone carries what it was trained on: the share of samples that show their class.
+"""How well the backbone carries what it was trained on: do the samples of a class show it, and cover it?
 
     python -m benchmarks.backbone --config=configs/colormnist.py:small --workdir=runs/benchmark
 
-Samples of every trained class at several guidance weights, judged by the classifier of the evaluation.
+Samples of every trained class, or with `--only="factor=value factor=value"`, which may be repeated, of those that agree
+with one of these, at several guidance weights: judged by the classifier of the evaluation, and compared with reference
+pictures where the class has some. Figures are means over classes, with their standard errors.
 """
 
 import pathlib
@@ -15,16 +17,19 @@ from cdisc import console, runtime
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "A folder for the restored backbone and judge.")
 _GUIDANCE = flags.DEFINE_multi_float("guidance", [1.0, 2.0, 3.0], "Guidance weights.")
-_SAMPLES = flags.DEFINE_integer("samples", 4, "Samples of each class.")
+_SAMPLES = flags.DEFINE_integer("samples", 4, "Samples of each class, more than config.evaluate.k.")
+_ONLY = flags.DEFINE_multi_string("only", [], "A partial assignment of attributes; without any, all trained classes.")
 
 
 def main(_: list[str]) -> None:
-    """Prints the joint and the single accuracies for each weight."""
+    """Prints the accuracies, precision and recall for each weight."""
     runtime.configure()
     import jax
     import jax.numpy as jnp
 
+    from cdisc.data import compositions
     from cdisc.diffusion import guidance, sampling
+    from cdisc.errors import UserError
     from cdisc.evaluation import protocol
     from cdisc.networks.backbone import null_eps
     from cdisc.run import opened
@@ -32,26 +37,46 @@ def main(_: list[str]) -> None:
     from cdisc.stages.pretrain import pretrain
 
     with opened(_CONFIG.value, pathlib.Path(_WORKDIR.value), []) as run:
+        split = run.dataset.split
+        chosen = compositions.matching(split.factors, _ONLY.value) if _ONLY.value else split.trained
+        labels = [compositions.label_of(split, composition) for composition in chosen]
         params = pretrain(run, active=True)
         judge = load_judge(run)
-    table = run.backbone.table(params)
-    wanted = jnp.asarray(run.dataset.split.trained)
+    embeddings = run.backbone.table(params)[jnp.asarray(labels)]
+    settings = run.config.evaluate
 
     @jax.jit
     def draw(params, key, weight):
         # Every picture of a batch has a class of its own.
-        classes = (lambda x, t: run.backbone.apply(params, x, t, table), guidance.constant(weight))
+        classes = (lambda x, t: run.backbone.apply(params, x, t, embeddings), guidance.constant(weight))
         guided = guidance.guide(null_eps(run.backbone, params), [classes])
-        noise = jax.random.normal(key, (table.shape[0], *run.dataset.shape))
-        settings = run.config.sampling
-        return sampling.ddim(guided, run.schedule, noise, num_steps=settings.num_steps, clip=settings.clip)
+        noise = jax.random.normal(key, (len(chosen), *run.dataset.shape))
+        sampler = run.config.sampling
+        return sampling.ddim(guided, run.schedule, noise, num_steps=sampler.num_steps, clip=sampler.clip)
+
+    def references_of(composition):
+        try:
+            return jnp.asarray(run.dataset.references(composition, settings.references))
+        except UserError:  # CelebA has them of its held-out classes alone
+            return None
 
     for weight in _GUIDANCE.value:
-        images = [draw(params, jax.random.key(i), weight) for i in range(_SAMPLES.value)]
-        found = protocol.accuracy(judge, jnp.concatenate(images), jnp.tile(wanted, (_SAMPLES.value, 1)))
+        images = jnp.stack([draw(params, jax.random.key(i), weight) for i in range(_SAMPLES.value)], axis=1)
+        measured = []
+        for composition, samples in zip(chosen, images, strict=True):
+            # There is no query: the distance to the first sample stands in a place that is not shown.
+            figures = protocol.score_samples(
+                judge, samples, samples[0], composition, references_of(composition), k=settings.k
+            )
+            measured.append({"class": figures})
+        found = protocol.aggregate(measured)["class"]
         single = ", ".join(f"{name} {value:.3f}" for name, value in found["attribute_accuracy"].items())
-        count = _SAMPLES.value * table.shape[0]
-        console.say(f"guidance {weight:g}: joint {found['joint_accuracy']:.3f} ({single}), {count} samples")
+        means = ", ".join(
+            f"{name.replace('_', ' ')} {found[name]:.3f}" + ("" if error is None else f" ± {error:.3f}")
+            for name, error in found["standard_error"].items()
+            if name in ("joint_accuracy", "precision", "recall") and found[name] is not None
+        )
+        console.say(f"guidance {weight:g}: {means} ({single}), {found['samples']} samples of {len(chosen)} classes")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,21 @@ class Query:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GuidanceOptions:
+    """How strongly a teacher guides the null model (`poe.adaptive_weight`).
+
+    Attributes:
+      w0: its weight at pure noise.
+      w_max: the weight's cap.
+      elementwise: whether each element has a weight of its own.
+    """
+
+    w0: float
+    w_max: float
+    elementwise: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodOptions:
     """A way to sample a level of adaptation.
 
@@ -162,6 +177,8 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         backbone = backbone_lib.unet(network, schedule, scheduler.prediction_type)
     discovery_options(config, schedule)
     level_options(config)
+    config_lib.options(GuidanceOptions, config.guidance, "guidance")
+    config_lib.options(GuidanceOptions, config.adapt.guidance, "adapt.guidance")
     check_counts(config, schedule)
     for name, method in method_options(config).items():
         if method.level not in config.adapt.levels:

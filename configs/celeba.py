@@ -85,7 +85,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     )
     # Of a device at once, as few as a micro-batch has on a small one.
     c.discover.lanes = c.sampling.batch = 16
-    c.guidance.w0 = 0.5
+    c.guidance.w0 = c.adapt.guidance.w0 = 0.5
     # Five epochs over the pool, in batches of two.
     c.adapt.levels.lora.update(rank=16, alpha=32.0, steps=640, batch_size=2)
     c.evaluate.num_queries = 23

@@ -121,6 +121,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     )
     c.adapt = _section(
         pool_size=256,  # samples of the teacher to learn from
+        guidance=_section(w0=1.2, w_max=2.0, elementwise=False),  # of the teacher in these samples
         prior_size=256,  # pictures of trained classes for prior preservation
         class_draws=32,  # noisy copies of the query on which the trained classes are compared
         chunk=16,  # queries whose adapters are trained side by side on a device

@@ -64,7 +64,14 @@ def get_config() -> ml_collections.ConfigDict:
     c.guidance = _section(w0=1.2, w_max=2.0, elementwise=False)  # of the teacher, Eq. 14
     c.sampling = _section(num_steps=50, clip=None, batch=64)  # points are not bounded; 64 at once
     # No embedding and no kernel to learn: the classes are compared with the query, and that is all.
-    c.adapt = _section(pool_size=1, prior_size=1, class_draws=64, chunk=4, levels=_section())
+    c.adapt = _section(
+        pool_size=1,
+        guidance=_section(w0=1.2, w_max=2.0, elementwise=False),
+        prior_size=1,
+        class_draws=64,
+        chunk=4,
+        levels=_section(),
+    )
     c.evaluate = _section(
         num_queries=4,  # one point of each held-out cell, in an order drawn by the seed
         samples=64,

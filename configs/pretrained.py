@@ -57,7 +57,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.guidance = _section(w0=1.2, w_max=2.0, elementwise=False)  # of the teacher, Eq. 14
     c.sampling = _section(num_steps=25, clip=1.0, batch=16)  # pictures of a device at once
     c.adapt = _section(
-        pool_size=8,
+        pool_size=8,  # samples of the teacher to learn from
+        guidance=_section(w0=1.2, w_max=2.0, elementwise=False),  # of the teacher in these samples
         class_draws=4,  # noisy copies of the query on which the classes are compared, where there are any
         chunk=1,
         levels=_section(

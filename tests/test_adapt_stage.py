@@ -9,17 +9,20 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from commands import config_of
 
 from cdisc import parallel
 from cdisc.diffusion import exact
 from cdisc.diffusion.schedule import linear_beta
+from cdisc.discovery import poe
 from cdisc.errors import UserError
 from cdisc.evaluation import methods
 from cdisc.learning import adapt
 from cdisc.networks import backbone as backbones
 from cdisc.networks import interop
-from cdisc.run import Run
+from cdisc.run import Query, Run, prepare
 from cdisc.stages import adapt as stage
+from cdisc.stages import evaluate
 
 SCHEDULE = linear_beta(1000)
 TABLE = jnp.asarray([[1.0, 0.0, 0.0, 0.5], [0.0, -1.0, 0.5, 0.0], [0.5, 0.5, -1.0, 0.0]])
@@ -92,3 +95,41 @@ def test_samples_do_not_depend_on_their_batches_nor_do_programs_on_how_many_ther
     config.sampling.batch = 16
     np.testing.assert_allclose(stage.draw(run, mixture, recipes, keys, 10), few, atol=1e-5)
     assert compiled == [4, 10]
+
+
+def test_the_samples_that_are_learnt_from_have_a_guidance_of_their_own(monkeypatch, tmp_path):
+    # Catches: the pool under the guidance of the reported samples, or the other way round, or a field left out.
+    config = config_of("mixture.py")
+    config.guidance.update(w0=3.0, w_max=4.0, elementwise=True)
+    config.adapt.update(guidance={"w0": 1.5, "w_max": 2.5, "elementwise": False}, class_draws=1)
+    config.adapt.levels.taught = {"pool": "teacher", "start": "top1", "steps": 1, "batch_size": 1}
+    config.adapt.levels.taught.embedding_learning_rate = 0.0
+    query = Query("picture", np.asarray(LESSONS[0].query), None, "a test")
+    dataset = types.SimpleNamespace(shape=query.image.shape)
+    run = dataclasses.replace(RUN, config=config, workdir=tmp_path, dataset=dataset, queries=(query,))
+    image = jnp.asarray(query.image)
+    teacher = poe.Teacher(mean=image, variance=jnp.ones_like(image), weights=jnp.ones((1, *image.shape)))
+    drawn = []
+
+    def recorded(this, params, recipes, keys, count):
+        drawn.extend(recipes)
+        return np.zeros((len(recipes), count, *this.dataset.shape), np.float32)
+
+    monkeypatch.setattr(stage, "draw", recorded)
+    models = stage.adapt(run, TABLE, [types.SimpleNamespace(teacher=teacher)], True)
+    shown = evaluate.recipes_of(run, TABLE, query, models[0])
+    found = [(float(r.teacher_weight), r.w_max, r.elementwise) for r in (*drawn, shown["poe"])]
+    assert found == [(1.5, 2.5, False), (3.0, 4.0, True)]
+
+
+def test_fields_of_a_guidance_are_checked_before_any_work(tmp_path):
+    # As a configuration file of one's own may have them. Catches: leaving out either check.
+    for of in (lambda config: config, lambda config: config.adapt):
+        config = config_of("mixture.py")
+        of(config).guidance.weight = 1.0
+        with pytest.raises(UserError, match=r"guidance\.weight does not exist"):
+            prepare(config, tmp_path, [])
+    config = config_of("mixture.py")
+    del config.adapt.guidance.w_max
+    with pytest.raises(UserError, match=r"^config\.adapt\.guidance\.w_max is missing"):
+        prepare(config, tmp_path, [])

@@ -21,6 +21,14 @@ def test_split_partitions_all_compositions_by_the_rules():
     assert list(split.held_out) == sorted(split.held_out)
 
 
+def test_matching_takes_what_agrees_with_any_of_the_assignments():
+    chosen = compositions.matching(FACTORS, ("size=large colour=blue", "shape=disc colour=red size=small"))
+    assert chosen == ((0, 0, 0), (0, 2, 1), (1, 2, 1))
+    assert compositions.matching(FACTORS, ("colour=green", "colour=green size=small")) == tuple(
+        itertools.product((0, 1), (1,), (0, 1))
+    )
+
+
 def test_order_of_the_rules_and_of_their_words_is_irrelevant():
     assert compositions.split(FACTORS, ("shape=disc colour=red", "size=large colour=blue")) == compositions.split(
         FACTORS, ("colour=blue size=large", "colour=red shape=disc")

@@ -98,6 +98,23 @@ def parse(factors: Factors, text: str) -> tuple[int | None, ...]:
     return tuple(assignment)
 
 
+def matching(factors: Factors, assignments: Sequence[str]) -> tuple[Composition, ...]:
+    """The compositions that agree with one of the partial assignments, as `parse` reads them; in lexicographic order.
+
+    Raises:
+      UserError: If an assignment cannot be read.
+    """
+    rules = [parse(factors, text) for text in assignments]
+
+    def agrees(composition: Composition) -> bool:
+        return any(
+            all(wanted is None or wanted == value for wanted, value in zip(rule, composition, strict=True))
+            for rule in rules
+        )
+
+    return tuple(c for c in all_compositions(factors) if agrees(c))
+
+
 def split(factors: Factors, held_out: Sequence[str]) -> CompositionSplit:
     """Holds out every composition that matches one of the partial assignments.
 
@@ -112,17 +129,8 @@ def split(factors: Factors, held_out: Sequence[str]) -> CompositionSplit:
       UserError: If an assignment cannot be read, nothing is held out, or some value of a factor is never trained (a
         value that training never shows cannot be composed).
     """
-    rules = [parse(factors, text) for text in held_out]
-
-    def is_held_out(composition: Composition) -> bool:
-        return any(
-            all(wanted is None or wanted == value for wanted, value in zip(rule, composition, strict=True))
-            for rule in rules
-        )
-
-    everything = all_compositions(factors)
-    trained = tuple(c for c in everything if not is_held_out(c))
-    left_out = tuple(c for c in everything if is_held_out(c))
+    left_out = matching(factors, held_out)
+    trained = tuple(c for c in all_compositions(factors) if c not in left_out)
     if not left_out:
         raise errors.UserError("the split holds out no composition: name at least one in held_out.")
     for factor, (name, values) in enumerate(zip(factors.names, factors.values, strict=True)):

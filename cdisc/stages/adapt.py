@@ -8,6 +8,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from cdisc import console, parallel, signals
@@ -34,9 +35,8 @@ class QueryModel:
     levels: dict[str, adapt_lib.Adaptation]
 
 
-def teacher_recipe(this: Run, params: Any, teacher: poe.Teacher) -> methods.Recipe:
-    """Eq. 13 with the configured guidance."""
-    guidance = this.config.guidance
+def teacher_recipe(this: Run, params: Any, teacher: poe.Teacher, guidance: ml_collections.ConfigDict) -> methods.Recipe:
+    """Eq. 13 with the guidance of `config.guidance` or of `config.adapt.guidance`."""
     return methods.teacher_recipe(
         teacher, this.backbone.table(params), guidance.w0, w_max=guidance.w_max, elementwise=guidance.elementwise
     )
@@ -104,7 +104,7 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
             best_first = jnp.argsort(losses, axis=1).astype(jnp.int32)
         pool: Any = np.zeros((len(indices), 0, *this.dataset.shape), np.float32)
         if needs_pool:
-            recipes = [teacher_recipe(this, params, teacher) for teacher in teachers]
+            recipes = [teacher_recipe(this, params, teacher, settings.guidance) for teacher in teachers]
             pool = draw(this, params, recipes, list(key_pool), settings.pool_size)
         nothing = jnp.zeros((len(indices), this.backbone.table(params).shape[1]))
         lessons = adapt_lib.Lesson(query=images, pool=pool, classes=best_first, given=nothing)

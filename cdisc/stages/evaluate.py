@@ -31,7 +31,7 @@ def recipes_of(this: Run, params: Any, query: Query, model: QueryModel) -> dict[
     """Every method's recipe for one query."""
     settings, guidance = this.config.evaluate, this.config.guidance
     table = np.asarray(this.backbone.table(params))
-    recipes = {"poe": teacher_recipe(this, params, model.teacher)}
+    recipes = {"poe": teacher_recipe(this, params, model.teacher, guidance)}
     levels = level_options(this.config)
     for name, method in method_options(this.config).items():
         adaptation = model.levels[method.level]
@@ -54,7 +54,7 @@ def recipes_of(this: Run, params: Any, query: Query, model: QueryModel) -> dict[
         recipes["top3"] = methods.class_recipe(table[classes], weight * shares)
     for sigma in sorted({settings.query_only_sigma, *settings.query_only_sigmas}):
         teacher = baselines.query_only_teacher(jnp.asarray(query.image), sigma)
-        recipes[query_only_name(sigma)] = teacher_recipe(this, params, teacher)
+        recipes[query_only_name(sigma)] = teacher_recipe(this, params, teacher, guidance)
     return recipes
 
 
