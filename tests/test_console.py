@@ -29,6 +29,7 @@ def restored_levels():
 def test_quiet_libraries(restored_levels):
     for name in restored_levels:
         logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.NOTSET)
     console.quiet_libraries()
     told = [name for name in restored_levels if logging.getLogger(name).isEnabledFor(logging.WARNING)]
     assert told == ["jax._src.xla_bridge"]  # whose warning is that an accelerator is there and cannot be used
