@@ -436,6 +436,16 @@ def unfinished(stage: str, path: pathlib.Path) -> UserError:
     return UserError(f"{path} is not there: add {stage} to --stages.")
 
 
+def meet(paths: Sequence[pathlib.Path]) -> None:
+    """Waits for all processes, and until each of them is shown the checkpoints at `paths`, which they have written.
+
+    Raises:
+      UserError: if one is not there.
+    """
+    hosts.gather()
+    checkpoints.require(paths, _SHOWN_LATE if hosts.several() else 0.0)
+
+
 class Saved(Sequence[Any]):
     """What a stage left for each query, on the host. Read when it is asked for: all of it may not fit in memory."""
 
@@ -477,8 +487,7 @@ def saved_by_query(
         for i, result in zip(batch, work(batch), strict=True):
             if i in missing:
                 checkpoints.save(paths[i], result)
-    hosts.gather()
-    checkpoints.require(paths, _SHOWN_LATE if hosts.several() else 0.0)
+    meet(paths)
     return Saved(paths, like)
 
 

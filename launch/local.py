@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from typing import IO
 
 from absl import app, flags
@@ -45,8 +46,13 @@ def main(argv: list[str]) -> int:
 def run(command: list[str], environment: dict[str, str], said: dict[int, IO[bytes]]) -> int:
     """Runs the processes, of which all but the first one write their errors to `said`."""
     running: dict[int, subprocess.Popen] = {}
+
+    def pass_on(number: int, frame: types.FrameType | None) -> None:
+        for process in running.values():
+            process.send_signal(number)
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: [process.send_signal(number) for process in running.values()])
+        signal.signal(number, pass_on)
     for i in range(_PROCESSES.value):
         running[i] = subprocess.Popen(
             [*command, f"--process_id={i}"],

@@ -78,7 +78,8 @@ def members():
     ]
     yield processes
     for process in processes:
-        process.kill()
+        with process:
+            process.kill()
 
 
 def together(count: int, workdir: pathlib.Path, *arguments: str) -> list[tuple[int, str]]:
@@ -139,8 +140,8 @@ def test_training_and_queries_on_two_then_four_then_one_process(members, tmp_pat
 
 def test_the_death_of_a_process_that_slurm_started(members):
     # Catches: processes that do not find one another by Slurm's variables, a second one that speaks, a collective that
-    # others do not hear, JAX's own patience of 100 s with a dead one, and what follows from its death before that.
-    (first, error), (second, _) = (process.communicate(timeout=60) for process in members)
+    # others do not hear, JAX's own patience of 100 s with one that has died, what follows from its death before that.
+    (first, error), (second, _) = (process.communicate(timeout=90) for process in members)
     assert [process.returncode for process in members] == [os.EX_TEMPFAIL, -signal.SIGKILL], error
     for text in (first, second):
         assert text.splitlines()[-1] == "['0', '1'] [False, True, False]"

@@ -25,7 +25,7 @@ from cdisc.networks import denoiser, interop
 from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
 from cdisc.report import figures
-from cdisc.run import Run, pretrain_options, unfinished
+from cdisc.run import Run, meet, pretrain_options, unfinished
 
 BUNDLED = pathlib.Path(cdisc.__file__).parent / "bundled"
 
@@ -55,6 +55,7 @@ def pretrain(this: Run, active: bool) -> Any:
     path = this.path("pretrain", "params")
     # As the first process sees it, for it writes while others may still have to look.
     if hosts.gather(str(checkpoints.exists(path)))[0] == "True":
+        meet([path])
         return checkpoints.restore(path, like)
     if not active:
         raise unfinished("pretrain", path)
@@ -70,7 +71,7 @@ def pretrain(this: Run, active: bool) -> Any:
     if hosts.first():
         checkpoints.write_text(this.path("pretrain", _ABOUT), json.dumps(weights_about(this)) + "\n")
         checkpoints.save(path, params)
-    hosts.gather()
+    meet([path])
     return checkpoints.restore(path, like)
 
 
@@ -268,7 +269,7 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
             signals.obey()
     if this.config.pretrain.result == "last":
         return state.ema
-    hosts.gather()  # the first process has saved it
+    meet([best_path])
     return checkpoints.restore(best_path, state.ema)
 
 
