@@ -112,9 +112,8 @@ def test_pooling_hides_what_the_protocol_shows():
 
 
 def test_pooling_with_fewer_queries_than_neighbours():
-    samples, queries, references = (
-        _cell(key, n) for key, n in zip(jax.random.split(jax.random.key(6), 3), (8, 2, 9), strict=True)
-    )
+    keys = jax.random.split(jax.random.key(6), 3)
+    samples, queries, references = (_cell(key, n) for key, n in zip(keys, (8, 2, 9), strict=True))
     pooled = protocol.score_pooled(samples, queries, references)
     faithful, general = pooled["faithfulness"], pooled["generalization"]
     assert faithful["precision"] is None and faithful["recall"] is None and faithful["f1"] is None
