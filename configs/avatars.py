@@ -12,9 +12,10 @@ Ceiling:  a backbone that was trained on the held-out compositions too, and on a
   OPTIONS=(--config=configs/avatars.py:small --workdir=runs/ceiling --config.pretrain.from_scratch=True
     --config.network.num_class_embeds=96
     "--config.data.held_out=('hair_colour=black hair=short eyeglasses=no beard=no smiling=no',)")
+  ONLY=(--only="hair_colour=blond hair=curly" --only="hair_colour=gray hair=long"
+    --only="hair=short eyeglasses=yes beard=yes")
   python -m cdisc.main "${OPTIONS[@]}" --stages=pretrain
-  python -m benchmarks.backbone "${OPTIONS[@]}" --samples=16 --only="hair_colour=blond hair=curly"
-    --only="hair_colour=gray hair=long" --only="hair=short eyeglasses=yes beard=yes"
+  python -m benchmarks.backbone "${OPTIONS[@]}" "${ONLY[@]}" --samples=16
 
 Variants: the file alone is 64x64 for a GPU, `:small` runs on two CPU cores at 32x32 with a bundled backbone, `:tiny`
 trains a toy backbone from scratch, for tests. What is not said here is as in configs/colormnist.py.
