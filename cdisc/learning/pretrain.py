@@ -160,6 +160,25 @@ def nothing(params: denoiser.Params) -> Total:
     return jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
 
 
+def errors(
+    params: denoiser.Params,
+    pictures: Pictures,
+    t: jax.Array,
+    noise: jax.Array,
+    *,
+    backbone: Backbone,
+    schedule: Schedule,
+    loss: str,
+) -> jax.Array:
+    """The weighted error (B,) of each picture, noised by `noise` to `t` (B,), under its own class."""
+    x0, labels = pictures
+
+    def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
+        return backbone.apply(params, x, t, denoiser.embed(params, labels))
+
+    return weighted_errors(eps_fn, schedule, x0, t, noise, loss)
+
+
 def add_gradient(
     total: Total,
     params: denoiser.Params,
@@ -187,11 +206,10 @@ def add_gradient(
     labels = jnp.where(chance.dropped, backbone.table(params).shape[0], labels)
 
     def loss_fn(params: denoiser.Params) -> jax.Array:
-        def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
-            return backbone.apply(params, x, t, denoiser.embed(params, labels))
-
-        errors = weighted_errors(eps_fn, schedule, x0, chance.t, chance.noise, options.loss)
-        return jnp.sum(jnp.where(mask, errors, 0.0)) / options.batch_size
+        found = errors(
+            params, (x0, labels), chance.t, chance.noise, backbone=backbone, schedule=schedule, loss=options.loss
+        )
+        return jnp.sum(jnp.where(mask, found, 0.0)) / options.batch_size
 
     return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params))
 

@@ -17,7 +17,7 @@ from cdisc import checkpoints, console, hosts, parallel, signals, watch
 from cdisc import config as config_lib
 from cdisc.data import Dataset
 from cdisc.diffusion import sampling
-from cdisc.diffusion.loss import draw_noise, weighted_errors
+from cdisc.diffusion.loss import draw_noise
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError
 from cdisc.learning import pretrain as pretrain_lib
@@ -298,18 +298,15 @@ def validation(this: Run, options: pretrain_lib.PretrainOptions) -> Callable[[de
     labels = np.arange(count, dtype=np.int32) % len(trained)
     x0 = np.concatenate([this.dataset.queries(composition, 1) for composition in trained])[labels]
     key = jax.random.fold_in(this.key("pretrain"), 1)
-    given = (x0, labels, *map(np.asarray, draw_noise(key, this.schedule, x0.shape)))
+    given = ((x0, labels), *map(np.asarray, draw_noise(key, this.schedule, x0.shape)))
 
-    @jax.jit
-    def errors(params: denoiser.Params, x0: jax.Array, labels: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
-        def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
-            return this.backbone.apply(params, x, t, denoiser.embed(params, labels))
-
-        return weighted_errors(eps_fn, this.schedule, x0, t, noise, options.loss)
+    known: dict[str, Any] = {"backbone": this.backbone, "schedule": this.schedule, "loss": options.loss}
+    errors = jax.jit(functools.partial(pretrain_lib.errors, **known))
 
     def validate(params: denoiser.Params) -> float:
         params, batch = parallel.one_copy(params), this.config.sampling.batch
-        found = [errors(params, *(array[i : i + batch] for array in given)) for i in range(0, count, batch)]
+        batches = [jax.tree.map(lambda array, i=i: array[i : i + batch], given) for i in range(0, count, batch)]
+        found = [errors(params, *arrays) for arrays in batches]
         return float(np.mean(np.concatenate(found)))
 
     return validate
