@@ -59,10 +59,10 @@ def _checksums(folder: pathlib.Path) -> dict[str, str]:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """`write_bytes` of text, as UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, [text.encode("utf-8")])
 
 
-def write_bytes(path: pathlib.Path, content: bytes) -> None:
+def write_bytes(path: pathlib.Path, pieces: Iterable[bytes]) -> None:
     """Replaces the file at `path` whole or not at all; where several processes do, the last one's content stays.
 
     Raises:
@@ -71,7 +71,8 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
     partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
+        with partial.open("wb") as file:
+            file.writelines(pieces)
         partial.replace(path)
     except OSError as error:
         raise _unwritable(path, error) from error

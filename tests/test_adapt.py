@@ -144,6 +144,11 @@ def test_a_rank_cannot_be_negative():
         _change(rank=-1)
 
 
+def test_an_adapter_needs_a_scale():
+    with pytest.raises(ValueError, match=r"alpha is 0\.0: an adapter of rank 2"):
+        _change(rank=2, alpha=0.0)
+
+
 @pytest.mark.parametrize("start", adapt.STARTS)
 def test_the_free_embedding_finds_the_query(start):
     """The level that composes: its best embedding is the query, which no trained class is."""

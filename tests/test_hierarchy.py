@@ -114,6 +114,12 @@ def test_a_point_that_is_no_number_is_left_out():
     assert np.isfinite(tree.m).all()
 
 
+def test_a_residual_that_overflows_ends():
+    # Catches: a mode without a point, which the next level counts once more: chains that no lane ever serves.
+    tree = followed(nested().means[:1], np.zeros(1), eps_fn=lambda x, t: jnp.full_like(x, 1e25))
+    assert tree.place.tolist() == [[-1]] * 4
+
+
 def test_the_tree_as_json():
     # Catches: parents of the wrong level, basins of modes instead of chains, a source named twice.
     found = hierarchy.Hierarchy(

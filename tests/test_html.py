@@ -195,12 +195,11 @@ def test_a_panel_shows_the_first_samples_and_says_how_many_there_are() -> None:
 def test_panels_are_taken_one_by_one_up_to_a_number_that_the_page_says(tmp_path: pathlib.Path) -> None:
     # Catches: thousands of queries held in memory, or in a page that no browser opens, or left out without a word.
     taken, target = [], tmp_path / "index.html"
-    partial = tmp_path / "index.html.partial"
 
     def panels() -> Iterator[html.QueryPanel]:
         for name in ("one", "two", "three"):
             # What was made before is in the file already, but for its buffer.
-            taken.append((name, partial.stat().st_size))
+            taken.append((name, next(tmp_path.glob("index.html.*.partial")).stat().st_size))
             yield dataclasses.replace(_panel((64, 64, 3)), name=name)
 
     page = _page(queries_shown=2)
@@ -339,13 +338,6 @@ def test_the_page_of_points_takes_a_query_that_no_concept_explains(plane: figure
 def test_points_need_the_plane() -> None:
     with pytest.raises(ValueError, match="needs `plane`"):
         html.render(_page(_panel((2,))))
-
-
-def test_render_refuses_results_that_do_not_follow_the_schema() -> None:
-    page = _page()
-    del page.results["seed"]  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match=r"results\.seed: is missing"):
-        html.render(page)
 
 
 def test_write_gives_the_same_bytes_each_time(tmp_path: pathlib.Path) -> None:

@@ -31,7 +31,7 @@ MINI = (
     "--config.network.add_attention=False",
     "--config.network.patch_size=8",
     "--config.pretrain.batch_size=2",
-    "--config.pretrain.steps=200",
+    "--config.pretrain.steps=140",
     "--config.pretrain.save_every=10",
     "--config.pretrain.samples_every=80",
     "--stages=pretrain",
@@ -325,9 +325,9 @@ def test_ctrl_c_and_the_same_command_again(trained, tmp_path):
 
     again = run_command(*arguments)
     assert (again.returncode, again.stderr) == (0, "")
-    goes_on = re.search(r"^pretrain: goes on at step (\d+) of 200$", again.stdout, re.MULTILINE)
+    goes_on = re.search(r"^pretrain: goes on at step (\d+) of 140$", again.stdout, re.MULTILINE)
     assert goes_on is not None
-    assert 10 <= int(goes_on[1]) < 200
+    assert 10 <= int(goes_on[1]) < 140
     assert_same_training(workdir, trained)
 
 
@@ -352,13 +352,13 @@ def test_where_traces_go(cdisc, tmp_path, monkeypatch):
 def assert_same_training(workdir, unbroken):
     metrics, expected = ((folder / "pretrain" / "metrics.jsonl").read_text() for folder in (workdir, unbroken))
     assert metrics == expected
-    assert [json.loads(line)["step"] for line in metrics.splitlines()] == list(range(1, 201))
+    assert [json.loads(line)["step"] for line in metrics.splitlines()] == list(range(1, 141))
     samples, expected = (
         {path.name: path.read_bytes() for path in (folder / "pretrain" / "samples").iterdir()}
         for folder in (workdir, unbroken)
     )
     assert samples == expected
-    assert sorted(samples) == [f"step_{step:08d}.png" for step in (80, 160, 200)]
+    assert sorted(samples) == [f"step_{step:08d}.png" for step in (80, 140)]
     arrays, expected = (arrays_of(folder / "pretrain" / "params") for folder in (workdir, unbroken))
     assert arrays.keys() == expected.keys()
     for name, array in expected.items():
@@ -399,7 +399,7 @@ def test_stopped_and_killed_and_damaged(cdisc, trained, tmp_path, monkeypatch):
     (folder / "step_00000120" / "manifest.json").write_text("{")
     code, out, err = cdisc(*arguments)
     assert code == 0
-    assert "goes on at step 110 of 200" in out
+    assert "goes on at step 110 of 140" in out
     assert err == (
         f"cdisc: warning: {folder / 'step_00000120'} holds no finished checkpoint: it is removed, and step_00000110 is "
         "tried in its place.\n"

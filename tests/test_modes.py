@@ -83,6 +83,10 @@ def test_starts_have_the_moments_of_their_mode():
 def test_starts_round_the_hybrid_half_up_and_refuse_other_modes():
     x, _ = modes.starts(SCHEDULE, jax.random.key(0), jnp.full(2, 1e4), jnp.array([50, 60]), 3, "hybrid")
     assert (np.abs(np.asarray(x)).max(1) > 1e3).tolist() == [True, True, False] * 2
+    # Of 3 parts of 2, three starts are from the query: both of the first part, one of the second.
+    for part, centred in enumerate(([True, True], [True, False], [False, False])):
+        x, _ = modes.starts(SCHEDULE, jax.random.key(0), jnp.full(2, 1e4), jnp.array([50]), 2, "hybrid", part, 3)
+        assert (np.abs(np.asarray(x)).max(1) > 1e3).tolist() == centred
     with pytest.raises(ValueError, match="unknown start mode"):
         modes.starts(SCHEDULE, jax.random.key(0), jnp.zeros(2), jnp.array([50]), 2, "centred")
 
@@ -271,6 +275,11 @@ def test_merge_forgets_what_did_not_arrive_and_pads_with_numbers():
     assert bool(jnp.all((pool.t >= 1) & (pool.t <= 1000)))
     assert bool(jnp.all(jnp.isinf(pool.curvature)))
     np.testing.assert_array_equal(pool.x[1:], 0.0)
+
+
+def test_an_infinite_residual_is_no_mode_however_large_a_residual_may_be():
+    pool = modes.merge(chains_of(np.zeros((2, 2)), [np.inf, np.nan]), SCHEDULE, jnp.full(2, 100), 0.1, 2)
+    assert not pool.mask.any()
 
 
 def test_merge_does_not_depend_on_the_order_of_the_chains():

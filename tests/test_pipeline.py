@@ -238,7 +238,6 @@ def test_an_exact_score_cannot_be_exported(tmp_path):
     with pytest.raises(UserError, match=r"--export writes a network, and config\.network\.kind is 'exact'"):
         pipeline.run(planar_config(), tmp_path / "run", ["adapt"], [], export_to=tmp_path / "out")
     assert not (tmp_path / "run").exists()
-    assert not (tmp_path / "run").exists()
 
 
 def test_mixture_on_several_devices(planar_run, tmp_path):
@@ -323,6 +322,7 @@ def test_tiny_again_and_its_report_alone(tiny_run):
     assert len((workdir / "report" / "index.html").read_bytes()) == pytest.approx(len(page), rel=0.01)
 
 
+@pytest.mark.slow  # .ci/run runs it by the README's command
 def test_tiny_with_pictures_of_ones_own(tiny_run, tmp_path):
     # Catches: figures invented for a picture of which nothing is known, or such a picture taken for a held-out one.
     workdir, _ = tiny_run

@@ -1,4 +1,4 @@
-"""ColorMNIST: a handwritten digit in one colour on a background of another (arXiv 2605.07078, section 5).
+"""ColorMNIST: a handwritten digit in one colour on a background of another (arXiv 2605.07078, section 4.1).
 
 A composition is (digit, digit colour, background). The exact RGB values of the paper are not published: the palette is
 configuration. Pictures are rendered when they are drawn, so that training data are a pure function of a key.

@@ -32,7 +32,7 @@ def from_betas(betas: np.ndarray) -> Schedule:
 
 
 def linear_beta(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Schedule:
-    """The schedule whose betas grow linearly (Ho et al. 2020; arXiv 2605.07078, section 3)."""
+    """The schedule whose betas grow linearly (Ho et al. 2020; arXiv 2605.07078, appendix C)."""
     return from_betas(np.linspace(beta_start, beta_end, num_timesteps))
 
 

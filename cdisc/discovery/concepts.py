@@ -119,7 +119,10 @@ class DiscoveryOptions:
 
     @property
     def max_evaluations(self) -> int:
-        """The most evaluations of the network that one query can take; a Jacobian product counts as one."""
+        """The most evaluations of the network that one query can take on one device; a Jacobian product counts as one.
+
+        Devices that share a query each fill up their last batch, which may add some.
+        """
         lanes = min(self.lanes, self.chains)
         ascent = self.rounds * math.ceil(self.chains / lanes) * lanes * self.max_steps
         lanes = min(self.lanes, self.capacity)
@@ -194,10 +197,11 @@ def discover(
             count=jnp.sum(mask),
         )
 
-    def one_round(carry: _Found, key: jax.Array) -> tuple[_Found, None]:
+    def one_round(carry: _Found, part: tuple[jax.Array, jax.Array]) -> tuple[_Found, None]:
         found, nfe = carry
-        per_t = options.starts_per_t // options.rounds
-        x, t = modes.starts(schedule, key, query, timesteps, per_t, options.start_mode)
+        index, key = part
+        per_t, mode = options.starts_per_t // options.rounds, options.start_mode
+        x, t = modes.starts(schedule, key, query, timesteps, per_t, mode, index, options.rounds)
         chains = shares.by_rows(climb, (x, t), jnp.ones(t.shape, bool), axis_name)
         radius, most = options.merge_radius, options.max_residual
         found = modes.merge(chains, schedule, t, radius, options.capacity, max_residual=most, found=found)
@@ -205,7 +209,7 @@ def discover(
 
     keys = starts_key[None] if options.rounds == 1 else jax.random.split(starts_key, options.rounds)
     none = (modes.nothing(options.capacity, query), jnp.int32(0))
-    (pool, ascent_nfe), _ = jax.lax.scan(one_round, none, keys)
+    (pool, ascent_nfe), _ = jax.lax.scan(one_round, none, (jnp.arange(options.rounds), keys))
     pool, u, linearise_nfe = gaussians_lib.linearise(
         eps_fn,
         schedule,

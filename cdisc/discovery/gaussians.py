@@ -66,6 +66,10 @@ def jacobian_diagonal(
       and between the channels of a pixel, those terms are the small ones. With as many probes as entries it is exact.
 
     Probes go through `jax.linearize`, in forward mode; finite differences would drown in the rounding of TF32 or bf16.
+    A product that a network computes in bf16 is still rounded to three digits, and `U v` is what is left of `v` when a
+    nearly equal vector is taken away: measured on the bundled ColorMNIST network, which predicts v, the variances of
+    `variance` move by 2% or less (root mean square) up to t = 400. A prediction of eps itself loses more the higher the
+    noise, an exact one rounded so 6% at t = 300 and 18% at 400.
 
     Args:
       eps_fn: The noise prediction.

@@ -78,7 +78,14 @@ class ModePool:
 
 
 def starts(
-    schedule: Schedule, key: jax.Array, query: jax.Array, t: jax.Array, per_t: int, mode: StartMode
+    schedule: Schedule,
+    key: jax.Array,
+    query: jax.Array,
+    t: jax.Array,
+    per_t: int,
+    mode: StartMode,
+    part: int | jax.Array = 0,
+    parts: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """Starting points: the query noised to each level, pure noise, or half of each.
 
@@ -90,17 +97,20 @@ def starts(
       per_t: Starts at each timestep.
       mode: "query": `sqrt(a) x_q + sqrt(1 - a) eps`; "random": `eps`; "hybrid": the first half of each timestep's
         starts (rounded up) from the query, the others from noise.
+      part: Which part of each timestep's starts these are, in 0..parts - 1.
+      parts: How many parts of `per_t` there are.
 
     Returns:
       Points (M * per_t, *shape) and their timesteps (M * per_t,), timestep by timestep.
     """
     if mode not in START_MODES:
         raise ValueError(f"unknown start mode {mode!r}: use one of {START_MODES}")
-    centred = {"query": per_t, "hybrid": (per_t + 1) // 2, "random": 0}[mode]
+    count = per_t * parts
+    centred = {"query": count, "hybrid": (count + 1) // 2, "random": 0}[mode]
     repeated = jnp.repeat(t, per_t)
     noise = jax.random.normal(key, (repeated.shape[0], *query.shape), query.dtype)
     a = alpha_bar_at(schedule, repeated, noise)
-    from_query = expand(jnp.tile(jnp.arange(per_t) < centred, t.shape[0]), noise)
+    from_query = expand(jnp.tile(part * per_t + jnp.arange(per_t) < centred, t.shape[0]), noise)
     return jnp.where(from_query, jnp.sqrt(a) * query[None] + jnp.sqrt(1.0 - a) * noise, noise), repeated
 
 
@@ -123,7 +133,7 @@ def mean_shift(schedule: Schedule) -> Kernel:
 
 
 def adam(schedule: Schedule, learning_rate: float) -> Kernel:
-    """Adam ascending the score in noisy space, the paper's rule (section 3; 0.1 for ColorMNIST, 0.09 for CelebA).
+    """Adam ascending the score in noisy space, the paper's rule (section 3.1; appendix D.1 has its steps: 0.1, 0.09).
 
     Each chain has moments and a step count of its own.
     """
@@ -266,10 +276,11 @@ def merge(
       t: (N,) int32, the chains' timesteps.
       radius: Root mean square distance between clean prototypes below which two are one.
       capacity: Places in the pool.
-      max_residual: A chain that ended with a larger residual (or with none: NaN) joins a leader or is forgotten.
+      max_residual: A chain that ended with a larger residual joins a leader or is forgotten; one whose residual is not
+        finite is forgotten.
       found: What earlier chains came to, of which each point counts for all of its basin. Chains that come in parts
-        are merged as if they had come together, as long as nothing was forgotten for want of places and no two leaders
-        are within `radius`.
+        are merged as if they had come together, as long as nothing was forgotten, for want of places or for its
+        residual, and no two leaders are within `radius`.
 
     Returns:
       A pool ordered by timestep, then basin, whose absent places come last.
@@ -291,7 +302,7 @@ def merge(
         chain = order[i]
         within = near[chain] & leads
         joins = jnp.any(within)
-        may_lead = residual[chain] <= max_residual
+        may_lead = finite[chain] & (residual[chain] <= max_residual)
         nearest = jnp.argmin(jnp.where(within, squared[chain], jnp.inf)).astype(jnp.int32)
         # n lies outside: a forgotten chain is counted nowhere.
         own = jnp.where(may_lead, chain.astype(jnp.int32), n)

@@ -32,7 +32,7 @@ class Teacher:
 
 
 def ownership(l_selected: jax.Array, mask: jax.Array, tau: float) -> jax.Array:
-    """The share of each expert in each entry, `w_j(r) = softmax_j(l_jr / tau)` (Eq. 7).
+    """The share of each expert in each entry, `w_j(r) = softmax_j(l_jr / tau)` (Eq. 10).
 
     Args:
       l_selected: (K, *shape) log likelihoods of the query's entries under the selected experts.
@@ -49,7 +49,7 @@ def ownership(l_selected: jax.Array, mask: jax.Array, tau: float) -> jax.Array:
 
 
 def fuse(gaussians: Gaussian, weights: jax.Array, mask: jax.Array, *, background: Gaussian) -> Teacher:
-    """The weighted product `prod_j N(m_j, s2_j)^{w_j}`, entry by entry (Eq. 10, 11).
+    """The weighted product `prod_j N(m_j, s2_j)^{w_j}`, entry by entry (Eq. 7).
 
     `1/S_T = sum_j w_j / s2_j` and `mu_T = S_T sum_j w_j m_j / s2_j`.
 
@@ -98,10 +98,11 @@ def adaptive_weight(
 ) -> Callable[[jax.Array], jax.Array]:
     """The guidance weight of the teacher, `w(t) = min(w0 * mean(a S_T + 1 - a), w_max)` (Eq. 14).
 
-    Near `w0` at high noise; near zero at low noise, where the network alone cleans the picture up. The cap binds only
-    if `mean(a S_T + 1 - a) > w_max / w0`: for the paper's 1.2 and 2 that takes a mean variance above 1.67, which
-    pictures in [-1, 1] do not have. The paper's settings also name a variance mode "entropy-adaptive" without
-    defining it; nothing here stands for it.
+    Near `w0` at high noise, near `w0 mean(S_T)` at low noise: a narrow teacher leaves it to the network to clean the
+    picture up. The cap binds only if `mean(a S_T + 1 - a) > w_max / w0`: for the paper's 1.2 and 2 that takes a mean
+    variance above 1.67, which no density of pictures in [-1, 1] has, though the "laplace" reading of a Jacobian
+    (`gaussians.variance`), which contains the noise, can. The paper's settings also name a variance mode
+    "entropy-adaptive" without defining it; nothing here stands for it.
 
     Args:
       teacher: The product of experts.

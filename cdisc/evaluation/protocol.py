@@ -3,8 +3,8 @@
 The protocol's own question is the user's: from ONE query, do the samples show its composition, look like real pictures
 of it, and cover it? So each query's samples are measured on their own (`score_samples`), against reference pictures of
 the same composition that no model and no judge has seen. The paper pools one sample from each of many queries
-(`score_pooled`; arXiv 2605.07078, section 5), which lets a method that copies its query pass for a diverse one; so the
-pooled figures stand beside each query's own, and not in their place.
+(`score_pooled`; arXiv 2605.07078, section 4.2), which lets a method that copies its query pass for a diverse one; so
+the pooled figures stand beside each query's own, and not in their place.
 
 A figure that cannot be computed is None: accuracies without the attributes wanted, precision, recall and KID without
 references or with too few samples for them, as one sample of a query always is.

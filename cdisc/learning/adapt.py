@@ -54,7 +54,7 @@ class AdaptOptions:
       prior_weight: weight of the loss on pictures of trained classes, with their own embeddings; 0 leaves it out.
 
     Raises:
-      ValueError: for a pool, start, space or loss that does not exist, and for a negative rank.
+      ValueError: for a pool, start, space or loss that does not exist, a negative rank, or an adapter without a scale.
     """
 
     pool: str
@@ -82,6 +82,8 @@ class AdaptOptions:
                 raise ValueError(f"{field} is {getattr(self, field)!r}: use one of {', '.join(known)}")
         if self.rank < 0:
             raise ValueError(f"rank is {self.rank}: use a whole number, 0 for the embedding alone")
+        if self.rank and not self.alpha > 0:
+            raise ValueError(f"alpha is {self.alpha}: an adapter of rank {self.rank} needs a positive one")
 
     @property
     def scale(self) -> float:

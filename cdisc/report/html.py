@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cdisc import checkpoints
 from cdisc.report import figures
-from cdisc.report import results as results_lib
 
 _TILE = 112  # CSS pixels that a picture is scaled to, about.
 _SHEET = 264  # The same for a sheet of samples.
@@ -623,16 +623,14 @@ def render(page: Page) -> str:
     """The page as one HTML document.
 
     Raises:
-      ValueError: when `page.results` does not follow the schema, or points come without a plane.
+      ValueError: when points come without a plane.
     """
     return "".join(_pieces(page))
 
 
 def _pieces(page: Page) -> Iterator[str]:
     """The document from its beginning to its end, a panel at a time."""
-    results = results_lib.json_safe(page.results)
-    results_lib.validate(results)
-    page = dataclasses.replace(page, results=results)
+    results = page.results
     facts = "".join(
         f"<span>{name} <b>{value}</b></span>"
         for name, value in (
@@ -667,9 +665,4 @@ def _pieces(page: Page) -> Iterator[str]:
 
 def write(path: str | os.PathLike[str], page: Page) -> None:
     """Writes the page to `path`; the file is replaced whole or not at all."""
-    target = pathlib.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(_pieces(page))
-    partial.replace(target)
+    checkpoints.write_bytes(pathlib.Path(path), (piece.encode("utf-8") for piece in _pieces(page)))

@@ -1,17 +1,19 @@
 """The results file: every key documented in one place, checked before it is written and after it is read.
 
-`SCHEMA` is a JSON Schema (draft 2020-12); `validate` checks the few of its keywords that are used here. A figure that
-could not be computed (no references, no known attributes) is null, never NaN, so that any JSON reader takes the file.
+`SCHEMA` is a JSON Schema (draft 2020-12). A figure that could not be computed (no references, no known attributes) is
+null, never NaN, so that any JSON reader takes the file.
 """
 
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from cdisc import errors
+import jsonschema
+
+from cdisc import checkpoints, errors
 
 SCHEMA_VERSION = 2
 """Grows when a key is renamed, removed or changes its meaning; a new optional key leaves it as it is."""
@@ -179,7 +181,7 @@ SCHEMA: dict[str, Any] = {
                         "samples": {**_SAMPLES, "description": "How many samples there were in all."},
                         "queries": {"type": "integer", "minimum": 0, "description": "How many queries were averaged."},
                         "pooled": _record(
-                            "The paper's comparison (arXiv 2605.07078, section 5), with the judge's features: the "
+                            "The paper's comparison (arXiv 2605.07078, section 4.2), with the judge's features: the "
                             "samples of all queries of a class together. Absent where no class has several queries "
                             "and more than k samples in all.",
                             {
@@ -199,18 +201,7 @@ SCHEMA: dict[str, Any] = {
 """The layout of the results file, with a description of every key."""
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-_TYPES: dict[str, Callable[[Any], bool]] = {
-    "array": lambda value: isinstance(value, list),
-    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "null": lambda value: value is None,
-    "number": _is_number,
-    "object": lambda value: isinstance(value, dict),
-    "string": lambda value: isinstance(value, str),
-}
+_VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
 def json_safe(value: Any) -> Any:
@@ -235,66 +226,25 @@ def json_safe(value: Any) -> Any:
     raise ValueError(f"results cannot hold a {type(value).__name__}")
 
 
-def _problem(value: Any, schema: Mapping[str, Any], path: str) -> str | None:
-    """The first thing wrong with `value`, as "path: what", or None."""
-    if "const" in schema and value != schema["const"]:
-        return f"{path}: must be {schema['const']!r}, is {value!r}"
-    if "type" in schema:
-        allowed = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        if not any(_TYPES[name](value) for name in allowed):
-            return f"{path}: must be {' or '.join(allowed)}, is {value!r:.60}"
-    if _is_number(value):
-        if not math.isfinite(value):
-            return f"{path}: must be finite or null, is {value!r}"
-        if value < schema.get("minimum", -math.inf):
-            return f"{path}: must be at least {schema['minimum']}, is {value!r}"
-        if value > schema.get("maximum", math.inf):
-            return f"{path}: must be at most {schema['maximum']}, is {value!r}"
-    children: list[tuple[str, Any, Mapping[str, Any]]] = []
-    if isinstance(value, dict):
-        properties = schema.get("properties", {})
-        for name in schema.get("required", ()):
-            if name not in value:
-                return f"{path}.{name}: is missing"
-        for name, item in value.items():
-            child = properties.get(name, schema.get("additionalProperties", False))
-            if child is False:
-                return f"{path}.{name}: is not a key of the schema"
-            children.append((f"{path}.{name}", item, child))
-    elif isinstance(value, list):
-        children.extend((f"{path}[{index}]", item, schema["items"]) for index, item in enumerate(value))
-    for child_path, item, child in children:
-        problem = _problem(item, child, child_path)
-        if problem is not None:
-            return problem
-    return None
-
-
 def validate(results: Any) -> None:
     """Checks `results` against `SCHEMA`.
 
     Raises:
-      ValueError: naming the path of the first offending value, as in `results.queries[0].methods.poe.recall`.
+      ValueError: naming the path of the worst offence, as in `results.queries[0].methods.poe.recall`.
     """
-    problem = None
-    if isinstance(results, dict) and "schema_version" in results:
-        # First, because a file of another version differs elsewhere as well.
-        problem = _problem(results["schema_version"], SCHEMA["properties"]["schema_version"], "results.schema_version")
-    if problem is None:
-        problem = _problem(results, SCHEMA, "results")
-    if problem is not None:
-        raise ValueError(problem)
+    # A file of another version differs elsewhere as well.
+    if isinstance(results, dict) and results.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+        raise ValueError(f"results.schema_version: must be {SCHEMA_VERSION}, is {results['schema_version']!r}")
+    error = jsonschema.exceptions.best_match(_VALIDATOR.iter_errors(results))
+    if error is not None:
+        raise ValueError(f"results{error.json_path[1:]}: {error.message:.200}")
 
 
 def write(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
     """Writes `results`, made JSON-safe and validated, as indented JSON; the file is replaced whole or not at all."""
     safe = json_safe(results)
     validate(safe)
-    target = pathlib.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(json.dumps(safe, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(target)
+    checkpoints.write_text(pathlib.Path(path), json.dumps(safe, indent=2, allow_nan=False) + "\n")
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -258,7 +258,7 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
                 if drawing:
                     picture = draw(state.ema)
                     place = this.path("pretrain", "samples", f"step_{done:08d}.png")
-                    checkpoints.write_bytes(place, figures.png(picture))
+                    checkpoints.write_bytes(place, [figures.png(picture)])
                     board.image(done, "samples", picture)
                 if validating and rows[-1]["validation_loss"] < best:
                     best = rows[-1]["validation_loss"]
