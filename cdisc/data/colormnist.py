@@ -108,7 +108,7 @@ def labelled_batch(data: ColorMNIST, key: jax.Array, batch_size: int) -> tuple[j
     return _render_rows(data, _draw_rows(data, row_key, attributes[:, 0]), attributes), attributes
 
 
-def pictures(data: ColorMNIST, composition: compositions.Composition, n: int, *, offset: int = 0) -> np.ndarray:
+def pictures(data: ColorMNIST, composition: compositions.Composition, n: int) -> np.ndarray:
     """Fixed pictures of one composition, each of a different handwritten digit.
 
     Each composition goes through the pictures of its digit in an order of its own (by SHA-256), so that compositions
@@ -118,24 +118,23 @@ def pictures(data: ColorMNIST, composition: compositions.Composition, n: int, *,
       data: The digits and the palette.
       composition: Indices of digit, digit colour and background; any, trained or not.
       n: How many pictures.
-      offset: How many pictures of the order to skip.
 
     Returns:
       (n, 32, 32, 3) float32 in [-1, 1].
 
     Raises:
-      UserError: If there are fewer than `offset + n` pictures of the digit.
+      UserError: If there are fewer than `n` pictures of the digit.
     """
     value = composition[0]
     first, end = int(data.starts[value]), int(data.starts[value + 1])
-    if offset + n > end - first:
+    if n > end - first:
         raise errors.UserError(
-            f"{offset + n} different pictures of the digit {value} are wanted and this part of the data has "
+            f"{n} different pictures of the digit {value} are wanted and this part of the data has "
             f"{end - first}: ask for fewer, or read a larger digit source."
         )
     name = ",".join(str(int(index)) for index in composition)
     order = sorted(range(first, end), key=lambda row: hashlib.sha256(f"{name}:{row - first}".encode()).digest())
-    rows = np.asarray(order[offset : offset + n], np.int32)
+    rows = np.asarray(order[:n], np.int32)
     attributes = np.tile(np.asarray(composition, np.int32), (n, 1))
     return np.asarray(_render_rows(data, jnp.asarray(rows), jnp.asarray(attributes)))
 

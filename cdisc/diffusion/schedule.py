@@ -41,11 +41,11 @@ def scaled_linear_beta(num_timesteps: int = 1000, beta_start: float = 1e-4, beta
     return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps) ** 2)
 
 
-def squared_cosine(num_timesteps: int = 1000, max_beta: float = 0.999) -> Schedule:
-    """The schedule whose `abar` falls as a squared cosine, no beta above `max_beta` (Nichol & Dhariwal 2021)."""
+def squared_cosine(num_timesteps: int = 1000) -> Schedule:
+    """The schedule whose `abar` falls as a squared cosine, no beta above 0.999 (Nichol & Dhariwal 2021)."""
     share = np.arange(num_timesteps + 1) / num_timesteps
     alpha_bar = np.cos((share + 0.008) / 1.008 * np.pi / 2) ** 2
-    return from_betas(np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], max_beta))
+    return from_betas(np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], 0.999))
 
 
 def expand(values: jax.Array, like: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cdisc.diffusion.parameterization import EpsFn
-from cdisc.diffusion.schedule import Schedule, alpha_bar_at
+from cdisc.diffusion.schedule import Schedule, alpha_bar_at, expand
 from cdisc.discovery.gaussians import Gaussian, log_normal
 
 
@@ -42,7 +42,7 @@ def ownership(l_selected: jax.Array, mask: jax.Array, tau: float) -> jax.Array:
     Returns:
       (K, *shape), zero at masked places; zero everywhere if no place holds an expert.
     """
-    present = _expand_to(mask, l_selected)
+    present = expand(mask, l_selected)
     # A finite stand-in for -inf: with no expert at all the softmax stays a number, and the product below is zero.
     logits = jnp.where(present, l_selected / tau, jnp.finfo(l_selected.dtype).min)
     return jnp.where(present, jax.nn.softmax(logits, axis=0), 0.0)
@@ -59,7 +59,7 @@ def fuse(gaussians: Gaussian, weights: jax.Array, mask: jax.Array, *, background
       mask: (K,) bool, which of the K places hold an expert.
       background: One Gaussian, mean and variance (*shape): the teacher if no place holds an expert.
     """
-    present = _expand_to(mask, weights)
+    present = expand(mask, weights)
     shares = jnp.where(present, weights / gaussians.variance, 0.0)
     precision = jnp.sum(shares, axis=0)
     information = jnp.sum(jnp.where(present, shares * gaussians.mean, 0.0), axis=0)
@@ -74,15 +74,16 @@ def fuse(gaussians: Gaussian, weights: jax.Array, mask: jax.Array, *, background
 
 def log_density(teacher: Teacher, x: jax.Array) -> jax.Array:
     """`log q_T(x)` of clean pictures `x` (B, *shape), in nats: (B,)."""
-    return _sum_entries(log_normal(x, teacher.mean[None], teacher.variance[None]))
+    entries = log_normal(x, teacher.mean[None], teacher.variance[None])
+    return jnp.sum(entries, axis=tuple(range(1, entries.ndim)))
 
 
 def teacher_eps(teacher: Teacher, schedule: Schedule) -> EpsFn:
     """The exact noise prediction of the teacher, `sqrt(1 - a) (x - sqrt(a) mu_T) / (a S_T + 1 - a)` (Eq. 12)."""
 
     def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
-        mean, variance = _noised_moments(teacher, schedule, x, t)
-        return jnp.sqrt(1.0 - alpha_bar_at(schedule, t, x)) * (x - mean) / variance
+        a = alpha_bar_at(schedule, t, x)
+        return jnp.sqrt(1.0 - a) * (x - jnp.sqrt(a) * teacher.mean[None]) / _noised_variance(teacher, schedule, t)
 
     return eps_fn
 
@@ -130,17 +131,3 @@ def _noised_variance(teacher: Teacher, schedule: Schedule, t: jax.Array) -> jax.
     variance = teacher.variance[None]
     a = alpha_bar_at(schedule, t, variance)
     return a * variance + (1.0 - a)
-
-
-def _noised_moments(teacher: Teacher, schedule: Schedule, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance (B, *shape) of the noised teacher."""
-    mean = jnp.sqrt(alpha_bar_at(schedule, t, x)) * teacher.mean[None]
-    return mean, _noised_variance(teacher, schedule, t)
-
-
-def _sum_entries(values: jax.Array) -> jax.Array:
-    return jnp.sum(values, axis=tuple(range(1, values.ndim)))
-
-
-def _expand_to(mask: jax.Array, like: jax.Array) -> jax.Array:
-    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))

@@ -68,10 +68,9 @@ def _squared_distances(members: jax.Array, point: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(members - point[None]), axis=-1)
 
 
-def f1(figures: PrecisionRecall) -> jax.Array:
+def f1(precision: float, recall: float) -> float:
     """The harmonic mean of precision and recall; 0 where both are 0."""
-    total = figures.precision + figures.recall
-    return jnp.where(total > 0, 2.0 * figures.precision * figures.recall / jnp.where(total > 0, total, 1.0), 0.0)
+    return 2.0 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
 
 
 @jax.jit

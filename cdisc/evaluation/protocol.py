@@ -114,10 +114,8 @@ def score_pooled(samples: jax.Array, queries: jax.Array, references: jax.Array, 
     pooled = {}
     for name, real in zip(COMPARISONS, (queries, references), strict=True):
         figures = _set_figures(real, samples, k)
-        balance = None
-        if figures["precision"] is not None:
-            precision, recall = jnp.asarray(figures["precision"]), jnp.asarray(figures["recall"])
-            balance = float(metrics.f1(metrics.PrecisionRecall(precision, recall)))
+        precision, recall = figures["precision"], figures["recall"]
+        balance = None if precision is None or recall is None else metrics.f1(precision, recall)
         pooled[name] = figures | {"f1": balance}
     return pooled
 

@@ -91,7 +91,6 @@ class QueryPanel:
       variance: like `query`.
       samples: method name, one of the results', to (n, H, W, C) or (n, 2), n at least 1.
       measures: method name to this query's figures, as `methods` of a query in the results file.
-      note: a remark for the reader, as that the picture was resized.
     """
 
     name: str
@@ -103,7 +102,6 @@ class QueryPanel:
     samples: Mapping[str, ArrayLike]
     measures: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     modes: tuple[Mode, ...] = ()
-    note: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -581,9 +579,8 @@ def _panel(panel: QueryPanel, page: Page) -> str:
             )
             + "</p>"
         )
-    note = "" if panel.note is None else f'<p class="note">{_text(panel.note)}</p>'
-    if not panel.prototypes:
-        note += '<p class="note">No concept explains this query better than the background does.</p>'
+    note = "No concept explains this query better than the background does."
+    note = "" if panel.prototypes else f'<p class="note">{note}</p>'
     plane = page.plane if planar else None
     discovery = _picture_discovery(panel) if plane is None else _planar_discovery(panel, plane)
     return (
