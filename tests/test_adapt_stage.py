@@ -73,19 +73,19 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step():
 
 def test_samples_do_not_depend_on_their_batches_nor_do_programs_on_how_many_there_are(monkeypatch):
     # Catches: noise drawn for each batch by itself, padding left in, recipes mixed up, all samples in one batch.
-    sample, compiled = methods.sample, []
+    sample, compiled = stage.ddim, []
 
-    def recorded(backbone, params, schedule, recipe, x, **options):
+    def recorded(eps_fn, schedule, x, **options):
         compiled.append(x.shape[0])
-        return sample(backbone, params, schedule, recipe, x, **options)
+        return sample(eps_fn, schedule, x, **options)
 
-    monkeypatch.setattr(methods, "sample", recorded)
+    monkeypatch.setattr(stage, "ddim", recorded)
     config = ml_collections.ConfigDict({"sampling": {"num_steps": 3, "clip": None, "batch": 4}})
     dataset = types.SimpleNamespace(shape=(2,))
     run = dataclasses.replace(RUN, config=config, dataset=dataset, backbone=backbones.mixture(SCHEDULE))
     means = jnp.asarray([[-1.0, 0.0], [1.0, 0.0]])
     mixture = exact.GaussianMixture(weights=jnp.full(2, 0.5), means=means, variances=jnp.full((2, 2), 0.1))
-    recipes = [methods.class_recipe(jnp.eye(2)[i][None], jnp.asarray([1.0])) for i in range(2)]
+    recipes = [methods.Recipe(embeddings=jnp.eye(2)[i][None], weights=jnp.ones(1)) for i in range(2)]
     keys = [jax.random.key(i) for i in range(2)]
     few = stage.draw(run, mixture, recipes, keys, 10)
     np.testing.assert_allclose(few.mean(axis=1), means, atol=0.5)

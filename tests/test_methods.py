@@ -55,9 +55,9 @@ def predict():
 def test_a_teacher_and_classes_add_to_the_null_model(predict):
     classes = jnp.asarray([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])
     level = np.asarray(sigma(SCHEDULE, T))
-    recipe = methods.class_recipe(
-        classes,
-        jnp.asarray([1.3, -0.4]),
+    recipe = methods.Recipe(
+        embeddings=classes,
+        weights=jnp.asarray([1.3, -0.4]),
         teacher=TEACHER,
         teacher_weight=0.8,
         teacher_sigma_min=float(level[1:3].mean()),
@@ -74,8 +74,7 @@ def test_a_teacher_and_classes_add_to_the_null_model(predict):
 
 @pytest.mark.parametrize("elementwise", [False, True])
 def test_a_teacher_alone_is_eq_13(predict, elementwise):
-    recipe = methods.teacher_recipe(TEACHER, BACKBONE.table(MIXTURE), 1.2, w_max=1.4, elementwise=elementwise)
-    assert recipe.embeddings.shape == (0, 3)
+    recipe = methods.Recipe(TEACHER, 1.2, w_max=1.4, elementwise=elementwise)
     null = _eps(MIXTURE.weights)
     teacher, spread = _teacher_terms()
     weight = np.minimum(1.2 * (spread if elementwise else spread.mean(axis=1, keepdims=True)), 1.4)
@@ -84,19 +83,17 @@ def test_a_teacher_alone_is_eq_13(predict, elementwise):
 
 
 def test_a_class_of_weight_one_is_the_class_and_no_class_is_the_null_model(predict):
-    alone = methods.class_recipe(jnp.asarray([[0.0, 0.0, 1.0]]), jnp.asarray([1.0]))
-    assert alone.teacher is None
-    assert alone.adapter == {}
+    alone = methods.Recipe(embeddings=jnp.asarray([[0.0, 0.0, 1.0]]), weights=jnp.asarray([1.0]))
     np.testing.assert_allclose(predict(alone), _eps([0.0, 0.0, 1.0]), rtol=1e-3, atol=2e-3)
-    nothing = methods.class_recipe(jnp.zeros((0, 3)), jnp.zeros(0))
-    np.testing.assert_allclose(predict(nothing), _eps(MIXTURE.weights), rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(predict(methods.Recipe()), _eps(MIXTURE.weights), rtol=1e-3, atol=2e-3)
 
 
-def _sampler(traces, num_steps=6, clip=None):
+def _sampler(traces):
     def run(recipe, key):
         traces.append(recipe)
         x = jax.random.normal(key, (5, 2))
-        return methods.sample(BACKBONE, MIXTURE, SCHEDULE, recipe, x, num_steps=num_steps, clip=clip)
+        eps_fn = methods.recipe_eps(BACKBONE, MIXTURE, SCHEDULE, recipe)
+        return ddim(eps_fn, SCHEDULE, x, num_steps=2, clip=None)
 
     return jax.jit(run)
 
@@ -106,34 +103,24 @@ def test_recipes_of_one_structure_share_one_compilation():
     sampler, table = _sampler(traces), BACKBONE.table(MIXTURE)
     other = poe.Teacher(mean=-TEACHER.mean, variance=2.0 * TEACHER.variance, weights=TEACHER.weights)
     outs = [
-        sampler(methods.teacher_recipe(teacher, table, w0), jax.random.key(seed))
+        sampler(methods.Recipe(teacher, w0), jax.random.key(seed))
         for teacher, w0, seed in ((TEACHER, 1.2, 0), (other, 1.2, 0), (other, 0.5, 1))
     ]
     assert len(traces) == 1
     assert all(np.any(np.asarray(one) != np.asarray(outs[0])) for one in outs[1:])
     for c, w in ((0, 1.0), (1, 2.0)):
-        sampler(methods.class_recipe(table[c][None], jnp.asarray([w], jnp.float32)), jax.random.key(0))
+        sampler(methods.Recipe(embeddings=table[c][None], weights=jnp.asarray([w], jnp.float32)), jax.random.key(0))
     assert len(traces) == 2
     for w, level in ((0.2, 0.8), (0.4, 0.0)):
-        recipe = methods.class_recipe(
-            table[0][None],
-            jnp.asarray([2.0], jnp.float32),
+        recipe = methods.Recipe(
+            embeddings=table[0][None],
+            weights=jnp.asarray([2.0], jnp.float32),
             teacher=TEACHER,
             teacher_weight=w,
             teacher_sigma_min=level,
         )
         sampler(recipe, jax.random.key(0))
     assert len(traces) == 3
-
-
-def test_sample_is_ddim():
-    key, recipe = jax.random.key(3), methods.class_recipe(jnp.asarray([[1.0, 0.0, 0.0]]), jnp.asarray([1.5]))
-    samples = _sampler([], clip=0.6)(recipe, key)
-    assert samples.shape == (5, 2)
-    eps_fn = methods.recipe_eps(BACKBONE, MIXTURE, SCHEDULE, recipe)
-    expected = ddim(eps_fn, SCHEDULE, jax.random.normal(key, (5, 2)), num_steps=6, clip=0.6)
-    np.testing.assert_allclose(samples, expected, atol=1e-4)
-    assert np.abs(np.asarray(samples)).max() <= 0.6
 
 
 def test_an_adapter_adapts_the_class_and_the_null_model():
@@ -152,8 +139,8 @@ def test_an_adapter_adapts_the_class_and_the_null_model():
         return methods.recipe_eps(model, params, SCHEDULE, recipe)(x, jnp.asarray([10, 800]))
 
     weights = jnp.asarray([0.7])
-    recipe = methods.class_recipe(embeddings, weights, adapter=adapter, scale=0.5)
-    plain = methods.class_recipe(embeddings, weights)
+    recipe = methods.Recipe(embeddings=embeddings, weights=weights, adapter=adapter, scale=0.5)
+    plain = methods.Recipe(embeddings=embeddings, weights=weights)
     expected = np.asarray(predict(lora.merge(params, adapter, 0.5), plain))
     np.testing.assert_allclose(predict(params, recipe), expected, atol=5e-4 * max(1.0, expected.std()))
     assert np.abs(expected - np.asarray(predict(params, plain))).max() > 0.1 * expected.std()

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from cdisc.diffusion import guidance
 from cdisc.diffusion.parameterization import EpsFn
-from cdisc.diffusion.sampling import ddim
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery import poe
 from cdisc.networks import lora
@@ -22,13 +21,15 @@ from cdisc.networks.backbone import Backbone, class_eps
 
 @flax.struct.dataclass
 class Recipe:
-    """The guided density that a method samples. Recipes of one structure share one compiled sampler.
+    """The guided density that a method samples; without anything, the null model's own.
+
+    Recipes of one structure share one compiled sampler.
 
     Attributes:
       teacher: the Gaussian teacher; None for a method without one.
       teacher_weight: () `w0` of Eq. 14.
       teacher_sigma_min: () the teacher guides where the noise-to-signal ratio is at least this.
-      embeddings: (k, E) the classes' embeddings; k may be 0.
+      embeddings: (k, E) the classes' embeddings.
       weights: (k,) the classes' guidance weights.
       adapter: LoRA factors, or an empty dict.
       w_max: cap of the teacher's weight.
@@ -36,12 +37,12 @@ class Recipe:
       scale: what multiplies the adapter's products.
     """
 
-    teacher: poe.Teacher | None
-    teacher_weight: jax.Array
-    teacher_sigma_min: jax.Array
-    embeddings: jax.Array
-    weights: jax.Array
-    adapter: lora.Adapter
+    teacher: poe.Teacher | None = None
+    teacher_weight: float | jax.Array = 0.0
+    teacher_sigma_min: float | jax.Array = 0.0
+    embeddings: jax.Array | tuple[()] = ()
+    weights: jax.Array | tuple[()] = ()
+    adapter: lora.Adapter = flax.struct.field(default_factory=dict)
     w_max: float = flax.struct.field(pytree_node=False, default=2.0)
     elementwise: bool = flax.struct.field(pytree_node=False, default=False)
     scale: float = flax.struct.field(pytree_node=False, default=0.0)
@@ -49,7 +50,7 @@ class Recipe:
 
 def recipe_eps(backbone: Backbone, params: Any, schedule: Schedule, recipe: Recipe) -> EpsFn:
     """The eps-function of a recipe."""
-    embeddings = jnp.concatenate([backbone.null(params)[None], recipe.embeddings])
+    embeddings = jnp.stack([backbone.null(params), *recipe.embeddings])
     if recipe.adapter:  # merged once, not at every step of a sampler
         params = lora.merge(params, recipe.adapter, recipe.scale)
 
@@ -59,7 +60,7 @@ def recipe_eps(backbone: Backbone, params: Any, schedule: Schedule, recipe: Reci
 
     def guided(x: jax.Array, t: jax.Array) -> jax.Array:
         null, *classes = all_classes(x, t)
-        terms = [(eps, guidance.constant(weight)(t)) for eps, weight in zip(classes, recipe.weights, strict=True)]
+        terms = list(zip(classes, recipe.weights, strict=True))
         if recipe.teacher is not None:
             weight = poe.adaptive_weight(
                 recipe.teacher, schedule, recipe.teacher_weight, recipe.w_max, recipe.elementwise
@@ -69,67 +70,3 @@ def recipe_eps(backbone: Backbone, params: Any, schedule: Schedule, recipe: Reci
         return guidance.move(null, terms)
 
     return guided
-
-
-def sample(
-    backbone: Backbone,
-    params: Any,
-    schedule: Schedule,
-    recipe: Recipe,
-    x: jax.Array,
-    *,
-    num_steps: int,
-    clip: float | None,
-) -> jax.Array:
-    """Samples of a recipe by DDIM: (n, *shape).
-
-    Args:
-      backbone: the pretrained model.
-      params: its parameters.
-      schedule: the forward process.
-      recipe: what to sample.
-      x: (n, *shape) the starting noise. A sample depends on its own row alone, but for rounding.
-      num_steps: of DDIM.
-      clip: as in `sampling.ddim`.
-    """
-    return ddim(recipe_eps(backbone, params, schedule, recipe), schedule, x, num_steps=num_steps, clip=clip)
-
-
-def teacher_recipe(
-    teacher: poe.Teacher, table: jax.Array, w0: float, *, w_max: float = 2.0, elementwise: bool = False
-) -> Recipe:
-    """Eq. 13: the null model and a teacher, no class. `table` (classes, E) only gives the width of an embedding."""
-    return Recipe(
-        teacher=teacher,
-        teacher_weight=jnp.float32(w0),
-        teacher_sigma_min=jnp.float32(0.0),
-        embeddings=jnp.zeros((0, table.shape[1])),
-        weights=jnp.zeros((0,)),
-        adapter={},
-        w_max=w_max,
-        elementwise=elementwise,
-    )
-
-
-def class_recipe(
-    embeddings: jax.Array,
-    weights: jax.Array,
-    *,
-    adapter: lora.Adapter | None = None,
-    scale: float = 0.0,
-    teacher: poe.Teacher | None = None,
-    teacher_weight: float = 0.0,
-    teacher_sigma_min: float = 0.0,
-    w_max: float = 2.0,
-) -> Recipe:
-    """The null model and classes (k, E) of weights (k,), perhaps adapted, perhaps with a teacher beside them."""
-    return Recipe(
-        teacher=teacher,
-        teacher_weight=jnp.float32(teacher_weight),
-        teacher_sigma_min=jnp.float32(teacher_sigma_min),
-        embeddings=embeddings,
-        weights=weights,
-        adapter={} if adapter is None else adapter,
-        scale=scale,
-        w_max=w_max,
-    )

@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 
 from cdisc import console, parallel, signals
+from cdisc.diffusion.sampling import ddim
 from cdisc.discovery import concepts, poe
 from cdisc.errors import UserError
 from cdisc.evaluation import baselines, methods
@@ -35,11 +36,9 @@ class QueryModel:
     levels: dict[str, adapt_lib.Adaptation]
 
 
-def teacher_recipe(this: Run, params: Any, teacher: poe.Teacher, guidance: ml_collections.ConfigDict) -> methods.Recipe:
+def teacher_recipe(teacher: poe.Teacher, guidance: ml_collections.ConfigDict) -> methods.Recipe:
     """Eq. 13 with the guidance of `config.guidance` or of `config.adapt.guidance`."""
-    return methods.teacher_recipe(
-        teacher, this.backbone.table(params), guidance.w0, w_max=guidance.w_max, elementwise=guidance.elementwise
-    )
+    return methods.Recipe(teacher, teacher_weight=guidance.w0, w_max=guidance.w_max, elementwise=guidance.elementwise)
 
 
 @functools.lru_cache(maxsize=8)
@@ -49,7 +48,8 @@ def sampler(this: Run) -> Callable[..., jax.Array]:
     def one(item: tuple[methods.Recipe, jax.Array], params: Any) -> jax.Array:
         recipe, x = item
         num_steps, clip = this.config.sampling.num_steps, this.config.sampling.clip
-        return methods.sample(this.backbone, params, this.schedule, recipe, x, num_steps=num_steps, clip=clip)
+        eps_fn = methods.recipe_eps(this.backbone, params, this.schedule, recipe)
+        return ddim(eps_fn, this.schedule, x, num_steps=num_steps, clip=clip)
 
     return parallel.one_by_one(one, num_shared=1)
 
@@ -104,7 +104,7 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
             best_first = jnp.argsort(losses, axis=1).astype(jnp.int32)
         pool: Any = np.zeros((len(indices), 0, *this.dataset.shape), np.float32)
         if needs_pool:
-            recipes = [teacher_recipe(this, params, teacher, settings.guidance) for teacher in teachers]
+            recipes = [teacher_recipe(teacher, settings.guidance) for teacher in teachers]
             pool = draw(this, params, recipes, list(key_pool), settings.pool_size)
         nothing = jnp.zeros((len(indices), this.backbone.table(params).shape[1]))
         lessons = adapt_lib.Lesson(query=images, pool=pool, classes=best_first, given=nothing)

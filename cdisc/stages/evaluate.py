@@ -1,5 +1,6 @@
 """Samples of every method for every query, and their figures."""
 
+import dataclasses
 import functools
 import importlib.metadata
 import pathlib
@@ -31,30 +32,31 @@ def recipes_of(this: Run, params: Any, query: Query, model: QueryModel) -> dict[
     """Every method's recipe for one query."""
     settings, guidance = this.config.evaluate, this.config.guidance
     table = np.asarray(this.backbone.table(params))
-    recipes = {"poe": teacher_recipe(this, params, model.teacher, guidance)}
+    recipes = {"poe": teacher_recipe(model.teacher, guidance)}
+    # Also at weight 0, so that methods share one compiled sampler.
+    beside = dataclasses.replace(recipes["poe"], teacher_weight=0.0)
     levels = level_options(this.config)
     for name, method in method_options(this.config).items():
         adaptation = model.levels[method.level]
-        recipes[name] = methods.class_recipe(
-            adaptation.embedding[None],
-            jnp.asarray([method.guidance], jnp.float32),
+        recipes[name] = dataclasses.replace(
+            beside,
+            embeddings=adaptation.embedding[None],
+            weights=np.asarray([method.guidance], np.float32),
             adapter=adaptation.adapter,
             scale=levels[method.level].scale,
-            teacher=model.teacher,  # even at weight 0, so that methods share one compiled sampler
             teacher_weight=method.teacher_weight,
             teacher_sigma_min=method.teacher_sigma_min,
-            w_max=guidance.w_max,
         )
-    weight = jnp.asarray([settings.class_guidance], jnp.float32)
+    weight = np.asarray([settings.class_guidance], np.float32)
     if model.losses is not None:
         best = baselines.top1(model.losses)
-        recipes["top1"] = methods.class_recipe(table[best][None], weight, teacher=model.teacher, w_max=guidance.w_max)
+        recipes["top1"] = dataclasses.replace(beside, embeddings=table[best][None], weights=weight)
     if model.losses is not None and table.shape[0] >= 3:
         classes, shares = baselines.top3_weights(model.losses, settings.tau_k)
-        recipes["top3"] = methods.class_recipe(table[classes], weight * shares)
+        recipes["top3"] = methods.Recipe(embeddings=table[classes], weights=weight * shares)
     for sigma in sorted({settings.query_only_sigma, *settings.query_only_sigmas}):
         teacher = baselines.query_only_teacher(jnp.asarray(query.image), sigma)
-        recipes[query_only_name(sigma)] = teacher_recipe(this, params, teacher, guidance)
+        recipes[query_only_name(sigma)] = teacher_recipe(teacher, guidance)
     return recipes
 
 
