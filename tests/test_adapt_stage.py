@@ -120,6 +120,7 @@ def test_the_samples_that_are_learnt_from_have_a_guidance_of_their_own(monkeypat
     shown = evaluate.recipes_of(run, TABLE, query, models[0])
     found = [(float(r.teacher_weight), r.w_max, r.elementwise) for r in (*drawn, shown["poe"])]
     assert found == [(1.5, 2.5, False), (3.0, 4.0, True)]
+    assert (shown["top1"].w_max, shown["top1"].elementwise) == (4.0, True)  # as of every teacher beside a class
 
 
 def test_fields_of_a_guidance_are_checked_before_any_work(tmp_path):

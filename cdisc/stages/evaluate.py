@@ -41,13 +41,13 @@ def recipes_of(this: Run, params: Any, query: Query, model: QueryModel) -> dict[
         recipes[name] = dataclasses.replace(
             beside,
             embeddings=adaptation.embedding[None],
-            weights=np.asarray([method.guidance], np.float32),
+            weights=jnp.asarray([method.guidance], jnp.float32),
             adapter=adaptation.adapter,
             scale=levels[method.level].scale,
             teacher_weight=method.teacher_weight,
             teacher_sigma_min=method.teacher_sigma_min,
         )
-    weight = np.asarray([settings.class_guidance], np.float32)
+    weight = jnp.asarray([settings.class_guidance], jnp.float32)
     if model.losses is not None:
         best = baselines.top1(model.losses)
         recipes["top1"] = dataclasses.replace(beside, embeddings=table[best][None], weights=weight)
