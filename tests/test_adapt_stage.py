@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import config_of
 
+from cdisc import options as options_lib
 from cdisc import parallel
 from cdisc.diffusion import exact
 from cdisc.diffusion.schedule import linear_beta
@@ -36,6 +37,7 @@ def _apply(params, x, t, embeddings):
 
 RUN = Run(
     config=ml_collections.ConfigDict(),
+    options=None,
     workdir=pathlib.Path(),
     dataset=None,
     scheduler=interop.SchedulerConfig(),
@@ -106,7 +108,8 @@ def test_the_samples_that_are_learnt_from_have_a_guidance_of_their_own(monkeypat
     config.adapt.levels.taught.embedding_learning_rate = 0.0
     query = Query("picture", np.asarray(LESSONS[0].query), None, "a test")
     dataset = types.SimpleNamespace(shape=query.image.shape)
-    run = dataclasses.replace(RUN, config=config, workdir=tmp_path, dataset=dataset, queries=(query,))
+    known = {"config": config, "options": options_lib.read(config)}
+    run = dataclasses.replace(RUN, **known, workdir=tmp_path, dataset=dataset, queries=(query,))
     image = jnp.asarray(query.image)
     teacher = poe.Teacher(mean=image, variance=jnp.ones_like(image), weights=jnp.ones((1, *image.shape)))
     drawn = []

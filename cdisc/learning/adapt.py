@@ -79,9 +79,9 @@ class AdaptOptions:
         choices = {"pool": POOLS, "start": STARTS, "space": SPACES, "loss": LOSSES}
         for field, known in choices.items():
             if getattr(self, field) not in known:
-                raise ValueError(f"{field} is {getattr(self, field)!r}: use one of {', '.join(known)}")
+                raise ValueError(f"{field} is {getattr(self, field)!r}: use one of {', '.join(known)}.")
         if self.rank < 0:
-            raise ValueError(f"rank is {self.rank}: use a whole number, 0 for the embedding alone")
+            raise ValueError(f"rank is {self.rank}: use a whole number, 0 for the embedding alone.")
 
     @property
     def scale(self) -> float:

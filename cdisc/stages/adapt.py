@@ -8,7 +8,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from cdisc import console, parallel, signals
@@ -16,7 +15,9 @@ from cdisc.discovery import concepts, poe
 from cdisc.errors import UserError
 from cdisc.evaluation import baselines, methods
 from cdisc.learning import adapt as adapt_lib
-from cdisc.run import Run, level_options, saved_by_query
+from cdisc.options import GuidanceOptions
+from cdisc.run import Run
+from cdisc.stages.saved import saved_by_query
 
 
 @flax.struct.dataclass
@@ -35,8 +36,8 @@ class QueryModel:
     levels: dict[str, adapt_lib.Adaptation]
 
 
-def teacher_recipe(this: Run, params: Any, teacher: poe.Teacher, guidance: ml_collections.ConfigDict) -> methods.Recipe:
-    """Eq. 13 with the guidance of `config.guidance` or of `config.adapt.guidance`."""
+def teacher_recipe(this: Run, params: Any, teacher: poe.Teacher, guidance: GuidanceOptions) -> methods.Recipe:
+    """Eq. 13 for a teacher with some guidance."""
     return methods.teacher_recipe(
         teacher, this.backbone.table(params), guidance.w0, w_max=guidance.w_max, elementwise=guidance.elementwise
     )
@@ -78,7 +79,7 @@ def draw(
 
 def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool) -> Sequence[QueryModel]:
     """What every query's picture and teacher teach the backbone, level by level."""
-    settings, levels = this.config.adapt, level_options(this.config)
+    settings, levels = this.config.adapt, this.options.levels
     needs_pool = any(options.pool != "query" for options in levels.values())
     needs_prior = any(options.prior_weight > 0 for options in levels.values())
     prior = prior_pictures(this) if needs_prior else None
@@ -104,7 +105,7 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
             best_first = jnp.argsort(losses, axis=1).astype(jnp.int32)
         pool: Any = np.zeros((len(indices), 0, *this.dataset.shape), np.float32)
         if needs_pool:
-            recipes = [teacher_recipe(this, params, teacher, settings.guidance) for teacher in teachers]
+            recipes = [teacher_recipe(this, params, teacher, this.options.adapt_guidance) for teacher in teachers]
             pool = draw(this, params, recipes, list(key_pool), settings.pool_size)
         nothing = jnp.zeros((len(indices), this.backbone.table(params).shape[1]))
         lessons = adapt_lib.Lesson(query=images, pool=pool, classes=best_first, given=nothing)

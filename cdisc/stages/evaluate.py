@@ -1,7 +1,6 @@
 """Samples of every method for every query, and their figures."""
 
 import functools
-import importlib.metadata
 import pathlib
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
@@ -10,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import cdisc
-from cdisc import checkpoints, console, hosts, parallel, signals
+from cdisc import checkpoints, console, hosts, parallel, runtime, signals
 from cdisc import config as config_lib
 from cdisc.discovery import concepts, poe
 from cdisc.errors import UserError
 from cdisc.evaluation import baselines, judge, methods, protocol
 from cdisc.report import results as results_lib
-from cdisc.run import Query, Run, level_options, method_options, read_seconds, saved_by_query
+from cdisc.run import Query, Run
 from cdisc.stages.adapt import QueryModel, draw, teacher_recipe
 from cdisc.stages.pretrain import BUNDLED
+from cdisc.stages.saved import read_seconds, saved_by_query
 
 PRODUCT = "product"
 REAL = "real pictures"
@@ -29,17 +28,16 @@ _JUDGED = 1000
 
 def recipes_of(this: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.Recipe]:
     """Every method's recipe for one query."""
-    settings, guidance = this.config.evaluate, this.config.guidance
+    settings, guidance = this.config.evaluate, this.options.guidance
     table = np.asarray(this.backbone.table(params))
     recipes = {"poe": teacher_recipe(this, params, model.teacher, guidance)}
-    levels = level_options(this.config)
-    for name, method in method_options(this.config).items():
+    for name, method in this.options.methods.items():
         adaptation = model.levels[method.level]
         recipes[name] = methods.class_recipe(
             adaptation.embedding[None],
             jnp.asarray([method.guidance], jnp.float32),
             adapter=adaptation.adapter,
-            scale=levels[method.level].scale,
+            scale=this.options.levels[method.level].scale,
             teacher=model.teacher,  # even at weight 0, so that methods share one compiled sampler
             teacher_weight=method.teacher_weight,
             teacher_sigma_min=method.teacher_sigma_min,
@@ -245,7 +243,7 @@ def write_results(
             "dataset": this.dataset.name,
             "config_hash": config_lib.digest(this.config.to_dict()),
             "seed": this.config.seed,
-            "versions": versions(),
+            "versions": runtime.versions(),
             "seconds": read_seconds(this.path("seconds.json")),
             # An exact judge is right.
             **({} if judged_by is None or this.network is None else {"judge": trust_in(this, judged_by)}),
@@ -275,10 +273,3 @@ def prototypes_of(discovery: concepts.Discovery) -> list[dict[str, Any]]:
         for i, j in enumerate(picks.indices)
         if picks.mask[i]
     ]
-
-
-def versions() -> dict[str, str]:
-    """The software and the device of this run."""
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"cdisc": cdisc.__version__, **found, "device": jax.devices()[0].device_kind}

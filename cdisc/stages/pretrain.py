@@ -25,7 +25,8 @@ from cdisc.networks import denoiser, interop
 from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
 from cdisc.report import figures
-from cdisc.run import Run, meet, pretrain_options, unfinished
+from cdisc.run import Run
+from cdisc.stages.saved import meet, unfinished
 
 BUNDLED = pathlib.Path(cdisc.__file__).parent / "bundled"
 
@@ -206,7 +207,8 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     parameters draw; all the same for an interrupted training as for an unbroken one. A signal that stops the run has
     the present step saved first.
     """
-    options = pretrain_options(this.config)
+    options = this.options.training
+    assert options is not None  # there is a network to train
     key_init, key_train = jax.random.split(this.key("pretrain"))
     folder = this.path("pretrain", "train")
     init = functools.partial(pretrain_lib.init, network, options)
