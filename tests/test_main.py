@@ -81,7 +81,12 @@ def refused(cdisc):
         (("--config=configs/none.py",), r"there is no config file 'configs/none\.py': give one such as"),
         (("--config", "configs/none.py:tiny"), r"there is no config file 'configs/none\.py'"),
         ((f"{TINY[:-4]}huge",), "has no variant 'huge': use one of paper, small, study, tiny$"),
-        ((TINY, "--config.discover.probess=3"), """no field 'probess' Did you mean "probes" """),
+        (
+            (TINY, "--config.discover.probess=3"),
+            r"^cdisc: config\.discover\.probess does not exist; did you mean 'probes'",
+        ),
+        ((TINY, "--config.disover.probes=3"), r"^cdisc: config\.disover does not exist; did you mean 'discover'\?$"),
+        ((TINY, "--config.discover.probes.x=3"), r"^cdisc: config\.discover\.probes\.x does not exist\.$"),
         ((TINY, "--config.discover.probes=abc"), r"--config\.discover\.probes=abc: invalid literal"),
         ((TINY, "--config.discover=3"), r"--config\.discover=3: .* not a dict"),
     ],
