@@ -2,22 +2,25 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from cdisc import checkpoints, console, hosts
+from cdisc import checkpoints, console, hosts, parallel
 from cdisc import config as config_lib
 from cdisc import options as options_lib
 from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, pictures, planar
 from cdisc.data import queries as queries_data
 from cdisc.diffusion import schedule as schedule_lib
 from cdisc.errors import UserError, about
+from cdisc.evaluation import methods
 from cdisc.networks import backbone as backbone_lib
 from cdisc.networks import interop
 from cdisc.networks.unet import UNetConfig
@@ -76,6 +79,16 @@ class Run:
         seed = self.config.pretrain.seed if stage == "pretrain" else self.config.seed
         key = jax.random.fold_in(jax.random.key(seed), STAGES.index(stage))
         return key if query is None else jax.random.fold_in(key, zlib.crc32(query.image.tobytes()))
+
+    @functools.cached_property
+    def sampler(self) -> Callable[..., jax.Array]:
+        """A compiled sampler, mapped over devices: `(recipe, starting noise (n, *shape)), params -> (n, *shape)`."""
+
+        def one(item: tuple[methods.Recipe, jax.Array], params: Any) -> jax.Array:
+            num_steps, clip = self.config.sampling.num_steps, self.config.sampling.clip
+            return methods.sample(self.backbone, params, self.schedule, *item, num_steps=num_steps, clip=clip)
+
+        return parallel.one_by_one(one, num_shared=1)
 
     def path(self, *parts: str) -> pathlib.Path:
         """A path in the workdir."""

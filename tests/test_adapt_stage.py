@@ -59,7 +59,8 @@ KEYS = parallel.stack_keys([jax.random.key(0), jax.random.key(1)])
 def _fit(**changes):
     settings = {"pool": "query", "start": "top1", "candidates": 2, "steps": 4, "batch_size": 4}
     options = adapt.AdaptOptions(**(settings | {"embedding_learning_rate": 0.0} | changes))
-    return stage.fit_level(RUN, TABLE, parallel.stack(LESSONS), None, KEYS, "embedding", options)
+    compiled = stage.compiled_level(RUN, options)
+    return stage.fit_level(compiled, TABLE, parallel.stack(LESSONS), None, KEYS, "embedding", options)
 
 
 def test_each_query_keeps_the_fit_with_the_smaller_loss():

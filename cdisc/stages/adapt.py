@@ -43,18 +43,6 @@ def teacher_recipe(this: Run, params: Any, teacher: poe.Teacher, guidance: Guida
     )
 
 
-@functools.lru_cache(maxsize=8)
-def sampler(this: Run) -> Callable[..., jax.Array]:
-    """A compiled sampler, mapped over devices: `(recipe, starting noise (n, *shape)), params -> (n, *shape)`."""
-
-    def one(item: tuple[methods.Recipe, jax.Array], params: Any) -> jax.Array:
-        recipe, x = item
-        num_steps, clip = this.config.sampling.num_steps, this.config.sampling.clip
-        return methods.sample(this.backbone, params, this.schedule, recipe, x, num_steps=num_steps, clip=clip)
-
-    return parallel.one_by_one(one, num_shared=1)
-
-
 def draw(
     this: Run, params: Any, recipes: Sequence[methods.Recipe], keys: Sequence[jax.Array], count: int
 ) -> np.ndarray:
@@ -71,7 +59,7 @@ def draw(
         for x in np.asarray(parallel.split(jax.random.normal(key, (count, *this.dataset.shape)), batches))
     ]
     drawn = [
-        np.asarray(sampler(this)(parallel.stack(group), params))
+        np.asarray(this.sampler(parallel.stack(group), params))
         for group in parallel.groups(items, jax.local_device_count())
     ]
     return np.concatenate(drawn).reshape(len(recipes), -1, *this.dataset.shape)[:, :count]
@@ -92,6 +80,7 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
         return baselines.class_losses(conditional, table, this.schedule, query, key, num_draws=draws, batch_size=batch)
 
     mapped_compare = parallel.one_by_one(compare, num_shared=1)
+    compiled = {name: compiled_level(this, options) for name, options in levels.items()}
 
     def work(indices: Sequence[int]) -> list[QueryModel]:
         images = parallel.stack([this.queries[i].image for i in indices])
@@ -113,7 +102,7 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
         for name, options in levels.items():
             given = fitted[options.after].embedding if options.after else nothing
             lessons = dataclasses.replace(lessons, given=given)
-            fitted[name] = fit_level(this, params, lessons, prior, key_fit, name, options)
+            fitted[name] = fit_level(compiled[name], params, lessons, prior, key_fit, name, options)
         by_query = {name: parallel.unstack(adaptations) for name, adaptations in fitted.items()}
         return [
             QueryModel(teacher, losses[j], {name: by_query[name][j] for name in levels})
@@ -147,9 +136,8 @@ def prior_pictures(this: Run) -> adapt_lib.Prior:
     return adapt_lib.Prior(*this.dataset.train_batch(train, this.key("adapt"), count, np.arange(count)))
 
 
-@functools.lru_cache(maxsize=16)
 def compiled_level(this: Run, options: adapt_lib.AdaptOptions) -> tuple[Callable[..., Any], ...]:
-    """`init`, `step` and `result` of a level, mapped over queries; made once, for all chunks."""
+    """`init`, `step` and `result` of a level, mapped over queries; each compiles once for all chunks."""
 
     def begin(item: tuple[adapt_lib.Lesson, jax.Array], params: Any, candidate: jax.Array) -> adapt_lib.FitState:
         lesson, key = item
@@ -170,7 +158,7 @@ def compiled_level(this: Run, options: adapt_lib.AdaptOptions) -> tuple[Callable
 
 
 def fit_level(
-    this: Run,
+    compiled: tuple[Callable[..., Any], ...],
     params: Any,
     lessons: adapt_lib.Lesson,
     prior: adapt_lib.Prior | None,
@@ -178,8 +166,8 @@ def fit_level(
     name: str,
     options: adapt_lib.AdaptOptions,
 ) -> adapt_lib.Adaptation:
-    """One level for a chunk of queries, all trained side by side; leaves lead with the queries."""
-    begin, advance, finish = compiled_level(this, options)
+    """One level, compiled, for a chunk of queries, all trained side by side; leaves lead with the queries."""
+    begin, advance, finish = compiled
     count = parallel.size(lessons.query)
     # Where the steps find them, so that none of them moves anything.
     lessons, keys = parallel.spread(lessons), parallel.spread(keys)
