@@ -128,10 +128,20 @@ def load_judge(this: Run) -> judge.Judge | None:
     if checkpoints.exists(path):
         params = checkpoints.restore(path, like)
     else:
-        bundled = this.config.pretrain.bundle and not this.config.pretrain.from_scratch
-        params = checkpoints.restore_npz(judge_bundle(this), like, judge_about(this)) if bundled else train_judge(this)
+        params = bundled_judge(this, like) or train_judge(this)
         checkpoints.save(path, params)
     return judge.network_judge(network, params, factors.names)
+
+
+def bundled_judge(this: Run, like: judge.Params) -> judge.Params | None:
+    """The bundled judge; None where there is none, or it was trained otherwise or on other data."""
+    if not this.config.evaluate.judge.bundle:
+        return None
+    try:
+        return checkpoints.restore_npz(judge_bundle(this), like, judge_about(this))
+    except checkpoints.OtherError as error:
+        console.warn(f"{error.what}: a judge is trained anew, whose figures are not comparable with those of that one.")
+        return None
 
 
 def trust_in(this: Run, judged_by: judge.Judge) -> dict[str, Any]:
@@ -144,13 +154,14 @@ def trust_in(this: Run, judged_by: judge.Judge) -> dict[str, Any]:
 
 
 def judge_bundle(this: Run) -> pathlib.Path:
-    """Where the bundled judge lies, beside the bundled backbone."""
-    return BUNDLED / f"{this.config.pretrain.bundle}_judge.npz"
+    """Where the bundled judge lies."""
+    return BUNDLED / f"{this.config.evaluate.judge.bundle}.npz"
 
 
 def judge_about(this: Run) -> dict[str, str]:
     """What a bundled judge must agree with."""
-    return {"config": config_lib.digest(this.config.evaluate.judge.to_dict()), "data": this.dataset.fingerprint}
+    settings = {name: value for name, value in this.config.evaluate.judge.items() if name != "bundle"}
+    return {"config": config_lib.digest(settings), "data": this.dataset.fingerprint}
 
 
 def score_class(
