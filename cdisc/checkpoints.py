@@ -50,15 +50,7 @@ class DamagedError(UserError):
 
 
 class OtherError(UserError):
-    """A file is whole, and was made with other settings or data.
-
-    Attributes:
-      what: which one, and what differs.
-    """
-
-    def __init__(self, what: str, remedy: str):
-        super().__init__(f"{what}: {remedy}")
-        self.what = what
+    """A file was made with other settings or data."""
 
 
 def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
@@ -342,9 +334,9 @@ def restore_npz(path: pathlib.Path, like: Any, about: dict[str, str]) -> Any:
         found = str(content.get(f"about:{name}"))
         if found != text:
             raise OtherError(
-                f"{path.name} was made with {name} {found[:12]} and this run has {text[:12]}",
-                "undo the change of config.data, config.diffusion, config.network or config.pretrain, or train this "
-                "network with --config.pretrain.from_scratch=True.",
+                f"{path.name} was made with {name} {found[:12]} and this run has {text[:12]}: undo the change of "
+                "config.data, config.diffusion, config.network or config.pretrain, or train this network with "
+                "--config.pretrain.from_scratch=True."
             )
     expected, treedef = jax.tree_util.tree_flatten_with_path(like)
     leaves = []

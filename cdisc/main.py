@@ -129,9 +129,8 @@ def _no_field(error: AttributeError | KeyError, argv: list[str]) -> str:
     # It wraps its KeyError, whose text would be quoted, in an AttributeError.
     inner = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
     said = " ".join(str(inner).split())
-    found = re.search(r"""(\w+)'?(?: does not exist.*| Did you mean "(\w+)".*)?$""", said)
-    if found is None:
-        return f"the configuration has no field {said}"
+    found = re.search(r"""(\w+)\W*(?:does not exist.*|Did you mean "(\w+)".*)?$""", said)
+    assert found is not None
     paths = [argument.lstrip("-").partition("=")[0].split(".") for argument in argv]
     path = next((path for path in paths if found[1] in path), [found[1]])
     name = ".".join(path[: path.index(found[1]) + 1])

@@ -161,15 +161,13 @@ def check_timesteps(config: ml_collections.ConfigDict, schedule: Schedule) -> No
     Raises:
       UserError: if not.
     """
-    for name in ("timesteps", "hierarchy"):
-        outside = [t for t in config.discover[name] if t > schedule.num_timesteps]
-        if outside:
-            raise UserError(f"config.discover.{name} has {outside[0]}: each must be in 1..{schedule.num_timesteps}.")
-    if config.sampling.num_steps > schedule.num_timesteps:
-        raise UserError(
-            f"config.sampling.num_steps is {config.sampling.num_steps}: the schedule has {schedule.num_timesteps} "
-            "timesteps, so use at most as many."
-        )
+    last, discovery = schedule.num_timesteps, config.discover
+    named = {"discover.timesteps": discovery.timesteps, "discover.hierarchy": discovery.hierarchy}
+    for name, timesteps in (named | {"sampling.num_steps": (config.sampling.num_steps,)}).items():
+        if max(timesteps, default=0) > last:
+            raise UserError(
+                f"config.{name} has {max(timesteps)}: the schedule has {last} timesteps, so use at most that."
+            )
 
 
 def scheduler_of(config: ml_collections.ConfigDict) -> interop.SchedulerConfig:

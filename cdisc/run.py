@@ -19,7 +19,7 @@ from cdisc import options as options_lib
 from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, pictures, planar
 from cdisc.data import queries as queries_data
 from cdisc.diffusion import schedule as schedule_lib
-from cdisc.errors import UserError, about
+from cdisc.errors import UserError, about, require_known
 from cdisc.evaluation import methods
 from cdisc.networks import backbone as backbone_lib
 from cdisc.networks import interop
@@ -111,11 +111,10 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         "celeba": celeba.load,
         "planar": planar.load,
     }
-    if config.data.name not in (*loaders, "queries"):
-        raise UserError(f"config.data.name is {config.data.name!r}: use one of {', '.join(loaders)}, queries.")
     kind = config.network.kind
-    if kind not in ("unet", "exact", "diffusers"):
-        raise UserError(f"config.network.kind is {kind!r}: use 'unet', 'exact' or 'diffusers'.")
+    with about("config."):
+        require_known("data.name", config.data.name, (*loaders, "queries"))
+        require_known("network.kind", kind, ("unet", "exact", "diffusers"))
     if (config.data.name == "queries") != (kind == "diffusers"):
         raise UserError(
             f"config.data.name is {config.data.name!r} and config.network.kind is {kind!r}: 'queries' and 'diffusers' "

@@ -132,7 +132,9 @@ def test_the_bundled_judge_is_used_where_it_fits(tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(stage.bundled_judge(this, like)["x"], [1.0, 1.0])
     this.dataset.fingerprint = "others"
     assert stage.bundled_judge(this, like) is None
-    assert re.search("made with data digits .*: a judge is trained anew, .*not comparable", capsys.readouterr().err)
+    assert re.search(
+        "the judge colormnist_small_judge was trained otherwise .* not comparable", capsys.readouterr().err
+    )
     config.evaluate.judge.bundle = ""
     assert stage.bundled_judge(this, like) is None
     assert capsys.readouterr().err == ""

@@ -105,18 +105,27 @@ def test_command_lines_that_cannot_be_used(refused, arguments, sentence):
             ("--config.discover.num_experts=9",),
             "config.discover.num_experts is 9, more than the pool holds (capacity 8)",
         ),
-        (("--config.discover.timesteps=(100,1001)",), "config.discover.timesteps has 1001: each must be in 1..1000"),
+        (
+            ("--config.discover.timesteps=(100,1001)",),
+            "config.discover.timesteps has 1001: the schedule has 1000 timesteps",
+        ),
         (
             ("--config.discover.timesteps=(0,)",),
             "config.discover.timesteps is (0,): name at least one timestep, each from 1 to T",
         ),
         (("--config.discover.probes=0",), "config.discover.probes is 0: use a whole number from 1 on."),
-        (("--config.data.name=mnist",), "config.data.name is 'mnist': use one of colormnist, avatars, celeba, planar"),
+        (
+            ("--config.data.name=mnist",),
+            "config.data.name has 'mnist', which cdisc does not know; did you mean 'colormnist'?",
+        ),
         (
             ("--config.data.held_out=('digit_color=cyan',)",),
             '"digit_color=cyan" names the factor "digit_color", which does not exist: did you mean "digit_colour"?',
         ),
-        (("--config.network.kind=mlp",), "config.network.kind is 'mlp': use 'unet', 'exact' or 'diffusers'"),
+        (
+            ("--config.network.kind=mlp",),
+            "config.network.kind has 'mlp', which cdisc does not know: use one of unet, exact, diffusers.",
+        ),
         (
             ("--config.network.num_class_embeds=120",),
             "config.network.num_class_embeds is 120, but the split trains 120: set it to 121, one row",
@@ -144,7 +153,7 @@ def test_command_lines_that_cannot_be_used(refused, arguments, sentence):
         ),
         (("--config.pretrain.steps=29",), "config.pretrain.steps is 29, fewer than the 10 of warmup_steps"),
         (("--config.sampling.num_steps=0",), "config.sampling.num_steps is 0: use whole numbers from 1 on"),
-        (("--config.sampling.num_steps=1001",), "config.sampling.num_steps is 1001: the schedule has 1000 timesteps"),
+        (("--config.sampling.num_steps=1001",), "config.sampling.num_steps has 1001: the schedule has 1000 timesteps"),
         (("--config.adapt.chunk=0",), "config.adapt.chunk is 0: use whole numbers from 1 on"),
         (("--config.evaluate.samples=-1",), "config.evaluate.samples is -1: use whole numbers from 1 on"),
         (("--config.evaluate.judge.steps=0",), "config.evaluate.judge.steps is 0: use whole numbers from 1 on"),

@@ -139,8 +139,11 @@ def bundled_judge(this: Run, like: judge.Params) -> judge.Params | None:
         return None
     try:
         return checkpoints.restore_npz(judge_bundle(this), like, judge_about(this))
-    except checkpoints.OtherError as error:
-        console.warn(f"{error.what}: a judge is trained anew, whose figures are not comparable with those of that one.")
+    except checkpoints.OtherError:
+        console.warn(
+            f"the judge {this.config.evaluate.judge.bundle} was trained otherwise or on other data: this run trains "
+            "one of its own, and figures by the two are not comparable."
+        )
         return None
 
 
