@@ -29,12 +29,12 @@ def main(_: list[str]) -> None:
 
     from cdisc.discovery import concepts
     from cdisc.networks.backbone import null_eps
-    from cdisc.run import discovery_options, opened
+    from cdisc.run import opened
     from cdisc.stages.pretrain import pretrain
 
     with opened(_CONFIG.value, pathlib.Path(_WORKDIR.value), []) as run:
         params = pretrain(run, active=True)
-    options = discovery_options(run.config, run.schedule)
+    options = run.options.discovery
 
     @jax.jit
     def discover(params, query, key):

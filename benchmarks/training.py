@@ -14,7 +14,7 @@ from cdisc.diffusion.schedule import Schedule
 from cdisc.learning import pretrain
 from cdisc.networks import backbone
 from cdisc.networks.unet import UNetConfig
-from cdisc.run import pretrain_options, scheduler_of
+from cdisc.options import read, scheduler_of
 from cdisc.stages.pretrain import compiled_step
 
 
@@ -35,7 +35,8 @@ def training(config: ml_collections.ConfigDict) -> Training:
     schedule = scheduler.schedule()
     network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
     model = backbone.unet(network, schedule, scheduler.prediction_type)
-    options = pretrain_options(config)
+    options = read(config).training
+    assert options is not None  # a network that is to be trained
 
     picture = (network.sample_size, network.sample_size, network.in_channels)
     places, _ = parallel.share_of_batch(options.batch_size, options.accumulate)

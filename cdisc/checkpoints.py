@@ -33,6 +33,8 @@ from cdisc import console
 from cdisc.errors import UserError
 
 _MANIFEST = "manifest.json"
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_NETWORK = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 
 
 class DamagedError(UserError):
@@ -45,6 +47,10 @@ class DamagedError(UserError):
     def __init__(self, what: str):
         super().__init__(f"{what}: delete that folder and run again; everything else is kept.")
         self.what = what
+
+
+class OtherError(UserError):
+    """A file was made with other settings or data."""
 
 
 def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
@@ -92,6 +98,21 @@ def _unwritable(path: pathlib.Path, error: OSError) -> UserError:
     return UserError(
         f"{path} was not saved: {reason}; make room or choose another --workdir, then run again: "
         "what was finished before is kept."
+    )
+
+
+def complaint(error: OSError, folder: pathlib.Path | None) -> str | None:
+    """What the person can mend of an error that nobody has caught; None of one that is a mistake in the code.
+
+    A missing file is a mistake, but not in `folder`, which somebody may have removed while it was used.
+    """
+    place = pathlib.Path(error.filename).absolute() if isinstance(error.filename, str) else None
+    lost = error.errno == errno.ENOENT and folder and place and place.is_relative_to(folder.absolute())
+    if error.errno not in _STORAGE + _NETWORK and not lost:
+        return None
+    return (
+        f"{error}: make room, bring the folder back or choose another --workdir, then run again; what was finished "
+        "there is kept."
     )
 
 
@@ -299,7 +320,8 @@ def restore_npz(path: pathlib.Path, like: Any, about: dict[str, str]) -> Any:
       about: the text fields expected.
 
     Raises:
-      UserError: if the file is missing or damaged, or its fields or arrays are others.
+      OtherError: if its fields are others.
+      UserError: if the file is missing or damaged, or its arrays are others.
     """
     try:
         # A file of our own: NumPy leaves its own open when it is no archive.
@@ -312,7 +334,7 @@ def restore_npz(path: pathlib.Path, like: Any, about: dict[str, str]) -> Any:
     for name, text in about.items():
         found = str(content.get(f"about:{name}"))
         if found != text:
-            raise UserError(
+            raise OtherError(
                 f"{path.name} was made with {name} {found[:12]} and this run has {text[:12]}: undo the change of "
                 "config.data, config.diffusion, config.network or config.pretrain, or train this network with "
                 "--config.pretrain.from_scratch=True."

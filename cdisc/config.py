@@ -1,7 +1,6 @@
 """From an ml_collections config to the options that the algorithms take, checked on the way."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +8,7 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-from cdisc.errors import UserError
+from cdisc.errors import UserError, about, nearest
 
 _Options = TypeVar("_Options")
 
@@ -37,12 +36,6 @@ NOT_IN_RESULTS = (
 """Fields that a run may go on with when they have changed: they say where and how, and decide no more than rounding."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence that names the nearest known name."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def options(cls: type[_Options], section: Mapping[str, Any], where: str, ignore: Iterable[str] = ()) -> _Options:
     """An options dataclass from the section of a config.
 
@@ -65,8 +58,9 @@ def options(cls: type[_Options], section: Mapping[str, Any], where: str, ignore:
         if required and name not in values:
             raise UserError(f"config.{where}.{name} is missing: add it to the config file.")
     try:
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-    except (TypeError, ValueError) as error:
+        with about(f"config.{where}."):
+            return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    except TypeError as error:
         raise UserError(f"config.{where} cannot be used: {error}.") from error
 
 
@@ -103,32 +97,3 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The dotted names whose values differ between two JSON-like mappings."""
     before, after = (flatten(json.loads(json.dumps(content))) for content in (old, new))
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-
-
-def require_known(name: str, value: Any, known: Sequence[Any]) -> None:
-    """Refuses a value that is not one of `known`.
-
-    Args:
-      name: the option that has the value, for the message.
-      value: what was given.
-      known: what there is.
-
-    Raises:
-      UserError: naming the option, the value, and the nearest known value or all of them.
-    """
-    if value not in known:
-        names = [str(choice) for choice in known]
-        hint = nearest(str(value), names) or f": use one of {', '.join(names)}."
-        raise UserError(f"{name} has {value!r}, which cdisc does not know{hint}")
-
-
-def require_positive(**values: int | Sequence[int] | None) -> None:
-    """Refuses counts below 1; None is no count.
-
-    Raises:
-      UserError: naming the option and its value.
-    """
-    for name, value in values.items():
-        counts = (value,) if isinstance(value, int) else value or ()
-        if any(count < 1 for count in counts):
-            raise UserError(f"{name} is {value}: use whole numbers from 1 on.")

@@ -17,11 +17,11 @@ from jax.extend.core import jaxprs_in_params
 
 from cdisc import config as config_lib
 from cdisc.diffusion.schedule import Schedule
-from cdisc.errors import UserError
+from cdisc.errors import UserError, about
 from cdisc.learning import pretrain
 from cdisc.networks import backbone, denoiser
 from cdisc.networks.unet import UNetConfig
-from cdisc.run import check_counts, discovery_options, level_options, method_options, pretrain_options, scheduler_of
+from cdisc.options import Options, check_timesteps, read, scheduler_of
 
 EFFICIENCY = 0.4
 """The share of a chip's peak rate that a large network reaches: `docs/scaling.md` says where from, and its error."""
@@ -192,49 +192,49 @@ def evaluation(network: UNetConfig, model: backbone.Backbone, pictures: int) -> 
     return account(lambda params, x, t: backbone.null_eps(model, params)(x, t), params, x, t)
 
 
-def evaluations(config: ml_collections.ConfigDict, classes: int, schedule: Schedule) -> dict[str, int]:
+def evaluations(config: ml_collections.ConfigDict, options: Options, classes: int) -> dict[str, int]:
     """The most evaluations of the network that each stage makes for one query, a picture each.
 
     A picture in a step of learning counts as three: its gradient takes twice as long as its prediction.
 
     Args:
       config: the configuration.
+      options: its options.
       classes: how many classes are trained.
-      schedule: the forward process.
     """
     settings, num_steps = config.adapt, config.sampling.num_steps
-    levels = level_options(config)
+    levels = options.levels.values()
     adapting = settings.class_draws * classes
-    if any(level.pool != "query" for level in levels.values()):
+    if any(level.pool != "query" for level in levels):
         adapting += settings.pool_size * num_steps
-    for level in levels.values():
+    for level in levels:
         pictures = level.batch_size * (2 if level.prior_weight > 0 else 1)
         adapting += 3 * level.candidates * level.steps * pictures
-    guided = 2 * len(method_options(config))
+    guided = 2 * len(options.methods)
     sigmas = {config.evaluate.query_only_sigma, *config.evaluate.query_only_sigmas}
     # The teacher alone, Top-1 with the null model, Top-3 with it, and Query-only at each width.
     a_step = 1 + 2 + 4 + len(sigmas)
     return {
-        "discover": discovery_options(config, schedule).max_evaluations,
+        "discover": options.discovery.max_evaluations,
         "adapt": adapting,
         "evaluate": config.evaluate.samples * num_steps * (guided + a_step),
     }
 
 
-def pictures_at_once(config: ml_collections.ConfigDict, classes: int, schedule: Schedule) -> dict[str, int]:
+def pictures_at_once(config: ml_collections.ConfigDict, options: Options, classes: int) -> dict[str, int]:
     """How many pictures a device evaluates at once in each stage after training: what its memory grows with.
 
     Neither the number of queries, nor that of chains or samples, is among what they follow from.
 
     Args:
       config: the configuration.
+      options: its options.
       classes: how many classes are trained.
-      schedule: the forward process.
     """
-    options, batch = discovery_options(config, schedule), config.sampling.batch
-    learning = [level.batch_size * (2 if level.prior_weight > 0 else 1) for level in level_options(config).values()]
+    discovery, batch = options.discovery, config.sampling.batch
+    learning = [level.batch_size * (2 if level.prior_weight > 0 else 1) for level in options.levels.values()]
     return {
-        "discover": min(options.lanes, max(options.chains, options.capacity)),
+        "discover": min(discovery.lanes, max(discovery.chains, discovery.capacity)),
         "adapt": max(config.adapt.chunk * max(learning, default=0), batch),
         # A guided sample is the null model's and that of each of its classes, of which Top-3 has most.
         "evaluate": min(batch, config.evaluate.samples) * (4 if classes >= 3 else 2),
@@ -255,32 +255,32 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
         raise UserError(f"--device_count is {devices}: use a whole number from 1 on.")
     if config.network.kind != "unet":
         raise UserError(f"--dry_run tells what a U-Net costs, and config.network.kind is {config.network.kind!r}.")
-    scheduler = scheduler_of(config)
+    options, scheduler = read(config), scheduler_of(config)
     schedule = scheduler.schedule()
     network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
-    model = backbone.unet(network, schedule, scheduler.prediction_type)
-    options = pretrain_options(config)
-    check_counts(config, schedule)
-    step = training(network, model, options, schedule, devices)
-    found = discovery_options(config, schedule)
-    lanes = found.lanes
+    with about("config.network."):
+        model = backbone.unet(network, schedule, scheduler.prediction_type)
+    check_timesteps(config, schedule)
+    learning, lanes = options.training, options.discovery.lanes
+    assert learning is not None  # there is a network to train
+    step = training(network, model, learning, schedule, devices)
     single, evaluated = evaluation(network, model, lanes)
     classes = 0 if network.num_class_embeds is None else network.num_class_embeds - 1
-    counts = evaluations(config, classes, schedule)
+    counts = evaluations(config, options, classes)
     queries = config.evaluate.num_queries
     # For a derivative, a picture is taken to need as much as in a training step; for a sample, as in an evaluation.
-    derivative = step.temporaries / -(-options.batch_size // (devices * options.accumulate))
-    at_once = pictures_at_once(config, classes, schedule)
+    derivative = step.temporaries / -(-learning.batch_size // (devices * learning.accumulate))
+    at_once = pictures_at_once(config, options, classes)
     of_each = {"discover": derivative, "adapt": derivative, "evaluate": temporaries(evaluated) / lanes}
     later = {stage: 4 * step.parameters + of_each[stage] * pictures for stage, pictures in at_once.items()}
     picture = 4 * network.sample_size**2 * network.in_channels
-    later["discover"] += _PICTURES_A_CHAIN * picture * found.chains
+    later["discover"] += _PICTURES_A_CHAIN * picture * options.discovery.chains
     trained = step.kept + step.temporaries
     peak = max(trained, *later.values())
     lines = [
         f"network: {step.parameters:,} parameters in float32, activations in {network.dtype}",
-        f"training: {options.steps:,} steps of {options.batch_size} pictures in {options.accumulate} micro-batch(es), "
-        f"{step.flops / 1e12:.3g} TFLOP a step",
+        f"training: {learning.steps:,} steps of {learning.batch_size} pictures in {learning.accumulate} micro-"
+        f"batch(es), {step.flops / 1e12:.3g} TFLOP a step",
         f"memory of each of {devices} device(s), compiled for {jax.default_backend()}: {step.kept / 1e9:.2f} GB kept, "
         f"{step.temporaries / 1e9:.2f} GB temporary, {trained / 1e9:.2f} GB at the peak; later, about "
         + ", ".join(f"{later[stage] / 1e9:.2f} GB to {stage} ({at_once[stage]} pictures at once)" for stage in at_once),
@@ -293,7 +293,7 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
         seconds = step.seconds(chip, network.dtype)
         query = sum(counts.values()) * chip.seconds(single, network.dtype) / lanes
         lines.append(
-            f"{name:>10} {1 / seconds:>9.3g} {options.steps * seconds / 3600:>11.3g} {query:>10.3g} "
+            f"{name:>10} {1 / seconds:>9.3g} {learning.steps * seconds / 3600:>11.3g} {query:>10.3g} "
             f"{query * queries / devices / 3600:>20.3g}  {'yes' if peak <= chip.memory else 'no'}"
         )
     return "\n".join(lines)

@@ -1,4 +1,13 @@
-"""The errors that a person can mend, as opposed to the ones that only an engineer can."""
+"""The errors that a person can mend, as opposed to the ones that only an engineer can.
+
+Options know their fields and not where these stand: what they refuse is a `ValueError` whose sentence begins with the
+field, and whoever has read them says from where (`about`).
+"""
+
+import contextlib
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 
 class UserError(Exception):
@@ -7,3 +16,47 @@ class UserError(Exception):
     The message is one sentence: what is wrong, where, and what to do. `cdisc.main` prints it
     without a traceback and exits with code 2.
     """
+
+
+@contextlib.contextmanager
+def about(place: str) -> Iterator[None]:
+    """Makes a `ValueError` the `UserError` whose sentence begins with `place`."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{place}{error}") from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that names the nearest known name."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def require_known(name: str, value: Any, known: Sequence[Any]) -> None:
+    """Refuses a value that is not one of `known`.
+
+    Args:
+      name: the option that has the value, for the message.
+      value: what was given.
+      known: what there is.
+
+    Raises:
+      ValueError: naming the option, the value, and the nearest known value or all of them.
+    """
+    if value not in known:
+        names = [str(choice) for choice in known]
+        hint = nearest(str(value), names) or f": use one of {', '.join(names)}."
+        raise ValueError(f"{name} has {value!r}, which cdisc does not know{hint}")
+
+
+def require_positive(**values: int | Sequence[int] | None) -> None:
+    """Refuses counts below 1; None is no count.
+
+    Raises:
+      ValueError: naming the option and its value.
+    """
+    for name, value in values.items():
+        counts = (value,) if isinstance(value, int) else value or ()
+        if any(count < 1 for count in counts):
+            raise ValueError(f"{name} is {value}: use whole numbers from 1 on.")

@@ -1,13 +1,19 @@
-"""The command: `python -m cdisc.main --config=configs/colormnist.py:small --workdir=DIR`.
+"""Discovers the concepts of pictures, composes and learns what they teach, and shows how good that is.
+
+    python -m cdisc.main --config=configs/colormnist.py:small --workdir=runs/digits
+    python -m cdisc.main --config=configs/colormnist.py:small --workdir=runs/mine --query=PICTURE
+    python -m cdisc.main --config=configs/avatars.py:large --config.pretrain.batch_size=64 --dry_run
+
+--config.FIELD=VALUE changes any field of the configuration, whose file says what each of them is for.
 
 It exits with 0 when all is done, with 2 and one sentence when the person can mend what is wrong or has stopped it with
 Ctrl-C, with 143 when SIGTERM has (`cdisc.signals`), and with 75 when it is one of several processes and another one has
 died (`cdisc.hosts`).
 """
 
-import errno
 import itertools
 import pathlib
+import re
 import sys
 
 from absl import app, flags
@@ -31,10 +37,6 @@ _CONNECT_SECONDS = flags.DEFINE_integer("connect_seconds", 300, "How long to wai
 _DEVICE_COUNT = flags.DEFINE_integer("device_count", 1, "How many devices a dry run reckons with.")
 
 
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-_NETWORK = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
-
-
 def main(argv: list[str]) -> int:
     """Runs the stages; returns the exit code."""
     code = _run(argv)
@@ -56,7 +58,7 @@ def _run(argv: list[str]) -> int:
         if _CONFIG.value is None or (_WORKDIR.value is None and not _DRY_RUN.value):
             raise UserError("give --config=FILE and --workdir=DIR.")
         runtime.configure()
-        if _DRY_RUN.value or _WORKDIR.value is None:
+        if _DRY_RUN.value:
             from cdisc import cost
 
             console.say(cost.report(_CONFIG.value, _DEVICE_COUNT.value))
@@ -79,12 +81,12 @@ def _run(argv: list[str]) -> int:
         console.fail(str(error))
         return 2
     except OSError as error:
-        if error.errno not in _STORAGE + _NETWORK and not _lost(error):
+        from cdisc import checkpoints
+
+        sentence = checkpoints.complaint(error, _folder(_WORKDIR))
+        if sentence is None:
             raise
-        console.fail(
-            f"{error}: make room, bring the folder back or choose another --workdir, then run again; what was finished "
-            "there is kept."
-        )
+        console.fail(sentence)
         return 2
     except signals.Stopped as stopped:
         console.fail(str(stopped))
@@ -103,14 +105,6 @@ def _folder(flag: flags.FlagHolder[str | None]) -> pathlib.Path | None:
     return pathlib.Path(flag.value).expanduser()  # no shell does so after a "="
 
 
-def _lost(error: OSError) -> bool:
-    """Whether the workdir lacks a file, as when it is removed while it is used; elsewhere that is a mistake in code."""
-    workdir = _folder(_WORKDIR)
-    if error.errno != errno.ENOENT or not isinstance(error.filename, str) or workdir is None:
-        return False
-    return pathlib.Path(error.filename).absolute().is_relative_to(workdir.absolute())
-
-
 def _parse(argv: list[str]) -> list[str]:
     """Parses the flags, with a sentence instead of a traceback for what cannot be parsed."""
     for argument, following in itertools.pairwise([*argv, ""]):
@@ -122,14 +116,25 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:
-        # ml_collections wraps its KeyError, whose text would be quoted, in an AttributeError.
-        inner = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
-        console.fail(f"the configuration has no field {' '.join(str(inner).split())}")
+        console.fail(_no_field(error, argv))
     except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
         # Where the config file raised, the message is a traceback, whose last line is the sentence.
         lines = str(error).strip().splitlines() if "Traceback" in str(error) else [" ".join(str(error).split())]
         console.fail(lines[-1].removeprefix("ValueError: "))
     sys.exit(2)
+
+
+def _no_field(error: AttributeError | KeyError, argv: list[str]) -> str:
+    """The sentence for a field that the configuration has not, of which ml_collections says its own name alone."""
+    # It wraps its KeyError, whose text would be quoted, in an AttributeError.
+    inner = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
+    said = " ".join(str(inner).split())
+    found = re.search(r"""(\w+)\W*(?:does not exist.*|Did you mean "(\w+)".*)?$""", said)
+    assert found is not None
+    paths = [argument.lstrip("-").partition("=")[0].split(".") for argument in argv]
+    path = next((path for path in paths if found[1] in path), [found[1]])
+    name = ".".join(path[: path.index(found[1]) + 1])
+    return f"{name} does not exist" + (f"; did you mean {found[2]!r}?" if found[2] else ".")
 
 
 if __name__ == "__main__":

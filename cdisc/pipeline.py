@@ -1,4 +1,4 @@
-"""The order of the stages: pretrain, discover, adapt, evaluate, report. Nothing else knows it.
+"""The stages in their order: pretrain, discover, adapt, evaluate, report. Nothing else knows what is handed on.
 
 A stage is a function of the run and of what earlier stages left. It writes each finished piece to the workdir at once
 and takes it from there the next time, so a run that was stopped, however, goes on where it was.
@@ -6,7 +6,6 @@ and takes it from there the next time, so a run that was stopped, however, goes 
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import platform
@@ -17,16 +16,17 @@ from collections.abc import Iterator, Sequence
 import jax
 import ml_collections
 
-from cdisc import checkpoints, console, hosts, signals
 from cdisc import config as config_lib
-from cdisc.errors import UserError
+from cdisc import console, hosts, runtime, signals
+from cdisc.errors import UserError, nearest
 from cdisc.run import STAGES, Run, opened
 from cdisc.stages.adapt import adapt
 from cdisc.stages.discover import discover, follow
-from cdisc.stages.evaluate import evaluate, versions
+from cdisc.stages.evaluate import evaluate
 from cdisc.stages.export import export
 from cdisc.stages.pretrain import pretrain
 from cdisc.stages.report import report
+from cdisc.stages.saved import note_seconds
 
 _SMALLER = {
     "pretrain": "raise config.pretrain.accumulate or set config.network.remat=True",
@@ -60,7 +60,7 @@ def run(
     """
     for stage in stages:
         if stage not in STAGES:
-            raise UserError(f"there is no stage {stage!r}{config_lib.nearest(stage, STAGES)}: use {', '.join(STAGES)}.")
+            raise UserError(f"there is no stage {stage!r}{nearest(stage, STAGES)}: use {', '.join(STAGES)}.")
     if export_to is not None and config.network.kind == "exact":
         raise UserError("--export writes a network, and config.network.kind is 'exact': leave it out.")
     hosts.require_alike(
@@ -68,7 +68,7 @@ def run(
         stages=",".join(stages),
         workdir=workdir,
         devices=jax.local_device_count(),
-        **versions(),
+        **runtime.versions(),
     )
     with opened(config, workdir, query_paths) as this:
         console.say(
@@ -81,7 +81,7 @@ def run(
 
 def machine() -> str:
     """What a run runs on: cdisc's version, devices, hosts, memory, and the versions of what it rests on."""
-    found = versions()
+    found = runtime.versions()
     devices = jax.local_devices()
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
     on_devices = f"{sum(limits) / 2**30:.1f} GiB on devices, " if any(limits) else ""
@@ -138,15 +138,6 @@ def clock(this: Run, stage: str, stages: Sequence[str]) -> Iterator[bool]:
     finally:
         seconds = time.monotonic() - start
         if stage in stages and hosts.first():
-            _note(this.path("seconds.json"), stage, seconds, finished=sys.exception() is None)
+            note_seconds(this.path("seconds.json"), stage, seconds, finished=sys.exception() is None)
     if stage in stages:
         console.say(f"{stage}: {seconds:.1f} s")
-
-
-def _note(path: pathlib.Path, stage: str, seconds: float, finished: bool) -> None:
-    """Adds up the times of a stage that was stopped; one that only restored its results keeps what they took."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    before = known.get(stage, {"seconds": 0.0, "finished": False})
-    if not before["finished"]:
-        known[stage] = {"seconds": before["seconds"] + seconds, "finished": finished}
-        checkpoints.write_text(path, json.dumps(known))

@@ -1,10 +1,11 @@
-"""The environment of JAX, set before it is first used: XLA's options and the compilation cache."""
+"""The environment of JAX, set before it is first used: XLA's options and the compilation cache; and versions."""
 
 import importlib.metadata
 import importlib.util
 import os
 import pathlib
 
+import cdisc
 from cdisc import console
 
 # Halves the time of a convolution's training step on a CPU. XLA refuses flags that it does not know, so it is given
@@ -30,6 +31,15 @@ def configure() -> None:
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("xla")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def versions() -> dict[str, str]:
+    """The software and the device of this process."""
+    import jax  # which reads its environment when it is first used
+
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"cdisc": cdisc.__version__, **found, "device": jax.devices()[0].device_kind}
 
 
 def cache_folder(name: str) -> pathlib.Path:

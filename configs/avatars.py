@@ -54,6 +54,7 @@ def get_config(variant: str = "large") -> ml_collections.ConfigDict:
     )
     c.network.update(sample_size=64, num_class_embeds=73)
     c.pretrain.update(from_scratch=True, bundle="")
+    c.evaluate.judge.bundle = ""
     if variant == "small":
         c.data.update(size=32, train=200, query=24, reference=150)
         c.network.update(sample_size=32, block_out_channels=(64, 80, 80))
@@ -72,6 +73,7 @@ def get_config(variant: str = "large") -> ml_collections.ConfigDict:
         # teacher beside them.
         c.adapt.levels.embedding.update(candidates=1, steps=30)
         c.adapt.levels.lora.steps = 60
+        c.evaluate.judge.bundle = "avatars_small_judge"
         c.evaluate.query_only_sigmas = (0.1, 0.3, 0.4)
         c.evaluate.methods.lora_poe = c.evaluate.methods.lora.copy_and_resolve_references()
         c.evaluate.methods.lora_poe.update(guidance=1.5, teacher_weight=0.4, teacher_sigma_min=0.8)

@@ -63,6 +63,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
         }
     )
     c.pretrain.update(from_scratch=True, bundle="")
+    c.evaluate.judge.bundle = ""
     if variant == "avatars":
         c.data.update(stand_in=600, size=32, attributes=("Black_Hair", "No_Beard", "Smiling", "Male"))
         c.data.sizes.update(seen=6, held_out=3, train=20, validation=5, query=3, judge=200)

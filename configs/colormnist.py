@@ -140,7 +140,12 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
         tau_k=1e-3,  # temperature of Top-3's weights
         query_only_sigma=1.0,
         query_only_sigmas=(0.05, 0.1, 0.2, 0.4),  # of which the best is reported
-        judge=_section(seed=0, pictures=20_000, steps=3000),  # trained on real pictures alone
+        judge=_section(  # trained on real pictures alone
+            seed=0,
+            pictures=20_000,
+            steps=3000,
+            bundle="",  # the name of a bundled one, used where it was trained like this and on these data
+        ),
         methods=_section(
             embedding=_method(level="embedding", guidance=2.0),
             lora=_method(level="lora", guidance=0.8),
@@ -179,7 +184,7 @@ def _level(**fields) -> ml_collections.ConfigDict:
 
 
 def _method(**fields) -> ml_collections.ConfigDict:
-    """A way to sample a level of adaptation (`cdisc.run.MethodOptions`)."""
+    """A way to sample a level of adaptation (`cdisc.options.MethodOptions`)."""
     return _section(**({"guidance": 2.0, "teacher_weight": 0.0, "teacher_sigma_min": 0.0} | fields))
 
 
@@ -260,6 +265,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
         class_guidance=3.0,  # the trained classes' samples carry their class in 99% at 2 and 91% at 1
         query_only_sigmas=(0.1, 0.3),
     )
+    c.evaluate.judge.bundle = "colormnist_small_judge"
     c.evaluate.methods = _section(
         embedding=_method(level="embedding", guidance=2.0),
         lora=_method(level="lora", guidance=2.0),
@@ -328,4 +334,4 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
     for level in c.adapt.levels.values():
         level.update(steps=3, batch_size=4)
     c.evaluate.update(num_queries=2, samples=8, references=8)
-    c.evaluate.judge.update(pictures=500, steps=30)
+    c.evaluate.judge.update(pictures=500, steps=30, bundle="")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import config_of
 
+from cdisc import options as options_lib
 from cdisc import parallel
 from cdisc.diffusion import exact
 from cdisc.diffusion.schedule import linear_beta
@@ -36,6 +37,7 @@ def _apply(params, x, t, embeddings):
 
 RUN = Run(
     config=ml_collections.ConfigDict(),
+    options=None,
     workdir=pathlib.Path(),
     dataset=None,
     scheduler=interop.SchedulerConfig(),
@@ -57,7 +59,8 @@ KEYS = parallel.stack_keys([jax.random.key(0), jax.random.key(1)])
 def _fit(**changes):
     settings = {"pool": "query", "start": "top1", "candidates": 2, "steps": 4, "batch_size": 4}
     options = adapt.AdaptOptions(**(settings | {"embedding_learning_rate": 0.0} | changes))
-    return stage.fit_level(RUN, TABLE, parallel.stack(LESSONS), None, KEYS, "embedding", options)
+    compiled = stage.compiled_level(RUN, options)
+    return stage.fit_level(compiled, TABLE, parallel.stack(LESSONS), None, KEYS, "embedding", options)
 
 
 def test_each_query_keeps_the_fit_with_the_smaller_loss():
@@ -73,13 +76,13 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step():
 
 def test_samples_do_not_depend_on_their_batches_nor_do_programs_on_how_many_there_are(monkeypatch):
     # Catches: noise drawn for each batch by itself, padding left in, recipes mixed up, all samples in one batch.
-    sample, compiled = stage.ddim, []
+    sample, compiled = run_lib.ddim, []
 
     def recorded(eps_fn, schedule, x, **options):
         compiled.append(x.shape[0])
         return sample(eps_fn, schedule, x, **options)
 
-    monkeypatch.setattr(stage, "ddim", recorded)
+    monkeypatch.setattr(run_lib, "ddim", recorded)
     config = ml_collections.ConfigDict({"sampling": {"num_steps": 3, "clip": None, "batch": 4}})
     dataset = types.SimpleNamespace(shape=(2,))
     run = dataclasses.replace(RUN, config=config, dataset=dataset, backbone=backbones.mixture(SCHEDULE))
@@ -106,7 +109,8 @@ def test_the_samples_that_are_learnt_from_have_a_guidance_of_their_own(monkeypat
     config.adapt.levels.taught.embedding_learning_rate = 0.0
     query = Query("picture", np.asarray(LESSONS[0].query), None, "a test")
     dataset = types.SimpleNamespace(shape=query.image.shape)
-    run = dataclasses.replace(RUN, config=config, workdir=tmp_path, dataset=dataset, queries=(query,))
+    known = {"config": config, "options": options_lib.read(config)}
+    run = dataclasses.replace(RUN, **known, workdir=tmp_path, dataset=dataset, queries=(query,))
     image = jnp.asarray(query.image)
     teacher = poe.Teacher(mean=image, variance=jnp.ones_like(image), weights=jnp.ones((1, *image.shape)))
     drawn = []

@@ -11,7 +11,6 @@ import tiny
 from cdisc.diffusion import exact
 from cdisc.diffusion.parameterization import eps_from_v
 from cdisc.diffusion.schedule import linear_beta
-from cdisc.errors import UserError
 from cdisc.networks import backbone, denoiser, unet
 
 SCHEDULE = linear_beta(1000)
@@ -88,13 +87,13 @@ def test_a_predicted_picture_is_turned_into_eps(params, raw):
 
 
 def test_an_unknown_prediction_type_is_named():
-    with pytest.raises(UserError, match=r"prediction_type has 'noise'.*epsilon, v_prediction, sample"):
+    with pytest.raises(ValueError, match=r"prediction_type has 'noise'.*epsilon, v_prediction, sample"):
         backbone.unet(tiny.NETWORK, SCHEDULE, "noise")
 
 
 def test_a_network_without_a_first_timestep_is_refused():
     fourier = dataclasses.replace(tiny.NETWORK, time_embedding_type="fourier")
-    with pytest.raises(UserError, match="time_embedding_type is 'fourier'"):
+    with pytest.raises(ValueError, match="time_embedding_type is 'fourier'"):
         backbone.unet(fourier, SCHEDULE)
 
 

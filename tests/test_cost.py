@@ -13,6 +13,7 @@ from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
 from cdisc.learning import pretrain
 from cdisc.networks import backbone, denoiser
+from cdisc.options import read
 
 SCHEDULE = linear_beta(1000)
 OPTIONS = pretrain.PretrainOptions(
@@ -120,7 +121,7 @@ def test_the_evaluations_of_a_query_are_those_counted_by_hand():
         # Two guided levels, the teacher, Top-1, Top-3 and Query-only at three widths: 8 samples of 4 steps.
         "evaluate": 8 * 4 * (2 * 2 + 1 + 2 + 4 + 3),
     }
-    assert cost.evaluations(config, 120, SCHEDULE) == expected
+    assert cost.evaluations(config, read(config), 120) == expected
 
 
 def test_the_pictures_at_once_follow_from_sizes_and_not_from_how_many_there_are():
@@ -128,17 +129,17 @@ def test_the_pictures_at_once_follow_from_sizes_and_not_from_how_many_there_are(
     # 8 lanes; a batch of pairs of class and draw, more than the batches of 4 of two queries side by side; 8 samples of
     # the null model and Top-3's classes.
     expected = {"discover": 8, "adapt": 64, "evaluate": 4 * 8}
-    assert cost.pictures_at_once(config, 120, SCHEDULE) == expected
+    assert cost.pictures_at_once(config, read(config), 120) == expected
     config.sampling.batch = 8
     expected = {"discover": 8, "adapt": 8, "evaluate": 4 * 8}
     config.evaluate.update(num_queries=4000, samples=1000)
     config.discover.starts_per_t = 500
     config.adapt.pool_size = 1000
-    assert cost.pictures_at_once(config, 120, SCHEDULE) == expected
+    assert cost.pictures_at_once(config, read(config), 120) == expected
     config.sampling.batch = 3
     config.adapt.levels.lora.prior_weight = 1.0
-    assert cost.pictures_at_once(config, 120, SCHEDULE) == {"discover": 8, "adapt": 2 * 4 * 2, "evaluate": 4 * 3}
-    assert cost.pictures_at_once(config, 2, SCHEDULE)["evaluate"] == 2 * 3
+    assert cost.pictures_at_once(config, read(config), 120) == {"discover": 8, "adapt": 2 * 4 * 2, "evaluate": 4 * 3}
+    assert cost.pictures_at_once(config, read(config), 2)["evaluate"] == 2 * 3
 
 
 def test_a_dry_run_computes_nothing(monkeypatch):

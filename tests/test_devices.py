@@ -29,7 +29,7 @@ config.evaluate.num_queries = 3
 this = run.prepare(config, pathlib.Path(sys.argv[1]), [])
 params = this.dataset.train
 found = list(discover.discover(this, params, True))
-recipes = [adapt.teacher_recipe(discovery.teacher, config.guidance) for discovery in found]
+recipes = [adapt.teacher_recipe(discovery.teacher, this.options.guidance) for discovery in found]
 samples = adapt.draw(this, params, recipes, [this.key("evaluate", query) for query in this.queries], 7)
 leaves = jax.tree_util.tree_leaves_with_path(found)
 np.savez(

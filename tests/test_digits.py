@@ -145,7 +145,7 @@ def test_unknown_sources_and_missing_roots_are_refused():
         digits.load("mnist")
     for source in ("idx", "tfds"):
         for root in (None, ""):
-            with pytest.raises(errors.UserError, match=r"set data\.root"):
+            with pytest.raises(errors.UserError, match=r"set config\.data\.root"):
                 digits.load(source, root)
 
 

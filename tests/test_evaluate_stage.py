@@ -1,5 +1,6 @@
 """The evaluation of what was drawn: queries of one class, few samples, and a stop on the way."""
 
+import re
 import signal
 import types
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from commands import config_of
 
-from cdisc import run, signals
+from cdisc import checkpoints, run, signals
 from cdisc.evaluation import metrics, protocol
 from cdisc.report import results as results_lib
 from cdisc.stages import evaluate as stage
@@ -118,3 +119,30 @@ def test_a_stop_between_the_panels_of_the_page(prepared, monkeypatch):
     monkeypatch.setattr(signals, "_asked", signal.SIGTERM)
     with pytest.raises(signals.Stopped):
         next(report.panels(this, [NOTHING] * 21, drawn_of(this), {"queries": [{}] * 21}))
+
+
+def test_the_bundled_judge_is_used_where_it_fits(tmp_path, monkeypatch, capsys):
+    # Catches: a judge that comes and goes with the backbone, one of other data, one that is changed without a word.
+    config = config_of("colormnist.py", "small")
+    this = types.SimpleNamespace(config=config, dataset=types.SimpleNamespace(fingerprint="digits"))
+    monkeypatch.setattr(stage, "BUNDLED", tmp_path)
+    like = {"x": np.zeros(2, np.float32)}
+    checkpoints.save_npz(stage.judge_bundle(this), {"x": np.ones(2)}, stage.judge_about(this))
+    config.pretrain.update(from_scratch=True, bundle="")
+    np.testing.assert_array_equal(stage.bundled_judge(this, like)["x"], [1.0, 1.0])
+    this.dataset.fingerprint = "others"
+    assert stage.bundled_judge(this, like) is None
+    assert re.search(
+        "the judge colormnist_small_judge was trained otherwise .* not comparable", capsys.readouterr().err
+    )
+    config.evaluate.judge.bundle = ""
+    assert stage.bundled_judge(this, like) is None
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("file", ["colormnist.py", "avatars.py"])
+def test_the_judges_that_are_bundled_were_trained_as_their_configuration_says(file):
+    # Catches: a field that becomes part of what a judge is, and so leaves the bundled ones unused.
+    this = types.SimpleNamespace(config=config_of(file, "small"), dataset=types.SimpleNamespace(fingerprint=""))
+    with np.load(stage.judge_bundle(this), allow_pickle=False) as archive:
+        assert str(archive["about:config"]) == stage.judge_about(this)["config"]

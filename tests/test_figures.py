@@ -1,6 +1,5 @@
 """Figures: pixels that can be said beforehand, and charts measured by the colours in them."""
 
-import io
 import subprocess
 import sys
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
 
 from cdisc.report import figures
 
@@ -33,40 +31,6 @@ def plane() -> figures.Plane:
         held_out_means=np.array([[1.0, -1.0]]),
         held_out_variances=np.full((1, 2), 0.01),
     )
-
-
-def test_png_holds_the_pixels() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(figures.png(pixels)))), pixels)
-
-
-def test_to_uint8_rounds_clips_and_spreads_grey() -> None:
-    values = np.array([-2.0, -1.0, 0.0, 0.999, 1.0, 3.0]).reshape(1, 6, 1)
-    expected = np.array([0, 0, 128, 255, 255, 255])  # 127.5 rounds to even.
-    np.testing.assert_array_equal(figures.to_uint8(values), np.repeat(expected.reshape(1, 6, 1), 3, axis=-1))
-    every_byte = np.arange(256).reshape(16, 16, 1)
-    np.testing.assert_array_equal(figures.to_uint8(every_byte / 127.5 - 1.0)[..., 0], every_byte[..., 0])
-
-
-@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 2), (4, 4, 4)])
-def test_to_uint8_refuses_what_is_not_a_picture(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="a picture has shape"):
-        figures.to_uint8(np.zeros(shape))
-
-
-def test_grid_lays_pictures_row_by_row_with_transparent_gaps() -> None:
-    pictures = np.linspace(-1.0, 1.0, 3).reshape(3, 1, 1, 1) * np.ones((3, 2, 3, 3))
-    out = figures.grid(pictures, columns=2, gap=1)
-    assert out.shape == (5, 7, 4)
-    np.testing.assert_array_equal(out[:2, :3], np.broadcast_to([0, 0, 0, 255], (2, 3, 4)))
-    np.testing.assert_array_equal(out[:2, 4:], np.broadcast_to([128, 128, 128, 255], (2, 3, 4)))
-    np.testing.assert_array_equal(out[3:, :3], np.broadcast_to([255, 255, 255, 255], (2, 3, 4)))
-    assert not out[2].any() and not out[:, 3].any() and not out[3:, 4:].any()
-
-
-def test_grid_is_square_and_its_gap_grows_with_the_picture_unless_told() -> None:
-    assert figures.grid(np.zeros((5, 32, 32, 3))).shape == (2 * 32 + 2, 3 * 32 + 2 * 2, 4)
-    assert figures.grid(np.zeros((4, 8, 8, 1)), gap=0).shape == (16, 16, 4)
 
 
 def test_heat_runs_from_low_to_high_and_clips() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cdisc.data import pictures
 from cdisc.report import figures, html
 from cdisc.report import results as results_lib
 
@@ -162,11 +163,11 @@ def test_pictures_are_shown_pixel_for_pixel_and_scaled_by_a_whole_factor() -> No
     panel = _panel()
     reader = _Reader(html.render(_page(panel)))
     query = _image(reader, "the query cyan 3")
-    np.testing.assert_array_equal(_pixels(query), figures.to_uint8(panel.query))
+    np.testing.assert_array_equal(_pixels(query), pictures.to_uint8(panel.query))
     assert query["class"] == "pixels"
     assert (query["width"], query["height"]) == ("112", "112")
-    np.testing.assert_array_equal(_pixels(_image(reader, "mean of the product")), figures.to_uint8(panel.mean))
-    np.testing.assert_array_equal(_pixels(_image(reader, "concept 2")), figures.to_uint8(panel.prototypes[1].mean))
+    np.testing.assert_array_equal(_pixels(_image(reader, "mean of the product")), pictures.to_uint8(panel.mean))
+    np.testing.assert_array_equal(_pixels(_image(reader, "concept 2")), pictures.to_uint8(panel.prototypes[1].mean))
     np.testing.assert_array_equal(
         _pixels(_image(reader, "ownership of concept 1")), figures.ownership_map(panel.prototypes[0].ownership)
     )
@@ -187,7 +188,7 @@ def test_a_panel_shows_the_first_samples_and_says_how_many_there_are() -> None:
     panel = _panel()
     reader = _Reader(html.render(_page(panel, samples_shown=4)))
     sheet = _pixels(_image(reader, "samples of poe"))
-    np.testing.assert_array_equal(sheet, figures.grid(np.asarray(panel.samples["poe"])[:4]))
+    np.testing.assert_array_equal(sheet, pictures.grid(np.asarray(panel.samples["poe"])[:4]))
     assert "4 of 7 samples · joint 0.50 · recall 0.25 · distance 0.25" in reader.text
     assert "top1 3 samples" in reader.text
 

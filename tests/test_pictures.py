@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -180,3 +182,37 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
 def test_networks_see_one_or_three_channels(tmp_path):
     with pytest.raises(ValueError, match="1 or 3 channels"):
         pictures.read_query(save(tmp_path / "query.png", random_pixels()), (32, 32, 4))
+
+
+def test_png_holds_the_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(pictures.png(pixels)))), pixels)
+
+
+def test_to_uint8_rounds_clips_and_spreads_grey():
+    values = np.array([-2.0, -1.0, 0.0, 0.999, 1.0, 3.0]).reshape(1, 6, 1)
+    expected = np.array([0, 0, 128, 255, 255, 255])  # 127.5 rounds to even.
+    np.testing.assert_array_equal(pictures.to_uint8(values), np.repeat(expected.reshape(1, 6, 1), 3, axis=-1))
+    every_byte = np.arange(256).reshape(16, 16, 1)
+    np.testing.assert_array_equal(pictures.to_uint8(every_byte / 127.5 - 1.0)[..., 0], every_byte[..., 0])
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 2), (4, 4, 4)])
+def test_to_uint8_refuses_what_is_not_a_picture(shape):
+    with pytest.raises(ValueError, match="a picture has shape"):
+        pictures.to_uint8(np.zeros(shape))
+
+
+def test_grid_lays_pictures_row_by_row_with_transparent_gaps():
+    shades = np.linspace(-1.0, 1.0, 3).reshape(3, 1, 1, 1) * np.ones((3, 2, 3, 3))
+    out = pictures.grid(shades, columns=2, gap=1)
+    assert out.shape == (5, 7, 4)
+    np.testing.assert_array_equal(out[:2, :3], np.broadcast_to([0, 0, 0, 255], (2, 3, 4)))
+    np.testing.assert_array_equal(out[:2, 4:], np.broadcast_to([128, 128, 128, 255], (2, 3, 4)))
+    np.testing.assert_array_equal(out[3:, :3], np.broadcast_to([255, 255, 255, 255], (2, 3, 4)))
+    assert not out[2].any() and not out[:, 3].any() and not out[3:, 4:].any()
+
+
+def test_grid_is_square_and_its_gap_grows_with_the_picture_unless_told():
+    assert pictures.grid(np.zeros((5, 32, 32, 3))).shape == (2 * 32 + 2, 3 * 32 + 2 * 2, 4)
+    assert pictures.grid(np.zeros((4, 8, 8, 1)), gap=0).shape == (16, 16, 4)

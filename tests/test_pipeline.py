@@ -18,7 +18,7 @@ import cdisc
 from cdisc import checkpoints, pipeline, signals
 from cdisc.errors import UserError
 from cdisc.report import results as results_lib
-from cdisc.run import read_seconds, saved_by_query
+from cdisc.stages.saved import read_seconds, saved_by_query
 
 PLANAR_OVERRIDES = {
     "discover.timesteps": (100, 300),

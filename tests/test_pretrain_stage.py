@@ -14,12 +14,12 @@ import pytest
 import toy_run
 from commands import ROOT, config_of
 
-from cdisc import checkpoints
+from cdisc import checkpoints, options
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
 from cdisc.networks import backbone as backbones
 from cdisc.networks import interop
-from cdisc.run import Run, check_counts, discovery_options, level_options, pretrain_options
+from cdisc.run import Run
 from cdisc.stages import pretrain as stage
 
 SCHEDULE = linear_beta(1000)
@@ -36,6 +36,7 @@ def pictures_of(trained):
     """What is drawn of so many trained classes, as (rows, columns, 3); the embeddings run from -1 to 1."""
     run = Run(
         config=ml_collections.ConfigDict({"pretrain": {"seed": 0}, "sampling": {"num_steps": 3, "clip": 1.0}}),
+        options=None,
         workdir=pathlib.Path(),
         dataset=types.SimpleNamespace(split=types.SimpleNamespace(trained=range(trained)), shape=(1, 1, 3)),
         scheduler=interop.SchedulerConfig(),
@@ -71,8 +72,8 @@ def test_intervals_that_cannot_be_used(field, value):
     del config.pretrain[field]
     if value is not None:
         config.pretrain[field] = value
-    with pytest.raises(UserError, match=rf"config\.pretrain\.{field} is {value}: use a whole number"):
-        pretrain_options(config)
+    with pytest.raises(UserError, match=rf"^config\.pretrain\.{field} is {value}: use a whole number"):
+        options.read(config)
 
 
 def trained(workdir, fingerprint="faces", **changes):
@@ -124,8 +125,8 @@ def test_a_slow_process_goes_the_way_of_the_first(one_number, tmp_path, monkeypa
 def test_a_result_that_does_not_exist():
     config = config_of("colormnist.py", "tiny")
     config.pretrain.result = "bset"
-    with pytest.raises(UserError, match=r"config\.pretrain\.result has 'bset', .*; did you mean 'best'\?"):
-        pretrain_options(config)
+    with pytest.raises(UserError, match=r"^config\.pretrain\.result has 'bset', .*; did you mean 'best'\?"):
+        options.read(config)
 
 
 @pytest.mark.parametrize("file", ["avatars.py", "celeba.py", "colormnist.py", "mixture.py", "pretrained.py"])
@@ -134,11 +135,11 @@ def test_every_configuration_can_be_used(file):
     variants = runpy.run_path(str(ROOT / "configs" / file)).get("VARIANTS")
     for variant in [()] if variants is None else [(variant,) for variant in variants]:
         config = config_of(file, *variant)
-        check_counts(config, SCHEDULE)
-        assert set(level_options(config)) == set(config.adapt.levels)
-        discovery_options(config, SCHEDULE)
+        found = options.read(config)
+        options.check_timesteps(config, SCHEDULE)
+        assert set(found.levels) == set(config.adapt.levels)
         if config.network.kind == "unet":
-            assert pretrain_options(config).steps == config.pretrain.steps
+            assert found.training.steps == config.pretrain.steps
 
 
 def test_the_validation_loss_is_that_of_every_class_on_its_own_picture():

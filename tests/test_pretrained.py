@@ -14,12 +14,11 @@ import tiny
 from commands import ROOT, arrays_of, config_of, marked, run_command
 from PIL import Image
 
-from cdisc import pipeline
-from cdisc.diffusion import schedule
+from cdisc import options, pipeline
 from cdisc.errors import UserError
 from cdisc.networks import denoiser, interop
 from cdisc.report import results as results_lib
-from cdisc.run import discovery_options, prepare
+from cdisc.run import prepare
 from cdisc.stages import pretrain
 
 UNCONDITIONAL = dataclasses.replace(
@@ -218,7 +217,7 @@ def test_a_level_that_needs_classes_or_pictures_is_refused(folder, picture, tmp_
 
 
 def test_the_evaluations_that_its_file_promises():
-    found = discovery_options(config_of("pretrained.py"), schedule.linear_beta()).max_evaluations
+    found = options.read(config_of("pretrained.py")).discovery.max_evaluations
     assert f"at most {found:,} evaluations" in (ROOT / "configs" / "pretrained.py").read_text(encoding="utf-8")
 
 

@@ -7,6 +7,7 @@ import pytest
 from commands import config_of
 
 from cdisc import run
+from cdisc.errors import UserError
 
 
 @pytest.fixture
@@ -47,3 +48,11 @@ def test_every_composition_is_asked_for_once(asked, tmp_path, count):
     for i, query in enumerate(this.queries):
         np.testing.assert_array_equal(query.image, this.dataset.queries(chosen[i], 3)[i // 4])
         assert query.name.endswith(f" ({i // 4 + 1})") == (i >= 4)
+
+
+def test_a_network_that_cannot_be_sampled(tmp_path):
+    # Catches: a traceback, and an option without its section.
+    config = config_of("colormnist.py", "tiny")
+    config.network.time_embedding_type = "fourier"
+    with pytest.raises(UserError, match=r"^config\.network\.time_embedding_type is 'fourier', which takes"):
+        run.prepare(config, tmp_path, [])

@@ -11,7 +11,6 @@ import pytest
 import tiny
 from jax.extend.core import jaxprs_in_params
 
-from cdisc.errors import UserError
 from cdisc.networks import blocks, denoiser, unet
 
 # The network of the tests with every other choice made the other way.
@@ -408,7 +407,7 @@ def test_halve_averages_and_double_repeats():
     ],
 )
 def test_a_network_that_cannot_be_is_refused_before_anything_is_computed(options, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         unet.UNetConfig(**options)
 
 

@@ -20,8 +20,8 @@ from cdisc import hosts, main, parallel, pipeline, signals
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.learning import pretrain as pretrain_lib
 from cdisc.networks.backbone import Backbone
-from cdisc.run import saved_by_query
 from cdisc.stages import pretrain
+from cdisc.stages.saved import saved_by_query
 
 STEPS, QUERIES = 40, 5
 _CALL = flags.DEFINE_integer("call", 0, "At which step.")
@@ -48,6 +48,7 @@ def run(workdir: pathlib.Path, result: str = "last") -> tuple[list[np.ndarray], 
     config["result"] = result
     this = types.SimpleNamespace(
         config=ml_collections.ConfigDict({"pretrain": config, "sampling": {"batch": 64}}),
+        options=types.SimpleNamespace(training=options),
         path=workdir.joinpath,
         key=lambda stage: jax.random.key(0),
         queries=range(QUERIES),

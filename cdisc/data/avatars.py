@@ -189,8 +189,8 @@ def load(config: Any) -> Dataset:
     counts = tuple(int(config[part]) for part in PARTS)
     if min(counts) < 1 or config.size < 16:
         raise UserError(
-            f"data.size is {config.size} and the faces of a composition are {counts}: use 16 pixels or more, and at "
-            "least one face for each part."
+            f"config.data.size is {config.size} and the faces of a composition are {counts}: use 16 pixels or more, "
+            "and at least one face for each part."
         )
     everything = compositions.all_compositions(FACTORS)
     plan = [(c, part, i) for c in everything for part, n in zip(PARTS, counts, strict=True) for i in range(n)]

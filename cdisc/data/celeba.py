@@ -26,7 +26,7 @@ from cdisc import checkpoints, console, runtime, signals
 from cdisc import config as config_lib
 from cdisc.data import Dataset, cache, compositions, prepared, stand_in, stored
 from cdisc.data import manifest as manifest_lib
-from cdisc.errors import UserError
+from cdisc.errors import UserError, nearest
 
 _IMAGES = "img_align_celeba"
 _SPLITS = ("train", "validation", "test")
@@ -98,8 +98,8 @@ def _require(wanted: Sequence[str], names: Sequence[str], path: pathlib.Path) ->
     """Refuses attributes that a copy does not have."""
     for name in wanted:
         if name not in names:
-            hint = config_lib.nearest(name, names) or f": it has {', '.join(names)}"
-            raise UserError(f"data.attributes has {name!r}, which {path} has not{hint}")
+            hint = nearest(name, names) or f": it has {', '.join(names)}"
+            raise UserError(f"config.data.attributes has {name!r}, which {path} has not{hint}")
 
 
 def read_attributes(root: pathlib.Path, wanted: Sequence[str]) -> Attributes:
@@ -254,14 +254,16 @@ def decode(data: bytes, size: int) -> np.ndarray:
 def _root(config: Any) -> pathlib.Path:
     """The folder of the copy, or of the avatars that stand in for it."""
     if config.stand_in and config.root:
-        raise UserError("data.stand_in draws faces of its own and data.root names some: leave one of them out.")
+        raise UserError(
+            "config.data.stand_in draws faces of its own and config.data.root names some: leave one of them out."
+        )
     if config.stand_in:
         return stand_in.folder(config.stand_in, config.seed)
     if not config.root:
-        raise UserError(f"data.root names no folder. {_HELP}")
+        raise UserError(f"config.data.root names no folder. {_HELP}")
     root = pathlib.Path(config.root)
     if not root.is_dir():
-        raise UserError(f"the folder data.root={config.root!r} was looked for and is not there. {_HELP}")
+        raise UserError(f"the folder config.data.root={config.root!r} was looked for and is not there. {_HELP}")
     return root
 
 
@@ -273,7 +275,7 @@ def _benchmark(config: Any, known: Attributes, partition: np.ndarray) -> manifes
         return manifest_lib.choose(known.names, known.files, known.table, partition, sizes, config.seed)
     manifest = manifest_lib.read(frozen)
     if manifest.attributes != known.names:
-        raise UserError(f"{frozen} is about {', '.join(manifest.attributes)}: set data.attributes to these.")
+        raise UserError(f"{frozen} is about {', '.join(manifest.attributes)}: set config.data.attributes to these.")
     return manifest
 
 

@@ -145,13 +145,13 @@ def _palette(colours: Mapping[str, Any], field: str) -> dict[str, tuple[int, int
     for name, colour in sorted(colours.items()):
         rgb = tuple(colour)
         if len(rgb) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in rgb):
-            raise errors.UserError(f"data.{field}.{name} is {rgb}: write three whole numbers from 0 to 255.")
+            raise errors.UserError(f"config.data.{field}.{name} is {rgb}: write three whole numbers from 0 to 255.")
         for other, taken in palette.items():
             if taken == rgb:
-                raise errors.UserError(f"data.{field}.{name} is the same colour as {other}: give each its own.")
+                raise errors.UserError(f"config.data.{field}.{name} is the same colour as {other}: give each its own.")
         palette[name] = rgb
     if not palette:
-        raise errors.UserError(f"data.{field} names no colour: give at least one name with three numbers.")
+        raise errors.UserError(f"config.data.{field} names no colour: give at least one name with three numbers.")
     return palette
 
 

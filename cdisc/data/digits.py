@@ -61,7 +61,7 @@ def load(source: str, root: str | None = None) -> Digits:
             return Digits(images=arrays["images"], labels=arrays["labels"])
     if source in _READERS:
         if not root:
-            raise errors.UserError(f'the digit source "{source}" needs a folder: set data.root.')
+            raise errors.UserError(f'the digit source "{source}" needs a folder: set config.data.root.')
         halves = [
             _checked(*_READERS[source](pathlib.Path(root), half), f"{root} ({half})") for half in ("train", "test")
         ]
@@ -143,7 +143,7 @@ def _read_idx_array(path: pathlib.Path, rank: int) -> np.ndarray:
     """One IDX file of bytes: two zeros, the type 8, the rank, `rank` big-endian sizes, then the bytes."""
     zipped = path.with_name(path.name + ".gz")
     if not path.exists() and not zipped.exists():
-        raise errors.UserError(f"{path} does not exist, nor with .gz: put the four MNIST files into data.root.")
+        raise errors.UserError(f"{path} does not exist, nor with .gz: put the four MNIST files into config.data.root.")
     if not path.exists():
         path = zipped
     try:

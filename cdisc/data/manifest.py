@@ -61,9 +61,7 @@ class Sizes:
         """Refuses sizes that leave a class, or a part of it, empty."""
         for name, value in dataclasses.asdict(self).items():
             if value < (0 if name == "judge" else 1):
-                raise UserError(
-                    f"data.sizes.{name} is {value}: that leaves a class empty; use a whole number from 1 on."
-                )
+                raise ValueError(f"{name} is {value}: that leaves a class empty; use a whole number from 1 on.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +132,8 @@ def choose(
     if len(seen) < sizes.seen or len(held_out) < sizes.held_out:
         raise UserError(
             f"the attributes have {len(ranked)} combinations, which make {len(seen)} seen and {len(held_out)} held-out "
-            f"classes where {sizes.seen} and {sizes.held_out} are wanted: lower data.sizes or choose other attributes."
+            f"classes where {sizes.seen} and {sizes.held_out} are wanted: lower config.data.sizes or choose other "
+            "attributes."
         )
 
     def order(row: int) -> tuple[int, bytes]:
@@ -246,7 +245,7 @@ def read(path: pathlib.Path) -> Manifest:
         manifest = Manifest(names, classes, tuple(content["judge"]))
         written = content["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no manifest ({error}): give another data.manifest, or none.") from error
+        raise UserError(f"{path} is no manifest ({error}): give another config.data.manifest, or none.") from error
     if fingerprint(manifest) != written:
         raise UserError(f"{path} is not what was written: its fingerprint differs; fetch it anew.")
     return manifest

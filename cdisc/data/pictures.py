@@ -1,12 +1,17 @@
-"""Reading the one picture that a person brings: the query."""
+"""Pictures as files and pixels: the query that a person brings, and what a person is shown."""
 
+import io
+import math
 import pathlib
 import warnings
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps
 
 from cdisc import errors
+
+Pixels = NDArray[np.uint8]
 
 # A picture this much wider or higher than wanted would show stretched content.
 _MAX_STRETCH = 1.25
@@ -105,3 +110,42 @@ def _to_mode(picture: Image.Image, mode: str, path: pathlib.Path) -> tuple[Image
     else:
         notes = [] if is_grey else ["its colours were turned into grey"]
     return picture.convert(mode), notes
+
+
+def png(pixels: Pixels) -> bytes:
+    """The PNG file of an (H, W, 3) RGB or (H, W, 4) RGBA picture."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def to_uint8(picture: ArrayLike) -> Pixels:
+    """(..., H, W, C) in [-1, 1] to RGB bytes (..., H, W, 3), rounded and clipped; one channel becomes grey."""
+    values = np.asarray(picture, np.float64)
+    if values.ndim < 3 or values.shape[-1] not in (1, 3):
+        raise ValueError(f"a picture has shape (..., H, W, 1 or 3), not {values.shape}")
+    scaled = np.rint(np.clip((values + 1.0) * 127.5, 0.0, 255.0)).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(scaled, (*scaled.shape[:-1], 3)))
+
+
+def grid(pictures: ArrayLike, *, columns: int | None = None, gap: int | None = None) -> Pixels:
+    """Pictures (N, H, W, C) row by row in one RGBA picture, with transparent gaps.
+
+    Args:
+      pictures: (N, H, W, C) in [-1, 1], N at least 1.
+      columns: how many to a row; the least that make the grid at least as wide as high if None.
+      gap: transparent pixels between neighbours; a sixteenth of the height if None.
+    """
+    tiles = to_uint8(pictures)
+    n, height, width = tiles.shape[:3]
+    if columns is None:
+        columns = math.ceil(math.sqrt(n))
+    if gap is None:
+        gap = max(1, height // 16)
+    rows = math.ceil(n / columns)
+    out = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 4), np.uint8)
+    for index, tile in enumerate(tiles):
+        y, x = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        out[y : y + height, x : x + width, :3] = tile
+        out[y : y + height, x : x + width, 3] = 255
+    return out

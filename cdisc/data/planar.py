@@ -95,7 +95,7 @@ def load(config: Any) -> Dataset:
     levels = tuple(float(level) for level in config.levels)
     std = float(config.std)
     if not 0 < std < float("inf"):
-        raise errors.UserError(f"data.std is {config.std}: write a positive number.")
+        raise errors.UserError(f"config.data.std is {config.std}: write a positive number.")
     split = compositions.split(factors(levels, levels), tuple(config.held_out))
     compositions.assert_no_held_out(split, np.asarray(split.trained))
 

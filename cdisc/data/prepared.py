@@ -31,7 +31,9 @@ def opened(root: pathlib.Path, what: str, splits: str) -> Iterator[Any]:
         raise UserError(f"{root} needs a package that is missing ({error}): pip install 'cdisc[tfds]'.") from error
     # Asked before tfds is: it would look for a missing folder on the network.
     if not (root / INFO).is_file():
-        raise UserError(f"{root} has no {INFO}, so it is no prepared data set: set data.root to the version folder.")
+        raise UserError(
+            f"{root} has no {INFO}, so it is no prepared data set: set config.data.root to the version folder."
+        )
     try:
         yield tfds.builder_from_directory(str(root))
     except UserError:

@@ -11,7 +11,6 @@ from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery import gaussians as gaussians_lib
 from cdisc.discovery import modes, poe, selection, shares
-from cdisc.errors import UserError
 
 _Found = tuple[modes.ModePool, jax.Array]
 """The points found so far, and the evaluations that it took."""
@@ -92,25 +91,25 @@ class DiscoveryOptions:
             ("covariance", gaussians_lib.COVARIANCES),
         ):
             if getattr(self, field) not in allowed:
-                raise UserError(f"discover.{field} is {getattr(self, field)!r}: use one of {', '.join(allowed)}.")
+                raise ValueError(f"{field} is {getattr(self, field)!r}: use one of {', '.join(allowed)}.")
         counts = ("starts_per_t", "rounds", "max_steps", "lanes", "capacity", "num_experts")
         for field in (*counts, "curvature_iterations", "probes"):
             if getattr(self, field) < 1:
-                raise UserError(f"discover.{field} is {getattr(self, field)}: use a whole number from 1 on.")
+                raise ValueError(f"{field} is {getattr(self, field)}: use a whole number from 1 on.")
         if self.starts_per_t % self.rounds:
-            raise UserError(
-                f"discover.rounds is {self.rounds}: the {self.starts_per_t} chains of discover.starts_per_t cannot be "
-                "divided into so many equal parts."
+            raise ValueError(
+                f"rounds is {self.rounds}: the {self.starts_per_t} chains of starts_per_t cannot be divided into so "
+                "many equal parts."
             )
         for field in ("learning_rate", "merge_radius", "floor", "tau", "background_variance"):
             if not getattr(self, field) > 0:
-                raise UserError(f"discover.{field} is {getattr(self, field)}: use a positive number.")
+                raise ValueError(f"{field} is {getattr(self, field)}: use a positive number.")
         if not 0 < self.delta < 0.5:
-            raise UserError(f"discover.delta is {self.delta}: use a number between 0 and 0.5.")
+            raise ValueError(f"delta is {self.delta}: use a number between 0 and 0.5.")
         if len(self.timesteps) == 0 or min(self.timesteps) < 1:
-            raise UserError(f"discover.timesteps is {self.timesteps}: name at least one timestep, each from 1 to T.")
+            raise ValueError(f"timesteps is {self.timesteps}: name at least one timestep, each from 1 to T.")
         if min(self.hierarchy, default=1) < 1:
-            raise UserError(f"discover.hierarchy is {self.hierarchy}: name timesteps from 1 to T, or none.")
+            raise ValueError(f"hierarchy is {self.hierarchy}: name timesteps from 1 to T, or none.")
 
     @property
     def chains(self) -> int:
@@ -179,8 +178,8 @@ def discover(
         rounding: a member with fewer rows than `options.lanes` evaluates that many at once.
     """
     if max(options.timesteps) > schedule.num_timesteps:
-        raise UserError(
-            f"discover.timesteps has {max(options.timesteps)}, but the schedule ends at {schedule.num_timesteps}: "
+        raise ValueError(
+            f"timesteps has {max(options.timesteps)}, but the schedule ends at {schedule.num_timesteps}: "
             "use timesteps up to that."
         )
     starts_key, jacobian_key = jax.random.split(key)

@@ -79,11 +79,11 @@ class AdaptOptions:
         choices = {"pool": POOLS, "start": STARTS, "space": SPACES, "loss": LOSSES}
         for field, known in choices.items():
             if getattr(self, field) not in known:
-                raise ValueError(f"{field} is {getattr(self, field)!r}: use one of {', '.join(known)}")
+                raise ValueError(f"{field} is {getattr(self, field)!r}: use one of {', '.join(known)}.")
         if self.rank < 0:
-            raise ValueError(f"rank is {self.rank}: use a whole number, 0 for the embedding alone")
+            raise ValueError(f"rank is {self.rank}: use a whole number, 0 for the embedding alone.")
         if self.rank and not self.alpha > 0:
-            raise ValueError(f"alpha is {self.alpha}: an adapter of rank {self.rank} needs a positive one")
+            raise ValueError(f"alpha is {self.alpha}: an adapter of rank {self.rank} needs a positive one.")
 
     @property
     def scale(self) -> float:

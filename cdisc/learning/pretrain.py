@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdisc.config import require_known, require_positive
 from cdisc.diffusion.loss import LOSSES, draw_noise, weighted_errors
 from cdisc.diffusion.schedule import Schedule
-from cdisc.errors import UserError
+from cdisc.errors import require_known, require_positive
 from cdisc.networks import denoiser
 from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
@@ -38,7 +37,7 @@ class PretrainOptions:
         learnt does not depend on it but for rounding.
 
     Raises:
-      UserError: for a loss that does not exist, counts below one, a batch that cannot be divided into so many, and
+      ValueError: for a loss that does not exist, counts below one, a batch that cannot be divided into so many, and
         steps too few for warm-up and decay.
     """
 
@@ -56,20 +55,19 @@ class PretrainOptions:
 
     def __post_init__(self) -> None:
         """Refuses what would fail, or mean something else, when the step is traced."""
-        require_known("pretrain.loss", self.loss, LOSSES)
-        counts = ("steps", "batch_size", "warmup_steps")
-        require_positive(**{f"pretrain.{count}": getattr(self, count) for count in counts})
+        require_known("loss", self.loss, LOSSES)
+        require_positive(steps=self.steps, batch_size=self.batch_size, warmup_steps=self.warmup_steps)
         if self.decay_steps < 0:
-            raise UserError(f"pretrain.decay_steps is {self.decay_steps}: use a whole number, 0 for no decay.")
+            raise ValueError(f"decay_steps is {self.decay_steps}: use a whole number, 0 for no decay.")
         if self.warmup_steps + self.decay_steps > self.steps:
-            raise UserError(
-                f"pretrain.steps is {self.steps}, fewer than the {self.warmup_steps} of pretrain.warmup_steps and the "
-                f"{self.decay_steps} of pretrain.decay_steps together: train longer, or lower these."
+            raise ValueError(
+                f"steps is {self.steps}, fewer than the {self.warmup_steps} of warmup_steps and the "
+                f"{self.decay_steps} of decay_steps together: train longer, or lower these."
             )
         if self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise UserError(
-                f"pretrain.accumulate is {self.accumulate}: the batch of {self.batch_size} cannot be divided into so "
-                "many equal parts."
+            raise ValueError(
+                f"accumulate is {self.accumulate}: the batch of {self.batch_size} cannot be divided into so many "
+                "equal parts."
             )
 
 

@@ -10,11 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cdisc.config import require_known
 from cdisc.diffusion import exact
 from cdisc.diffusion.parameterization import EpsFn, eps_from_v, eps_from_x0
 from cdisc.diffusion.schedule import Schedule
-from cdisc.errors import UserError
+from cdisc.errors import require_known
 from cdisc.networks import denoiser
 from cdisc.networks.unet import UNetConfig
 
@@ -46,11 +45,11 @@ def unet(config: UNetConfig, schedule: Schedule, prediction_type: str = "epsilon
         names).
 
     Raises:
-      UserError: for another prediction type, or a network that has no answer at the first timestep of a schedule.
+      ValueError: for another prediction type, or a network that has no answer at the first timestep of a schedule.
     """
     require_known("prediction_type", prediction_type, PREDICTION_TYPES)
     if config.time_embedding_type == "fourier":
-        raise UserError(
+        raise ValueError(
             "time_embedding_type is 'fourier', which takes the logarithm of the timestep, and schedules begin at 0: "
             "such a network was trained with another kind of noise and can be evaluated, but not sampled."
         )

@@ -31,10 +31,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from cdisc.config import nearest, require_known, require_positive
 from cdisc.diffusion import schedule as schedule_lib
 from cdisc.diffusion.schedule import Schedule
-from cdisc.errors import UserError
+from cdisc.errors import UserError, about, nearest, require_known, require_positive
 from cdisc.networks import denoiser
 from cdisc.networks.backbone import PREDICTION_TYPES
 from cdisc.networks.lora import Adapter
@@ -138,7 +137,7 @@ class SchedulerConfig:
       clip: samplers clip the predicted clean picture to [-clip, clip]; None leaves it.
 
     Raises:
-      UserError: for a beta schedule or prediction type that cdisc does not know.
+      ValueError: for a beta schedule or prediction type that cdisc does not know.
     """
 
     num_train_timesteps: int = 1000
@@ -157,9 +156,9 @@ class SchedulerConfig:
         for name in ("beta_start", "beta_end", "trained_betas"):
             betas = getattr(self, name)
             if betas is not None and (np.min(betas) <= 0.0 or np.max(betas) >= 1.0):
-                raise UserError(f"{name} is {betas}: a beta lies between 0 and 1.")
+                raise ValueError(f"{name} is {betas}: a beta lies between 0 and 1.")
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
-            raise UserError(
+            raise ValueError(
                 f"trained_betas has {len(self.trained_betas)} values, but num_train_timesteps is "
                 f"{self.num_train_timesteps}: give one for each."
             )
@@ -308,16 +307,16 @@ def network_config(options: Mapping[str, Any]) -> UNetConfig:
     """The options of a `config.json`.
 
     Raises:
-      UserError: for options that do not exist in diffusers or that cdisc does not have.
+      ValueError: for options that do not exist in diffusers or that cdisc does not have.
     """
     _of_class(options, ("UNet2DModel",))
     for name in _NOT_IN_DIFFUSERS:
         if name in options:
-            raise UserError(f"{name} is an option of cdisc's own and none of diffusers': take it out.")
+            raise ValueError(f"{name} is an option of cdisc's own and none of diffusers': take it out.")
     options = {**_NETWORK_DEFAULTS, **options}
     size = options.get("sample_size")
     if size is None:
-        raise UserError("sample_size is missing: write the side of the pictures, in pixels, into the file.")
+        raise ValueError("sample_size is missing: write the side of the pictures, in pixels, into the file.")
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
         options["sample_size"] = size[0]
     for name in ("down_block_types", "up_block_types"):
@@ -331,14 +330,14 @@ def scheduler_config(options: Mapping[str, Any]) -> SchedulerConfig:
     """The options of a `scheduler_config.json`, as far as they concern the model and not how it is sampled.
 
     Raises:
-      UserError: for options that no scheduler of diffusers has, or processes that cdisc does not have.
+      ValueError: for options that no scheduler of diffusers has, or processes that cdisc does not have.
     """
     name = _of_class(options, tuple(_SCHEDULERS))
     options = dict(options)
     clips = options.pop("clip_sample", _SCHEDULERS[name])
     clip = options.pop("clip_sample_range", 1.0)
     if not _fits(clips, bool) or not _fits(clip, float):
-        raise UserError("clip_sample must be true or false, and clip_sample_range a number.")
+        raise ValueError("clip_sample must be true or false, and clip_sample_range a number.")
     options["clip"] = clip if clips else None
     return _options(SchedulerConfig, options, _SCHEDULER_KNOWN, _SAMPLING_OPTIONS)
 
@@ -431,10 +430,8 @@ def _read(parse: Callable[[Mapping[str, Any]], _Options], path: pathlib.Path) ->
         raise UserError(f"{path} cannot be read ({error}): copy it again from where it came.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object: copy it again from where it came.")
-    try:
+    with about(f"{path}: "):
         return parse(content)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -461,20 +458,20 @@ def _options(
       ignored: options that may have any value.
 
     Raises:
-      UserError: for options that do not exist, all of them, or a value that `cls` or `limited` refuses.
+      ValueError: for options that do not exist, all of them, or a value that `cls` or `limited` refuses.
     """
     kinds = {field.name: field.type for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     content = {name: value for name, value in content.items() if not name.startswith("_")}
     known = [*kinds, *limited, *ignored]
     unknown = [_named(name, known) for name in content if name not in known]
     if unknown:
-        raise UserError(f"cdisc does not know {', '.join(unknown)}.")
+        raise ValueError(f"cdisc does not know {', '.join(unknown)}.")
     for name, value in content.items():
         if name in limited:
             require_known(name, value, limited[name])
         elif name in kinds and not _fits(value, kinds[name]):
             kind = kinds[name]
-            raise UserError(f"{name} is {value!r}, which is not {kind.__name__ if isinstance(kind, type) else kind}.")
+            raise ValueError(f"{name} is {value!r}, which is not {kind.__name__ if isinstance(kind, type) else kind}.")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items() if k in kinds})
 
 

@@ -11,8 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cdisc.config import require_known, require_positive
-from cdisc.errors import UserError
+from cdisc.errors import require_known, require_positive
 from cdisc.networks.blocks import Conv3x3, DownBlock2D, GroupNorm, MidBlock2D, UpBlock2D
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
@@ -59,7 +58,7 @@ class UNetConfig:
       remat: whether a gradient computes the activations within each block anew instead of keeping them.
 
     Raises:
-      UserError: for a value that no network can have, naming the option.
+      ValueError: for a value that no network can have, naming the option.
     """
 
     sample_size: int = 32
@@ -106,17 +105,17 @@ class UNetConfig:
             patch_size=self.patch_size,
         )
         if not self.block_out_channels:
-            raise UserError("block_out_channels is empty: give the channels of at least one level.")
+            raise ValueError("block_out_channels is empty: give the channels of at least one level.")
         for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
             for kind in getattr(self, name):
                 require_known(name, kind, known)
             given, levels = len(getattr(self, name)), len(self.block_out_channels)
             if given != levels:
-                raise UserError(f"{name} has {given} blocks, but block_out_channels has {levels}: give one for each.")
+                raise ValueError(f"{name} has {given} blocks, but block_out_channels has {levels}: give one for each.")
         if self.mid_block_scale_factor == 0:
-            raise UserError("mid_block_scale_factor is 0: the middle block's sums are divided by it.")
+            raise ValueError("mid_block_scale_factor is 0: the middle block's sums are divided by it.")
         if self.block_out_channels[0] // 2 <= self.freq_shift:
-            raise UserError(
+            raise ValueError(
                 f"freq_shift is {self.freq_shift}: it must be below half of the {self.block_out_channels[0]} channels "
                 "of the first level."
             )
@@ -130,22 +129,24 @@ class UNetConfig:
         head = 1 if self.attention_head_dim is None else self.attention_head_dim
         for i, channels in enumerate(self.block_out_channels):
             if channels % self.norm_num_groups:
-                raise UserError(
+                raise ValueError(
                     f"norm_num_groups is {self.norm_num_groups}, which does not divide the {channels} channels of "
                     f"level {i} in block_out_channels."
                 )
             if i in self.attending_levels and channels < head:
-                raise UserError(
+                raise ValueError(
                     f"attention_head_dim is {head}, more than the {channels} channels of level {i}, which attends."
                 )
         if self.attn_norm_num_groups is not None and self.block_out_channels[-1] % self.attn_norm_num_groups:
-            raise UserError(
+            raise ValueError(
                 f"attn_norm_num_groups is {self.attn_norm_num_groups}, which does not divide the "
                 f"{self.block_out_channels[-1]} channels of the middle block."
             )
         shrink = self.patch_size * 2 ** (len(self.block_out_channels) - 1)
         if self.sample_size % shrink:
-            raise UserError(f"sample_size is {self.sample_size}: these levels and patches need a multiple of {shrink}.")
+            raise ValueError(
+                f"sample_size is {self.sample_size}: these levels and patches need a multiple of {shrink}."
+            )
 
     @property
     def embedding_dim(self) -> int:

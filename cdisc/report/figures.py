@@ -5,7 +5,6 @@ a page can show the one that suits it. Everything is a function of its arguments
 """
 
 import dataclasses
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,9 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
-Pixels = NDArray[np.uint8]
+from cdisc.data.pictures import Pixels, to_uint8
 
 OWNERSHIP_COLORMAP = "viridis"
 """For ownership weights, 0 to 1: perceptually uniform, and readable without colour vision."""
@@ -61,45 +59,6 @@ class Plane:
     trained_variances: ArrayLike
     held_out_means: ArrayLike
     held_out_variances: ArrayLike
-
-
-def png(pixels: Pixels) -> bytes:
-    """The PNG file of an (H, W, 3) RGB or (H, W, 4) RGBA picture."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def to_uint8(picture: ArrayLike) -> Pixels:
-    """(..., H, W, C) in [-1, 1] to RGB bytes (..., H, W, 3), rounded and clipped; one channel becomes grey."""
-    values = np.asarray(picture, np.float64)
-    if values.ndim < 3 or values.shape[-1] not in (1, 3):
-        raise ValueError(f"a picture has shape (..., H, W, 1 or 3), not {values.shape}")
-    scaled = np.rint(np.clip((values + 1.0) * 127.5, 0.0, 255.0)).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(scaled, (*scaled.shape[:-1], 3)))
-
-
-def grid(pictures: ArrayLike, *, columns: int | None = None, gap: int | None = None) -> Pixels:
-    """Pictures (N, H, W, C) row by row in one RGBA picture, with transparent gaps.
-
-    Args:
-      pictures: (N, H, W, C) in [-1, 1], N at least 1.
-      columns: how many to a row; the least that make the grid at least as wide as high if None.
-      gap: transparent pixels between neighbours; a sixteenth of the height if None.
-    """
-    tiles = to_uint8(pictures)
-    n, height, width = tiles.shape[:3]
-    if columns is None:
-        columns = math.ceil(math.sqrt(n))
-    if gap is None:
-        gap = max(1, height // 16)
-    rows = math.ceil(n / columns)
-    out = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 4), np.uint8)
-    for index, tile in enumerate(tiles):
-        y, x = (index // columns) * (height + gap), (index % columns) * (width + gap)
-        out[y : y + height, x : x + width, :3] = tile
-        out[y : y + height, x : x + width, 3] = 255
-    return out
 
 
 def heat(values: ArrayLike, low: float, high: float, colormap: str) -> Pixels:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cdisc import checkpoints
+from cdisc.data import pictures
 from cdisc.report import figures
 
 _TILE = 112  # CSS pixels that a picture is scaled to, about.
@@ -250,11 +251,11 @@ def _significant(value: float) -> str:
     return f"{value:.2g}".replace("-", "\N{MINUS SIGN}")
 
 
-def _source(pixels: figures.Pixels) -> str:
-    return "data:image/png;base64," + base64.b64encode(figures.png(pixels)).decode("ascii")
+def _source(pixels: pictures.Pixels) -> str:
+    return "data:image/png;base64," + base64.b64encode(pictures.png(pixels)).decode("ascii")
 
 
-def _image(pixels: figures.Pixels, alt: str, target: int) -> str:
+def _image(pixels: pictures.Pixels, alt: str, target: int) -> str:
     """A picture scaled up by a whole factor to about `target` CSS pixels, or down to it, smoothly."""
     height, width = pixels.shape[:2]
     factor = max(1, round(target / width))
@@ -264,7 +265,7 @@ def _image(pixels: figures.Pixels, alt: str, target: int) -> str:
     return f'<img{kind} src="{_source(pixels)}" alt="{_text(alt)}" {size}>'
 
 
-def _chart(draw: Callable[[figures.Theme], figures.Pixels], alt: str) -> str:
+def _chart(draw: Callable[[figures.Theme], pictures.Pixels], alt: str) -> str:
     """A chart in both themes, of which the browser shows one, at half its pixels: sharp on dense screens."""
     light, dark = draw(figures.LIGHT), draw(figures.DARK)
     height, width = light.shape[:2]
@@ -418,11 +419,11 @@ def _picture_discovery(panel: QueryPanel) -> str:
     """The query, the concepts above their ownership, and the product, from left to right."""
     colours = figures.owner_colours(len(panel.prototypes))
     width = _tile_width(panel.query)
-    groups = [("Query", _figure(_image(figures.to_uint8(panel.query), f"the query {panel.name}", _TILE), "as given"))]
+    groups = [("Query", _figure(_image(pictures.to_uint8(panel.query), f"the query {panel.name}", _TILE), "as given"))]
     if panel.prototypes:
         tiles = "".join(
             f'<div class="stack" style="width:{width}px">'
-            + _image(figures.to_uint8(prototype.mean), f"concept {number} of {panel.name}", _TILE)
+            + _image(pictures.to_uint8(prototype.mean), f"concept {number} of {panel.name}", _TILE)
             + _figure(
                 _image(
                     figures.ownership_map(prototype.ownership),
@@ -437,7 +438,7 @@ def _picture_discovery(panel: QueryPanel) -> str:
         )
         groups.append(("Discovered concepts, and what each owns", tiles))
     variance, low, high = figures.variance_map(panel.variance)
-    product = [_figure(_image(figures.to_uint8(panel.mean), f"mean of the product for {panel.name}", _TILE), "mean")]
+    product = [_figure(_image(pictures.to_uint8(panel.mean), f"mean of the product for {panel.name}", _TILE), "mean")]
     if panel.prototypes:
         owners = figures.owners(np.stack([np.asarray(prototype.ownership) for prototype in panel.prototypes]))
         key = "<br>".join(f"{_swatch(colour)}concept {i}" for i, colour in enumerate(colours, start=1))
@@ -457,13 +458,13 @@ def _modes(panel: QueryPanel, page: Page) -> str:
     """All modes in columns, one for each noise level, from fine to coarse (arXiv 2605.07078, Fig. 2 and 4)."""
     if not panel.modes:
         return ""
-    query = _image(figures.to_uint8(panel.query), f"the query {panel.name}", _MODE)
+    query = _image(pictures.to_uint8(panel.query), f"the query {panel.name}", _MODE)
     columns = [f'<div class="stack"><h3>query</h3>{query}</div>']
     for t in dict.fromkeys(mode.t for mode in panel.modes):
         found = [mode for mode in panel.modes if mode.t == t]
         tiles = "".join(
             _figure(
-                _image(figures.to_uint8(mode.mean), f"mode at t = {t} of {panel.name}", _MODE),
+                _image(pictures.to_uint8(mode.mean), f"mode at t = {t} of {panel.name}", _MODE),
                 f"{mode.basin:,}{' (saddle)' if mode.curvature > 0 else ''}",
             )
             for mode in found[: page.modes_shown]
@@ -548,7 +549,7 @@ def _samples(panel: QueryPanel, page: Page, plane: figures.Plane | None) -> str:
         alt = f"samples of {name} for {panel.name}"
         if plane is None:
             shown = min(total, page.samples_shown)
-            picture = _image(figures.grid(np.asarray(samples)[:shown]), alt, _SHEET)
+            picture = _image(pictures.grid(np.asarray(samples)[:shown]), alt, _SHEET)
         else:
             shown = total
             picture = _planar_sheet(plane, panel, np.asarray(samples), colours[name], alt)

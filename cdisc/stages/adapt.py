@@ -8,16 +8,16 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from cdisc import console, parallel, signals
-from cdisc.diffusion.sampling import ddim
 from cdisc.discovery import concepts, poe
 from cdisc.errors import UserError
 from cdisc.evaluation import baselines, methods
 from cdisc.learning import adapt as adapt_lib
-from cdisc.run import Run, level_options, saved_by_query
+from cdisc.options import GuidanceOptions
+from cdisc.run import Run
+from cdisc.stages.saved import saved_by_query
 
 
 @flax.struct.dataclass
@@ -36,22 +36,9 @@ class QueryModel:
     levels: dict[str, adapt_lib.Adaptation]
 
 
-def teacher_recipe(teacher: poe.Teacher, guidance: ml_collections.ConfigDict) -> methods.Recipe:
-    """Eq. 13 with the guidance of `config.guidance` or of `config.adapt.guidance`."""
+def teacher_recipe(teacher: poe.Teacher, guidance: GuidanceOptions) -> methods.Recipe:
+    """Eq. 13 for a teacher with some guidance."""
     return methods.Recipe(teacher, teacher_weight=guidance.w0, w_max=guidance.w_max, elementwise=guidance.elementwise)
-
-
-@functools.lru_cache(maxsize=8)
-def sampler(this: Run) -> Callable[..., jax.Array]:
-    """A compiled sampler, mapped over devices: `(recipe, starting noise (n, *shape)), params -> (n, *shape)`."""
-
-    def one(item: tuple[methods.Recipe, jax.Array], params: Any) -> jax.Array:
-        recipe, x = item
-        num_steps, clip = this.config.sampling.num_steps, this.config.sampling.clip
-        eps_fn = methods.recipe_eps(this.backbone, params, this.schedule, recipe)
-        return ddim(eps_fn, this.schedule, x, num_steps=num_steps, clip=clip)
-
-    return parallel.one_by_one(one, num_shared=1)
 
 
 def draw(
@@ -70,7 +57,7 @@ def draw(
         for x in np.asarray(parallel.split(jax.random.normal(key, (count, *this.dataset.shape)), batches))
     ]
     drawn = [
-        np.asarray(sampler(this)(parallel.stack(group), params))
+        np.asarray(this.sampler(parallel.stack(group), params))
         for group in parallel.groups(items, jax.local_device_count())
     ]
     return np.concatenate(drawn).reshape(len(recipes), -1, *this.dataset.shape)[:, :count]
@@ -78,7 +65,7 @@ def draw(
 
 def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool) -> Sequence[QueryModel]:
     """What every query's picture and teacher teach the backbone, level by level."""
-    settings, levels = this.config.adapt, level_options(this.config)
+    settings, levels = this.config.adapt, this.options.levels
     needs_pool = any(options.pool != "query" for options in levels.values())
     needs_prior = any(options.prior_weight > 0 for options in levels.values())
     prior = prior_pictures(this) if needs_prior else None
@@ -91,6 +78,7 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
         return baselines.class_losses(conditional, table, this.schedule, query, key, num_draws=draws, batch_size=batch)
 
     mapped_compare = parallel.one_by_one(compare, num_shared=1)
+    compiled = {name: compiled_level(this, options) for name, options in levels.items()}
 
     def work(indices: Sequence[int]) -> list[QueryModel]:
         images = parallel.stack([this.queries[i].image for i in indices])
@@ -104,7 +92,7 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
             best_first = jnp.argsort(losses, axis=1).astype(jnp.int32)
         pool: Any = np.zeros((len(indices), 0, *this.dataset.shape), np.float32)
         if needs_pool:
-            recipes = [teacher_recipe(teacher, settings.guidance) for teacher in teachers]
+            recipes = [teacher_recipe(teacher, this.options.adapt_guidance) for teacher in teachers]
             pool = draw(this, params, recipes, list(key_pool), settings.pool_size)
         nothing = jnp.zeros((len(indices), this.backbone.table(params).shape[1]))
         lessons = adapt_lib.Lesson(query=images, pool=pool, classes=best_first, given=nothing)
@@ -112,7 +100,7 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
         for name, options in levels.items():
             given = fitted[options.after].embedding if options.after else nothing
             lessons = dataclasses.replace(lessons, given=given)
-            fitted[name] = fit_level(this, params, lessons, prior, key_fit, name, options)
+            fitted[name] = fit_level(compiled[name], params, lessons, prior, key_fit, name, options)
         by_query = {name: parallel.unstack(adaptations) for name, adaptations in fitted.items()}
         return [
             QueryModel(teacher, losses[j], {name: by_query[name][j] for name in levels})
@@ -146,9 +134,8 @@ def prior_pictures(this: Run) -> adapt_lib.Prior:
     return adapt_lib.Prior(*this.dataset.train_batch(train, this.key("adapt"), count, np.arange(count)))
 
 
-@functools.lru_cache(maxsize=16)
 def compiled_level(this: Run, options: adapt_lib.AdaptOptions) -> tuple[Callable[..., Any], ...]:
-    """`init`, `step` and `result` of a level, mapped over queries; made once, for all chunks."""
+    """`init`, `step` and `result` of a level, mapped over queries; each compiles once for all chunks."""
 
     def begin(item: tuple[adapt_lib.Lesson, jax.Array], params: Any, candidate: jax.Array) -> adapt_lib.FitState:
         lesson, key = item
@@ -169,7 +156,7 @@ def compiled_level(this: Run, options: adapt_lib.AdaptOptions) -> tuple[Callable
 
 
 def fit_level(
-    this: Run,
+    compiled: tuple[Callable[..., Any], ...],
     params: Any,
     lessons: adapt_lib.Lesson,
     prior: adapt_lib.Prior | None,
@@ -177,8 +164,8 @@ def fit_level(
     name: str,
     options: adapt_lib.AdaptOptions,
 ) -> adapt_lib.Adaptation:
-    """One level for a chunk of queries, all trained side by side; leaves lead with the queries."""
-    begin, advance, finish = compiled_level(this, options)
+    """One level, compiled, for a chunk of queries, all trained side by side; leaves lead with the queries."""
+    begin, advance, finish = compiled
     count = parallel.size(lessons.query)
     # Where the steps find them, so that none of them moves anything.
     lessons, keys = parallel.spread(lessons), parallel.spread(keys)

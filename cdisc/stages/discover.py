@@ -12,12 +12,13 @@ from cdisc.discovery import concepts
 from cdisc.discovery import hierarchy as hierarchy_lib
 from cdisc.errors import UserError
 from cdisc.networks import backbone as backbone_lib
-from cdisc.run import Run, discovery_options, saved_by_query, unfinished
+from cdisc.run import Run
+from cdisc.stages.saved import saved_by_query, unfinished
 
 
 def discover(this: Run, params: Any, active: bool) -> Sequence[concepts.Discovery]:
     """The discovery of every query."""
-    options = discovery_options(this.config, this.schedule)
+    options = this.options.discovery
 
     def one(item: tuple[jax.Array, jax.Array], params: Any, axis_name: str | None) -> concepts.Discovery:
         query, key = item
@@ -54,7 +55,7 @@ def follow(
 
     Its leaves are the modes that the discoveries found and that are no saddles, at their own noise levels.
     """
-    options = discovery_options(this.config, this.schedule)
+    options = this.options.discovery
     if not options.hierarchy:
         return None
     kept = []

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 import pathlib
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
@@ -11,16 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import cdisc
-from cdisc import checkpoints, console, hosts, parallel, signals
+from cdisc import checkpoints, console, hosts, parallel, runtime, signals
 from cdisc import config as config_lib
 from cdisc.discovery import concepts, poe
 from cdisc.errors import UserError
 from cdisc.evaluation import baselines, judge, methods, protocol
 from cdisc.report import results as results_lib
-from cdisc.run import Query, Run, level_options, method_options, read_seconds, saved_by_query
+from cdisc.run import Query, Run
 from cdisc.stages.adapt import QueryModel, draw, teacher_recipe
 from cdisc.stages.pretrain import BUNDLED
+from cdisc.stages.saved import read_seconds, saved_by_query
 
 PRODUCT = "product"
 REAL = "real pictures"
@@ -30,20 +29,19 @@ _JUDGED = 1000
 
 def recipes_of(this: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.Recipe]:
     """Every method's recipe for one query."""
-    settings, guidance = this.config.evaluate, this.config.guidance
+    settings, guidance = this.config.evaluate, this.options.guidance
     table = np.asarray(this.backbone.table(params))
     recipes = {"poe": teacher_recipe(model.teacher, guidance)}
     # Also at weight 0, so that methods share one compiled sampler.
     beside = dataclasses.replace(recipes["poe"], teacher_weight=0.0)
-    levels = level_options(this.config)
-    for name, method in method_options(this.config).items():
+    for name, method in this.options.methods.items():
         adaptation = model.levels[method.level]
         recipes[name] = dataclasses.replace(
             beside,
             embeddings=adaptation.embedding[None],
             weights=jnp.asarray([method.guidance], jnp.float32),
             adapter=adaptation.adapter,
-            scale=levels[method.level].scale,
+            scale=this.options.levels[method.level].scale,
             teacher_weight=method.teacher_weight,
             teacher_sigma_min=method.teacher_sigma_min,
         )
@@ -132,10 +130,23 @@ def load_judge(this: Run) -> judge.Judge | None:
     if checkpoints.exists(path):
         params = checkpoints.restore(path, like)
     else:
-        bundled = this.config.pretrain.bundle and not this.config.pretrain.from_scratch
-        params = checkpoints.restore_npz(judge_bundle(this), like, judge_about(this)) if bundled else train_judge(this)
+        params = bundled_judge(this, like) or train_judge(this)
         checkpoints.save(path, params)
     return judge.network_judge(network, params, factors.names)
+
+
+def bundled_judge(this: Run, like: judge.Params) -> judge.Params | None:
+    """The bundled judge; None where there is none, or it was trained otherwise or on other data."""
+    if not this.config.evaluate.judge.bundle:
+        return None
+    try:
+        return checkpoints.restore_npz(judge_bundle(this), like, judge_about(this))
+    except checkpoints.OtherError:
+        console.warn(
+            f"the judge {this.config.evaluate.judge.bundle} was trained otherwise or on other data: this run trains "
+            "one of its own, and figures by the two are not comparable."
+        )
+        return None
 
 
 def trust_in(this: Run, judged_by: judge.Judge) -> dict[str, Any]:
@@ -148,13 +159,14 @@ def trust_in(this: Run, judged_by: judge.Judge) -> dict[str, Any]:
 
 
 def judge_bundle(this: Run) -> pathlib.Path:
-    """Where the bundled judge lies, beside the bundled backbone."""
-    return BUNDLED / f"{this.config.pretrain.bundle}_judge.npz"
+    """Where the bundled judge lies."""
+    return BUNDLED / f"{this.config.evaluate.judge.bundle}.npz"
 
 
 def judge_about(this: Run) -> dict[str, str]:
     """What a bundled judge must agree with."""
-    return {"config": config_lib.digest(this.config.evaluate.judge.to_dict()), "data": this.dataset.fingerprint}
+    settings = {name: value for name, value in this.config.evaluate.judge.items() if name != "bundle"}
+    return {"config": config_lib.digest(settings), "data": this.dataset.fingerprint}
 
 
 def score_class(
@@ -247,7 +259,7 @@ def write_results(
             "dataset": this.dataset.name,
             "config_hash": config_lib.digest(this.config.to_dict()),
             "seed": this.config.seed,
-            "versions": versions(),
+            "versions": runtime.versions(),
             "seconds": read_seconds(this.path("seconds.json")),
             # An exact judge is right.
             **({} if judged_by is None or this.network is None else {"judge": trust_in(this, judged_by)}),
@@ -277,10 +289,3 @@ def prototypes_of(discovery: concepts.Discovery) -> list[dict[str, Any]]:
         for i, j in enumerate(picks.indices)
         if picks.mask[i]
     ]
-
-
-def versions() -> dict[str, str]:
-    """The software and the device of this run."""
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"cdisc": cdisc.__version__, **found, "device": jax.devices()[0].device_kind}

@@ -7,7 +7,7 @@ from typing import Any
 
 from cdisc import checkpoints, console
 from cdisc.networks import interop
-from cdisc.run import Run, level_options
+from cdisc.run import Run
 from cdisc.stages.adapt import QueryModel
 
 
@@ -18,14 +18,13 @@ def export(this: Run, params: Any, models: Sequence[QueryModel], folder: pathlib
     """
     assert this.network is not None  # `pipeline.run` has refused an exact score
     interop.save(folder / "backbone", this.network, params, this.scheduler)
-    levels = level_options(this.config)
     for i, model in enumerate(models):
         for name, adaptation in model.levels.items():
             interop.save_adapter(
                 folder / f"query_{i:04d}" / name,
                 this.network,
                 adaptation.adapter,
-                levels[name].alpha,
+                this.options.levels[name].alpha,
                 adaptation.embedding,
             )
     names = {f"query_{i:04d}": {"name": query.name, "source": query.source} for i, query in enumerate(this.queries)}

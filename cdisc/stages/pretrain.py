@@ -16,6 +16,7 @@ import cdisc
 from cdisc import checkpoints, console, hosts, parallel, signals, watch
 from cdisc import config as config_lib
 from cdisc.data import Dataset
+from cdisc.data.pictures import Pixels, grid, png
 from cdisc.diffusion import sampling
 from cdisc.diffusion.loss import draw_noise
 from cdisc.diffusion.schedule import Schedule
@@ -24,8 +25,8 @@ from cdisc.learning import pretrain as pretrain_lib
 from cdisc.networks import denoiser, interop
 from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
-from cdisc.report import figures
-from cdisc.run import Run, meet, pretrain_options, unfinished
+from cdisc.run import Run
+from cdisc.stages.saved import meet, unfinished
 
 BUNDLED = pathlib.Path(cdisc.__file__).parent / "bundled"
 
@@ -206,7 +207,8 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     parameters draw; all the same for an interrupted training as for an unbroken one. A signal that stops the run has
     the present step saved first.
     """
-    options = pretrain_options(this.config)
+    options = this.options.training
+    assert options is not None  # there is a network to train
     key_init, key_train = jax.random.split(this.key("pretrain"))
     folder = this.path("pretrain", "train")
     init = functools.partial(pretrain_lib.init, network, options)
@@ -258,7 +260,7 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
                 if drawing:
                     picture = draw(state.ema)
                     place = this.path("pretrain", "samples", f"step_{done:08d}.png")
-                    checkpoints.write_bytes(place, [figures.png(picture)])
+                    checkpoints.write_bytes(place, [png(picture)])
                     board.image(done, "samples", picture)
                 if validating and rows[-1]["validation_loss"] < best:
                     best = rows[-1]["validation_loss"]
@@ -273,7 +275,7 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     return checkpoints.restore(best_path, state.ema)
 
 
-def class_pictures(this: Run) -> Callable[[denoiser.Params], figures.Pixels]:
+def class_pictures(this: Run) -> Callable[[denoiser.Params], Pixels]:
     """What parameters draw of some trained classes, each a column, from noise that is one for each row and fixed."""
     trained = len(this.dataset.split.trained)
     columns, rows = min(_SAMPLE_CLASSES, trained), _SAMPLES_A_CLASS
@@ -288,7 +290,7 @@ def class_pictures(this: Run) -> Callable[[denoiser.Params], figures.Pixels]:
         start, settings = jnp.repeat(noise, columns, axis=0), this.config.sampling
         return sampling.ddim(eps_fn, this.schedule, start, num_steps=settings.num_steps, clip=settings.clip)
 
-    return lambda params: figures.grid(draw(parallel.one_copy(params)), columns=columns)
+    return lambda params: grid(draw(parallel.one_copy(params)), columns=columns)
 
 
 def validation(this: Run, options: pretrain_lib.PretrainOptions) -> Callable[[denoiser.Params], float]:

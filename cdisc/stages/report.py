@@ -12,8 +12,9 @@ from cdisc.discovery import hierarchy as hierarchy_lib
 from cdisc.evaluation.protocol import best_sigma
 from cdisc.report import figures, html
 from cdisc.report import results as results_lib
-from cdisc.run import Run, level_options, method_options, read_seconds
+from cdisc.run import Run
 from cdisc.stages.evaluate import PRODUCT, REAL, query_only_name
+from cdisc.stages.saved import read_seconds
 
 
 def report(
@@ -113,9 +114,8 @@ def descriptions(this: Run, results: dict[str, Any]) -> dict[str, str]:
         if sigma == settings.query_only_sigma:
             which = "a wide one, as the paper's figures suggest: it does not publish its width"
         sentences[query_only_name(sigma)] = f"A Gaussian of this width around the query as the teacher; {which}."
-    levels = level_options(this.config)
-    for name, method in method_options(this.config).items():
-        level = levels[method.level]
+    for name, method in this.options.methods.items():
+        level = this.options.levels[method.level]
         learnt = "a new class embedding" + (" in the span of the trained ones" if level.space == "span" else "")
         learnt += f" and LoRA of rank {level.rank}" if level.rank else ""
         nearest = f"one of the {level.candidates} nearest classes" if level.candidates > 1 else "the nearest class"

@@ -1,0 +1,91 @@
+"""What stages leave in the workdir for one another, and for the same command given again."""
+
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from cdisc import checkpoints, console, hosts, parallel, signals, watch
+from cdisc.errors import UserError
+from cdisc.run import Run
+
+_SHOWN_LATE = 90.0
+"""Seconds to wait for what another host has written: NFS keeps for a minute that a file was not there."""
+
+
+def unfinished(stage: str, path: pathlib.Path) -> UserError:
+    """The complaint that a stage was not asked for and has left no result."""
+    return UserError(f"{path} is not there: add {stage} to --stages.")
+
+
+def meet(paths: Sequence[pathlib.Path]) -> None:
+    """Waits for all processes, and until each of them is shown the checkpoints at `paths`, which they have written.
+
+    Raises:
+      UserError: if one is not there.
+    """
+    hosts.gather()
+    checkpoints.require(paths, _SHOWN_LATE if hosts.several() else 0.0)
+
+
+class Saved(Sequence[Any]):
+    """What a stage left for each query, on the host. Read when it is asked for: all of it may not fit in memory."""
+
+    def __init__(self, paths: Sequence[pathlib.Path], like: Any):
+        self._paths, self._like = paths, like
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        return jax.tree.map(np.asarray, checkpoints.restore(self._paths[index], self._like))
+
+
+def saved_by_query(
+    this: Run, stage: str, active: bool, like: Any, at_once: int, work: Callable[[Sequence[int]], Sequence[Any]]
+) -> Saved:
+    """What a stage leaves for each query; what was not saved before is worked out and saved.
+
+    Args:
+      this: the run.
+      stage: its name, and its folder's.
+      active: whether the stage was asked for; if not, everything must be there.
+      like: the structure, shapes and types of one result.
+      at_once: how many queries `work` is given at a time.
+      work: from indices into `this.queries` to their results.
+
+    Raises:
+      UserError: if a result is missing and the stage was not asked for, or cannot be written, or is lost meanwhile.
+    """
+    paths = [this.path(stage, f"query_{i:04d}") for i in range(len(this.queries))]
+    missing = [i for i, path in enumerate(paths) if not checkpoints.exists(path)]
+    if missing and not active:
+        raise unfinished(stage, paths[missing[0]])
+    # Always the same queries side by side: in other company, a query's last bits may be others.
+    share = list(parallel.groups(range(len(paths)), at_once))[jax.process_index() :: jax.process_count()]
+    batches = [batch for batch in share if not set(batch).isdisjoint(missing)]
+    for batch in console.progress(watch.traced(batches, this.trace_folder(stage)), stage, len(batches)):
+        signals.obey()
+        for i, result in zip(batch, work(batch), strict=True):
+            if i in missing:
+                checkpoints.save(paths[i], result)
+    meet(paths)
+    return Saved(paths, like)
+
+
+def note_seconds(path: pathlib.Path, stage: str, seconds: float, finished: bool) -> None:
+    """Adds up the times of a stage that was stopped; one that only restored its results keeps what they took."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = known.get(stage, {"seconds": 0.0, "finished": False})
+    if not before["finished"]:
+        known[stage] = {"seconds": before["seconds"] + seconds, "finished": finished}
+        checkpoints.write_text(path, json.dumps(known))
+
+
+def read_seconds(path: pathlib.Path) -> dict[str, float]:
+    """Seconds by stage, in the order in which they ran; empty if none has."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {stage: spent["seconds"] for stage, spent in known.items()}
