@@ -13,6 +13,7 @@ from commands import config_of
 
 from cdisc import options as options_lib
 from cdisc import parallel
+from cdisc import run as run_lib
 from cdisc.diffusion import exact
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.discovery import poe

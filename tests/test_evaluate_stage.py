@@ -10,6 +10,7 @@ import pytest
 from commands import config_of
 
 from cdisc import checkpoints, run, signals
+from cdisc.data import compositions
 from cdisc.evaluation import metrics, protocol
 from cdisc.report import results as results_lib
 from cdisc.stages import evaluate as stage
@@ -61,7 +62,7 @@ def test_one_sample_of_each_query_is_measured_by_classes(prepared):
             assert figures["precision"] is figures["recall"] is figures["kid"] is None
             assert figures["joint_accuracy"] is not None
         assert query["methods"]["copies"]["distance_to_query"] == pytest.approx(1e-3, rel=1e-2)
-        assert query["attributes"] == stage.named_attributes(this, known.composition)
+        assert query["attributes"] == compositions.attributes(this.dataset.split.factors, known.composition)
     assert "pooled" not in results["methods"][stage.REAL]
     by_class, accuracies = {}, {}
     for i, query in enumerate(this.queries):

@@ -46,7 +46,7 @@ def pictures_of(trained):
         queries=(),
     )
     table = jnp.linspace(-1.0, 1.0, trained)[:, None]
-    draw = stage.class_pictures(run)
+    draw = stage.class_pictures(run, jax.random.key(0))
     picture = draw({"class_embedding": {"embedding": table}})
     np.testing.assert_array_equal(draw({"class_embedding": {"embedding": table}}), picture)
     return picture[::2, ::2, :3]  # a gap of one pixel between pictures of one
@@ -165,7 +165,7 @@ def test_the_validation_loss_is_that_of_every_class_on_its_own_picture():
     )
     table = jnp.asarray([[0.0], [1.0], [2.0]])
     params = {"class_embedding": {"embedding": table}}
-    found = stage.validation(this, types.SimpleNamespace(loss="eps"))(params)
+    found = stage.validation(this, types.SimpleNamespace(loss="eps"), jax.random.key(0))(params)
     # At the first timesteps little noise is divided by: float32 leaves a few thousandths.
     assert found == pytest.approx(5.0 / 3.0, rel=0.01)
     assert shown == [40, 9]  # 129 = 3 * 43 pictures in batches, of which two sizes are compiled

@@ -172,7 +172,8 @@ def fit_level(
     params, prior = parallel.replicate((params, prior))
     fits: list[adapt_lib.FitState] = []
     losses: list[np.ndarray] = []  # (steps, devices, each), for each fit
-    for candidate in range(options.candidates):
+    # There may be fewer classes to start from.
+    for candidate in range(max(1, min(options.candidates, lessons.classes.shape[-1]))):
         state = begin((lessons, keys), params, jnp.int32(candidate))
         course = []
         for _ in console.progress(range(options.steps), f"adapt {name}"):
@@ -187,6 +188,6 @@ def fit_level(
                 f"adapt: the loss of level {name} is not finite at step {int(np.argmin(finite)) + 1}: lower its "
                 "learning rates; what was finished before is kept."
             )
-    if options.candidates > 1:
+    if len(fits) > 1:
         state = parallel.smallest(fits, [course[options.steps // 2 :].mean(axis=0) for course in losses])
     return parallel.gather(finish(state, params), count)

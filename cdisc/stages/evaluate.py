@@ -12,6 +12,7 @@ import numpy as np
 
 from cdisc import checkpoints, console, hosts, parallel, runtime, signals
 from cdisc import config as config_lib
+from cdisc.data import compositions
 from cdisc.discovery import concepts, poe
 from cdisc.errors import UserError
 from cdisc.evaluation import baselines, judge, methods, protocol
@@ -191,7 +192,7 @@ def score_class(
         references = jnp.asarray(pictures[: settings.references])
         # Other real pictures of the composition in the place of samples: what a perfect method would reach.
         real = {REAL: pictures[settings.references :]}
-    together = len(queries) > 1 and len(queries) * settings.samples > settings.k
+    together = len(queries) > 1
     figures: list[dict[str, protocol.Figures]] = []
     pools: dict[str, list[np.ndarray]] = {}
     for query, drawn in zip(queries, samples, strict=True):
@@ -242,7 +243,9 @@ def write_results(
         queries.append(
             {
                 "name": query.name,
-                "attributes": None if query.composition is None else named_attributes(this, query.composition),
+                "attributes": None
+                if query.composition is None
+                else compositions.attributes(this.dataset.split.factors, query.composition),
                 "source": query.source,
                 "prototypes": prototypes_of(discovery),
                 "nfe": int(discovery.nfe),
@@ -267,12 +270,6 @@ def write_results(
             "methods": methods,
         },
     )
-
-
-def named_attributes(this: Run, composition: tuple[int, ...]) -> dict[str, str]:
-    """A composition in words, factor to value."""
-    factors = this.dataset.split.factors
-    return {name: values[i] for name, values, i in zip(factors.names, factors.values, composition, strict=True)}
 
 
 def prototypes_of(discovery: concepts.Discovery) -> list[dict[str, Any]]:

@@ -209,7 +209,7 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     """
     options = this.options.training
     assert options is not None  # there is a network to train
-    key_init, key_train = jax.random.split(this.key("pretrain"))
+    key_init, key_train, key_pictures, key_validation = jax.random.split(this.key("pretrain"), 4)
     folder = this.path("pretrain", "train")
     init = functools.partial(pretrain_lib.init, network, options)
     with hosts.first_alone():  # it removes what is damaged
@@ -224,7 +224,7 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     )
     read = read_share(this.dataset, options, key_train)
     every, samples_every = this.config.pretrain.save_every, this.config.pretrain.samples_every
-    draw, validate = class_pictures(this), validation(this, options)
+    draw, validate = class_pictures(this, key_pictures), validation(this, options, key_validation)
     first = int(state.step)
     hosts.require_alike(checkpoint=first)
     metrics_path, best_path = this.path("pretrain", "metrics.jsonl"), this.path("pretrain", "best")
@@ -275,12 +275,12 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     return checkpoints.restore(best_path, state.ema)
 
 
-def class_pictures(this: Run) -> Callable[[denoiser.Params], Pixels]:
+def class_pictures(this: Run, key: jax.Array) -> Callable[[denoiser.Params], Pixels]:
     """What parameters draw of some trained classes, each a column, from noise that is one for each row and fixed."""
     trained = len(this.dataset.split.trained)
     columns, rows = min(_SAMPLE_CLASSES, trained), _SAMPLES_A_CLASS
     labels = jnp.asarray(np.tile(np.rint(np.linspace(0, trained - 1, columns)).astype(np.int32), rows))
-    noise = jax.random.normal(jax.random.fold_in(this.key("pretrain"), 0), (rows, *this.dataset.shape))
+    noise = jax.random.normal(key, (rows, *this.dataset.shape))
 
     @jax.jit
     def draw(params: denoiser.Params) -> jax.Array:
@@ -293,13 +293,12 @@ def class_pictures(this: Run) -> Callable[[denoiser.Params], Pixels]:
     return lambda params: grid(draw(parallel.one_copy(params)), columns=columns)
 
 
-def validation(this: Run, options: pretrain_lib.PretrainOptions) -> Callable[[denoiser.Params], float]:
+def validation(this: Run, options: pretrain_lib.PretrainOptions, key: jax.Array) -> Callable[[denoiser.Params], float]:
     """The loss of parameters on pictures of the trained classes that training does not show, always the same ones."""
     trained = this.dataset.split.trained
     count = len(trained) * -(-_VALIDATED // len(trained))
     labels = np.arange(count, dtype=np.int32) % len(trained)
     x0 = np.concatenate([this.dataset.queries(composition, 1) for composition in trained])[labels]
-    key = jax.random.fold_in(this.key("pretrain"), 1)
     given = ((x0, labels), *map(np.asarray, draw_noise(key, this.schedule, x0.shape)))
 
     known: dict[str, Any] = {"backbone": this.backbone, "schedule": this.schedule, "loss": options.loss}

@@ -110,10 +110,10 @@ def descriptions(this: Run, results: dict[str, Any]) -> dict[str, str]:
     known = all(results["methods"][name]["joint_accuracy"] is not None for name in widths.values())
     best = best_sigma({s: results["methods"][name] for s, name in widths.items()}) if widths and known else None
     for sigma in {settings.query_only_sigma, *settings.query_only_sigmas}:
-        which = "the best width of the grid" if sigma == best else "another width of the grid"
+        which = "; the best width of the grid" if sigma == best else ""
         if sigma == settings.query_only_sigma:
-            which = "a wide one, as the paper's figures suggest: it does not publish its width"
-        sentences[query_only_name(sigma)] = f"A Gaussian of this width around the query as the teacher; {which}."
+            which += "; the paper publishes none: its text calls it small, its figures suggest a wide one"
+        sentences[query_only_name(sigma)] = f"A Gaussian of this width around the query as the teacher{which}."
     for name, method in this.options.methods.items():
         level = this.options.levels[method.level]
         learnt = "a new class embedding" + (" in the span of the trained ones" if level.space == "span" else "")
