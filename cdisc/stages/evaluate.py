@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import cdisc
-from cdisc import checkpoints, console, hosts, parallel, signals
+from cdisc import bundled, checkpoints, console, hosts, parallel, signals
 from cdisc import config as config_lib
 from cdisc.discovery import concepts, poe
 from cdisc.errors import UserError
@@ -19,7 +19,6 @@ from cdisc.evaluation import baselines, judge, methods, protocol
 from cdisc.report import results as results_lib
 from cdisc.run import Query, Run, level_options, method_options, read_seconds, saved_by_query
 from cdisc.stages.adapt import QueryModel, draw, teacher_recipe
-from cdisc.stages.pretrain import BUNDLED
 
 PRODUCT = "product"
 REAL = "real pictures"
@@ -130,8 +129,8 @@ def load_judge(this: Run) -> judge.Judge | None:
     if checkpoints.exists(path):
         params = checkpoints.restore(path, like)
     else:
-        bundled = this.config.pretrain.bundle and not this.config.pretrain.from_scratch
-        params = checkpoints.restore_npz(judge_bundle(this), like, judge_about(this)) if bundled else train_judge(this)
+        kept = this.config.pretrain.bundle and not this.config.pretrain.from_scratch
+        params = checkpoints.restore_npz(judge_bundle(this), like, judge_about(this)) if kept else train_judge(this)
         checkpoints.save(path, params)
     return judge.network_judge(network, params, factors.names)
 
@@ -147,7 +146,7 @@ def trust_in(this: Run, judged_by: judge.Judge) -> dict[str, Any]:
 
 def judge_bundle(this: Run) -> pathlib.Path:
     """Where the bundled judge lies, beside the bundled backbone."""
-    return BUNDLED / f"{this.config.pretrain.bundle}_judge.npz"
+    return bundled.FOLDER / f"{this.config.pretrain.bundle}_judge.npz"
 
 
 def judge_about(this: Run) -> dict[str, str]:
