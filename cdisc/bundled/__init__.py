@@ -39,7 +39,7 @@ def load(name: str) -> interop.Pretrained:
         scheduler = options(interop.SchedulerConfig, json.loads(said["scheduler"]), "scheduler")
     except (KeyError, ValueError, UserError) as error:
         raise UserError(
-            f"{path} does not say what network it holds ({error}): make it anew, or take its own cdisc."
+            f"{path} does not say what network it holds ({error}): install cdisc again, or run cdisc.bundle."
         ) from error
     like = jax.eval_shape(functools.partial(denoiser.init, network), jax.random.key(0))
     return interop.Pretrained(network, checkpoints.restore_npz(path, like, {}), scheduler)
