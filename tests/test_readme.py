@@ -85,4 +85,5 @@ def test_the_examples_with_the_bundled_network_compose(whole, monkeypatch):
         for pictures in (names["query"][None], names["samples"], names["varied"])
     )
     assert (samples == query).all(axis=1).mean() >= 0.75
-    assert (varied == query).all(axis=1).mean() >= 0.75
+    # One start alone composes the colours, and may end at another digit.
+    assert (varied == query)[:, 0 if whole else 1 :].all(axis=1).mean() >= 0.75
