@@ -10,7 +10,7 @@ The bundled ColorMNIST files come from these two commands, the first of which ta
 Those of the avatars come from the same with configs/avatars.py:small.
 
 Weights are kept in half precision. Each file carries the digest of the configuration and of the data that made it, and
-is refused by a run that has others.
+is refused by a run that has others. A backbone's says what network and forward process it is, for `cdisc.bundled.load`.
 """
 
 import pathlib
@@ -31,16 +31,17 @@ def main(_: list[str]) -> int:
     if _CONFIG.value is None or _WORKDIR.value is None:
         console.fail("give --config=FILE and --workdir=DIR.")
         return 2
+    from cdisc import bundled
     from cdisc.run import opened  # jax reads its environment when it is first used
     from cdisc.stages import evaluate, pretrain
 
     try:
         with opened(_CONFIG.value, pathlib.Path(_WORKDIR.value), []) as run:
-            if not run.config.pretrain.bundle:
-                raise UserError("config.pretrain.bundle is empty: give the bundle's name.")
-            backbone = pretrain.BUNDLED / f"{run.config.pretrain.bundle}.npz"
-            backbone.parent.mkdir(exist_ok=True)
-            checkpoints.save_npz(backbone, pretrain.pretrain(run, active=False), pretrain.bundle_about(run))
+            if run.network is None or not (run.config.pretrain.bundle and run.config.evaluate.judge.bundle):
+                raise UserError("config.pretrain.bundle and config.evaluate.judge.bundle name the files: give both.")
+            backbone = bundled.FOLDER / f"{run.config.pretrain.bundle}.npz"
+            about = pretrain.bundle_about(run) | bundled.about(run.network, run.scheduler)
+            checkpoints.save_npz(backbone, pretrain.pretrain(run, active=False), about)
             checkpoints.save_npz(evaluate.judge_bundle(run), evaluate.train_judge(run), evaluate.judge_about(run))
     except UserError as error:
         console.fail(str(error))

@@ -303,12 +303,33 @@ def save_npz(path: pathlib.Path, tree: Any, about: dict[str, str]) -> None:
     Args:
       path: the file.
       tree: floating-point arrays.
-      about: text fields, found again by `restore_npz`.
+      about: text fields, found again by `restore_npz` and `npz_about`.
     """
     arrays: dict[str, Any] = {f"array:{name}": leaf.astype(np.float16) for name, leaf in _named_leaves(tree).items()}
     texts: dict[str, Any] = {f"about:{name}": np.asarray(text) for name, text in about.items()}
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays, **texts)
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All that `save_npz` wrote.
+
+    Raises:
+      UserError: if the file is missing or damaged.
+    """
+    try:
+        # A file of our own: NumPy leaves its own open when it is no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return dict(archive)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): install cdisc again, or train with --config.pretrain.from_scratch=True."
+        ) from error
+
+
+def npz_about(path: pathlib.Path) -> dict[str, str]:
+    """The text fields that `save_npz` wrote; raises as `restore_npz` does for a file that cannot be read."""
+    return {name[6:]: str(text) for name, text in _read_npz(path).items() if name.startswith("about:")}
 
 
 def restore_npz(path: pathlib.Path, like: Any, about: dict[str, str]) -> Any:
@@ -323,14 +344,7 @@ def restore_npz(path: pathlib.Path, like: Any, about: dict[str, str]) -> Any:
       OtherError: if its fields are others.
       UserError: if the file is missing or damaged, or its arrays are others.
     """
-    try:
-        # A file of our own: NumPy leaves its own open when it is no archive.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            content = dict(archive)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}): install cdisc again, or train with --config.pretrain.from_scratch=True."
-        ) from error
+    content = _read_npz(path)
     for name, text in about.items():
         found = str(content.get(f"about:{name}"))
         if found != text:

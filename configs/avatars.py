@@ -61,8 +61,8 @@ def get_config(variant: str = "large") -> ml_collections.ConfigDict:
         c.pretrain.update(
             from_scratch=False, bundle="avatars_small", steps=7000, decay_steps=3000, save_every=250, samples_every=1000
         )
-        # Seen on six query pictures that the figures of the README leave out, as is all that differs from digits here:
-        # the product is right in all of its samples, but with the digits' weights few of its guided samples are.
+        # Seen on six query pictures that the figures in docs/ leave out, as is all that differs from digits here: the
+        # product is right in all of its samples, but with the digits' weights few of its guided samples are.
         c.guidance.update(w0=3.0, w_max=4.0)
         # The samples to learn from are right in 0.54 at the digits' weights and in 0.85 at these; neither are diverse.
         c.adapt.guidance.update(w0=2.0, w_max=3.0)

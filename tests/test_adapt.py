@@ -219,9 +219,17 @@ def test_a_batch_comes_from_the_query_the_teacher_or_both(pool, share):
     np.testing.assert_allclose(counts[1:], (1 - share) / 5, atol=0.1 if share < 1 else 0.0)
 
 
-def test_the_query_pool_needs_no_samples_of_the_teacher():
-    _, seen = _seen(_change(pool="query"), LESSON.replace(pool=jnp.zeros((0, *SHAPE))))
+def test_a_level_needs_no_more_of_a_lesson_than_its_options_say():
+    _, seen = _seen(_change(pool="query"), adapt.Lesson(LESSON.query))
     assert seen[0][0].shape == (16, *SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"), [("pool", {"pool": "both"}), ("classes", {"start": "top1"}), ("given", {"after": "another"})]
+)
+def test_what_a_lesson_lacks_is_named(field, changes):
+    with pytest.raises(ValueError, match=f"^lesson.{field} is None"):
+        _seen(_change(**changes), adapt.Lesson(LESSON.query))
 
 
 def test_null_dropout_shows_the_null_class_to_its_share():

@@ -48,12 +48,7 @@ RUN = Run(
     queries=(),
 )
 CLASSES = ([0, 1, 2], [1, 0, 2])
-LESSONS = [
-    adapt.Lesson(
-        query=TABLE[1].reshape(2, 2, 1), pool=jnp.zeros((1, 2, 2, 1)), classes=jnp.asarray(classes), given=TABLE[0]
-    )
-    for classes in CLASSES
-]
+LESSONS = [adapt.Lesson(query=TABLE[1].reshape(2, 2, 1), classes=jnp.asarray(classes)) for classes in CLASSES]
 KEYS = parallel.stack_keys([jax.random.key(0), jax.random.key(1)])
 
 
@@ -68,6 +63,17 @@ def test_each_query_keeps_the_fit_with_the_smaller_loss():
     # Nothing is learnt at rate zero: the fit that starts at the query's own class, here second or first, is exact.
     np.testing.assert_array_equal(_fit().embedding, [TABLE[1], TABLE[1]])
     np.testing.assert_array_equal(_fit(candidates=1).embedding, [TABLE[0], TABLE[1]])
+
+
+def test_a_query_alone_learns_what_the_stage_teaches_it():
+    # Catches: `fit` with another number of steps or candidates, the first fit or that of the largest loss, other keys.
+    changes = {"embedding_learning_rate": 0.05, "candidates": 3, "steps": 5}
+    together = _fit(**changes)
+    options = adapt.AdaptOptions(pool="query", start="top1", batch_size=4, **changes)
+    for place, lesson in enumerate(LESSONS):
+        alone = adapt.Lesson(lesson.query, classes=lesson.classes)
+        learnt = adapt.fit(RUN.backbone, TABLE, SCHEDULE, alone, KEYS[place], options)
+        np.testing.assert_allclose(learnt.embedding, together.embedding[place], rtol=1e-5, atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step():

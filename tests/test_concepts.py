@@ -192,6 +192,11 @@ def test_options_that_cannot_be_run_are_refused(change, message):
         concepts.DiscoveryOptions(**change)
 
 
+def test_options_given_as_lists_can_be_static_arguments():
+    given = dataclasses.replace(SMALL, timesteps=[20, 60, 100], hierarchy=[20])
+    assert hash(given) == hash(dataclasses.replace(SMALL, hierarchy=(20,)))
+
+
 def test_timesteps_beyond_the_schedule_are_refused():
     options = dataclasses.replace(SMALL, timesteps=(50, 101))
     with pytest.raises(ValueError, match="the schedule ends at 100"):

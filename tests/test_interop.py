@@ -250,12 +250,11 @@ def test_fifty_steps_of_ddim_are_diffusers(prediction_type, clip, tmp_path):
     with torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(model(x, t).sample, t, x, use_clipped_model_output=clip).prev_sample
-    eps_model = backbone.unet(here.network, here.schedule, here.prediction_type)
     assert here.scheduler.clip == (1.5 if clip else None)
 
     def sample(params):
-        eps_fn = backbone.null_eps(eps_model, params)
-        return sampling.ddim(eps_fn, here.schedule, start, num_steps=50, clip=here.scheduler.clip)
+        eps_fn = backbone.null_eps(here.backbone(), params)
+        return sampling.ddim(eps_fn, here.scheduler.schedule(), start, num_steps=50, clip=here.scheduler.clip)
 
     out = jax.jit(sample)(here.params)
     print(f"parity {_error(out, _numpy(x)):.1e}")
@@ -275,11 +274,10 @@ def test_ancestral_steps_are_ddpm(tmp_path, monkeypatch):
     with torch.no_grad():
         for t in range(19, -1, -1):
             x = scheduler.step(model(x, t).sample, t, x).prev_sample
-    eps_model = backbone.unet(here.network, here.schedule)
 
     def sample(params):
-        eps_fn = backbone.null_eps(eps_model, params)
-        return sampling.ancestral(eps_fn, here.schedule, start, jax.random.key(0), clip=here.scheduler.clip)
+        eps_fn, schedule = backbone.null_eps(here.backbone(), params), here.scheduler.schedule()
+        return sampling.ancestral(eps_fn, schedule, start, jax.random.key(0), clip=here.scheduler.clip)
 
     out = jax.jit(sample)(here.params)
     print(f"parity {_error(out, _numpy(x)):.1e}")

@@ -13,7 +13,8 @@ from cdisc.diffusion.schedule import Schedule, alpha_bar_at
 EpsFn = Callable[[jax.Array, jax.Array], jax.Array]
 """`eps_fn(x, t)`: the noise predicted in `x` (B, ...) at `t` (B,), same shape as `x`.
 
-The one form in which a density enters any algorithm of cdisc: a network, a mixture and a Gaussian all provide it.
+The one form in which a density enters discovery, guidance and sampling: a network, a mixture and a Gaussian all provide
+it. What learns takes a `cdisc.networks.backbone.Backbone`: such a function for every parameters and class embedding.
 """
 
 

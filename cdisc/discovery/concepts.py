@@ -83,7 +83,9 @@ class DiscoveryOptions:
     """Noise levels through which the modes are then followed (`hierarchy.follow`), each in 1..T; () follows none."""
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be run."""
+        """Refuses what cannot be run; lists become tuples."""
+        for field in ("timesteps", "hierarchy"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
         for field, allowed in (
             ("start_mode", modes.START_MODES),
             ("ascent", ASCENTS),

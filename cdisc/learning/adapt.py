@@ -5,9 +5,9 @@ beside it) and from what (the query, the teacher's samples, or both). All are th
 numbers: arXiv 2605.07078, Eq. 15, is the level with LoRA on the teacher's pool. Textual inversion (Gal et al. 2023) is
 the free embedding on the query; LoRA on the query alone is close to DreamBooth (Ruiz et al. 2023).
 
-Everything here treats one query: `init`, then `step` again and again, then `result`. `jax.vmap` over queries trains all
-their adapters in one program. The loop over steps belongs to the caller, in Python: XLA's CPU backend runs the gradient
-of a convolution inside `lax.scan` about eight times slower than outside it.
+Everything here treats one query: `init`, then `step` again and again, then `result`, or `fit` for all of it. `jax.vmap`
+over queries trains all their adapters in one program. The loop over steps is Python's: XLA's CPU backend runs the
+gradient of a convolution inside `lax.scan` about eight times slower than outside it.
 """
 
 import dataclasses
@@ -106,19 +106,30 @@ class Adaptation:
 
 @flax.struct.dataclass
 class Lesson:
-    """What there is to learn from, for one query.
+    """What there is to learn from, for one query; a level needs no more of it than its options say.
 
     Attributes:
       query: (H, W, C) the picture.
-      pool: (P, H, W, C) samples of its teacher.
-      classes: (N,) int32, the trained classes that explain it best, best first.
-      given: (E,) the embedding that a level with `after` goes on from; not used by others.
+      pool: (P, H, W, C) samples of its teacher, for the pools "teacher" and "both".
+      classes: (N,) int32, the trained classes that explain it best, best first, for the start "top1".
+      given: (E,) the embedding that a level with `after` goes on from.
     """
 
     query: jax.Array
-    pool: jax.Array
-    classes: jax.Array
-    given: jax.Array
+    pool: jax.Array | None = None
+    classes: jax.Array | None = None
+    given: jax.Array | None = None
+
+    def need(self, field: str) -> jax.Array:
+        """A field that a level cannot do without.
+
+        Raises:
+          ValueError: if it is None.
+        """
+        value: jax.Array | None = getattr(self, field)
+        if value is None:
+            raise ValueError(f"lesson.{field} is None, and this level learns from it")
+        return value
 
 
 @flax.struct.dataclass
@@ -176,13 +187,13 @@ def init(
     table = backbone.table(params)
     size = table.shape[1] if options.space == "free" else table.shape[0]
     if options.after:
-        embedding = lesson.given
+        embedding = lesson.need("given")
     elif options.start == "normal":
         embedding = 0.01 * jax.random.normal(key_embedding, (size,))
     elif options.space == "free":
-        embedding = table[lesson.classes[candidate]]
+        embedding = table[lesson.need("classes")[candidate]]
     else:
-        embedding = jax.nn.one_hot(lesson.classes[candidate], size)
+        embedding = jax.nn.one_hot(lesson.need("classes")[candidate], size)
     adapter = lora.init(params, key_adapter, options.rank) if options.rank else {}
     opt_state = _optimizer(options).init({"embedding": embedding, "adapter": adapter})
     return FitState(step=jnp.zeros((), jnp.int32), embedding=embedding, adapter=adapter, opt_state=opt_state)
@@ -194,7 +205,8 @@ def _draw(lesson: Lesson, key: jax.Array, options: AdaptOptions) -> jax.Array:
     copies = jnp.broadcast_to(lesson.query[None], (options.batch_size, *lesson.query.shape))
     if options.pool == "query":
         return copies
-    batch = lesson.pool[jax.random.randint(key_index, (options.batch_size,), 0, lesson.pool.shape[0])]
+    pool = lesson.need("pool")
+    batch = pool[jax.random.randint(key_index, (options.batch_size,), 0, pool.shape[0])]
     if options.pool == "teacher":
         return batch
     from_query = jax.random.bernoulli(key_source, 0.5, (options.batch_size, *(1,) * lesson.query.ndim))
@@ -266,3 +278,27 @@ def _decode(embedding: jax.Array, table: jax.Array, options: AdaptOptions) -> ja
 def result(state: FitState, backbone: Backbone, params: Any, options: AdaptOptions) -> Adaptation:
     """What was learnt."""
     return Adaptation(_decode(state.embedding, backbone.table(params), options), state.adapter)
+
+
+_step = jax.jit(step, static_argnames=("backbone", "options"))
+
+
+def fit(
+    backbone: Backbone,
+    params: Any,
+    schedule: Schedule,
+    lesson: Lesson,
+    key: jax.Array,
+    options: AdaptOptions,
+    prior: Prior | None = None,
+) -> Adaptation:
+    """One level for one query, from its start to what was learnt, on one device; the arguments are those of `step`."""
+    fits = []
+    for candidate in range(options.candidates):
+        state, losses = init(backbone, params, lesson, key, options, candidate), []
+        for _ in range(options.steps):
+            state, loss = _step(state, backbone, params, schedule, lesson, prior, key, options)
+            losses.append(loss)
+        fits.append((float(jnp.mean(jnp.stack(losses[options.steps // 2 :]))), state))
+    _, best = min(fits, key=lambda fit: fit[0])
+    return result(best, backbone, params, options)

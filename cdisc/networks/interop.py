@@ -35,7 +35,7 @@ from cdisc.diffusion import schedule as schedule_lib
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError, about, nearest, require_known, require_positive
 from cdisc.networks import denoiser
-from cdisc.networks.backbone import PREDICTION_TYPES
+from cdisc.networks.backbone import PREDICTION_TYPES, Backbone, unet
 from cdisc.networks.lora import Adapter
 from cdisc.networks.unet import UNetConfig
 
@@ -184,15 +184,9 @@ class Pretrained:
     params: denoiser.Params
     scheduler: SchedulerConfig
 
-    @property
-    def schedule(self) -> Schedule:
-        """The forward process."""
-        return self.scheduler.schedule()
-
-    @property
-    def prediction_type(self) -> str:
-        """What the network puts out."""
-        return self.scheduler.prediction_type
+    def backbone(self) -> Backbone:
+        """The network as functions of `params` and of a class embedding; raises as `backbone.unet` does."""
+        return unet(self.network, self.scheduler.schedule(), self.scheduler.prediction_type)
 
 
 def load(folder: str | os.PathLike[str]) -> Pretrained:

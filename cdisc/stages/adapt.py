@@ -86,19 +86,18 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
         key_compare, key_pool, key_fit = (parallel.stack_keys(keys) for keys in zip(*split_keys, strict=True))
         teachers = [discoveries[i].teacher for i in indices]
         losses: Any = [None] * len(indices)
-        best_first = jnp.zeros((len(indices), 0), jnp.int32)
+        best_first: Any = None
+        pool: Any = None
         if this.backbone.table(params).shape[0]:
             losses = parallel.in_groups(mapped_compare, (images, key_compare), params)
             best_first = jnp.argsort(losses, axis=1).astype(jnp.int32)
-        pool: Any = np.zeros((len(indices), 0, *this.dataset.shape), np.float32)
         if needs_pool:
             recipes = [teacher_recipe(teacher, this.options.adapt_guidance) for teacher in teachers]
             pool = draw(this, params, recipes, list(key_pool), settings.pool_size)
-        nothing = jnp.zeros((len(indices), this.backbone.table(params).shape[1]))
-        lessons = adapt_lib.Lesson(query=images, pool=pool, classes=best_first, given=nothing)
+        lessons = adapt_lib.Lesson(query=images, pool=pool, classes=best_first)
         fitted: dict[str, adapt_lib.Adaptation] = {}
         for name, options in levels.items():
-            given = fitted[options.after].embedding if options.after else nothing
+            given = fitted[options.after].embedding if options.after else None
             lessons = dataclasses.replace(lessons, given=given)
             fitted[name] = fit_level(compiled[name], params, lessons, prior, key_fit, name, options)
         by_query = {name: parallel.unstack(adaptations) for name, adaptations in fitted.items()}
@@ -118,8 +117,7 @@ def untrained(
     """A query model before any learning: the structure of every one."""
     image = jnp.zeros(this.dataset.shape)
     table = this.backbone.table(params)
-    given = jnp.zeros(table.shape[1])
-    lesson = adapt_lib.Lesson(query=image, pool=image[None], classes=jnp.arange(table.shape[0]), given=given)
+    lesson = adapt_lib.Lesson(image, classes=jnp.arange(table.shape[0]), given=jnp.zeros(table.shape[1]))
     states = {name: (adapt_lib.init(this.backbone, params, lesson, key, o), o) for name, o in levels.items()}
     return QueryModel(
         teacher=teacher,
@@ -172,8 +170,8 @@ def fit_level(
     params, prior = parallel.replicate((params, prior))
     fits: list[adapt_lib.FitState] = []
     losses: list[np.ndarray] = []  # (steps, devices, each), for each fit
-    # There may be fewer classes to start from.
-    for candidate in range(max(1, min(options.candidates, lessons.classes.shape[-1]))):
+    classes = 1 if lessons.classes is None else lessons.classes.shape[-1]
+    for candidate in range(min(options.candidates, classes)):
         state = begin((lessons, keys), params, jnp.int32(candidate))
         course = []
         for _ in console.progress(range(options.steps), f"adapt {name}"):

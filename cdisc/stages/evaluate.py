@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import checkpoints, console, hosts, parallel, runtime, signals
+from cdisc import bundled, checkpoints, console, hosts, parallel, runtime, signals
 from cdisc import config as config_lib
 from cdisc.data import compositions
 from cdisc.discovery import concepts, poe
@@ -19,7 +19,6 @@ from cdisc.evaluation import baselines, judge, methods, protocol
 from cdisc.report import results as results_lib
 from cdisc.run import Query, Run
 from cdisc.stages.adapt import QueryModel, draw, teacher_recipe
-from cdisc.stages.pretrain import BUNDLED
 from cdisc.stages.saved import read_seconds, saved_by_query
 
 PRODUCT = "product"
@@ -161,7 +160,7 @@ def trust_in(this: Run, judged_by: judge.Judge) -> dict[str, Any]:
 
 def judge_bundle(this: Run) -> pathlib.Path:
     """Where the bundled judge lies."""
-    return BUNDLED / f"{this.config.evaluate.judge.bundle}.npz"
+    return bundled.FOLDER / f"{this.config.evaluate.judge.bundle}.npz"
 
 
 def judge_about(this: Run) -> dict[str, str]:

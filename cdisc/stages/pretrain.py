@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import cdisc
-from cdisc import checkpoints, console, hosts, parallel, signals, watch
+from cdisc import bundled, checkpoints, console, hosts, parallel, signals, watch
 from cdisc import config as config_lib
 from cdisc.data import Dataset
 from cdisc.data.pictures import Pixels, grid, png
@@ -27,8 +26,6 @@ from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
 from cdisc.run import Run
 from cdisc.stages.saved import meet, unfinished
-
-BUNDLED = pathlib.Path(cdisc.__file__).parent / "bundled"
 
 _METRICS_EVERY = 50
 """Steps after which their metrics are read and written: to read them is to wait for the device."""
@@ -67,7 +64,9 @@ def pretrain(this: Run, active: bool) -> Any:
     elif not this.config.pretrain.bundle:
         raise UserError("config.pretrain names no bundled backbone: set --config.pretrain.from_scratch=True.")
     else:
-        params = checkpoints.restore_npz(BUNDLED / f"{this.config.pretrain.bundle}.npz", like, bundle_about(this))
+        params = checkpoints.restore_npz(
+            bundled.FOLDER / f"{this.config.pretrain.bundle}.npz", like, bundle_about(this)
+        )
         console.say(f"pretrain: the bundled backbone {this.config.pretrain.bundle}")
     if hosts.first():
         checkpoints.write_text(this.path("pretrain", _ABOUT), json.dumps(weights_about(this)) + "\n")

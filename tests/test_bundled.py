@@ -1,0 +1,56 @@
+"""The networks that come with cdisc, without the configurations that made them."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from commands import config_of
+
+from cdisc import bundled, checkpoints
+from cdisc.errors import UserError
+from cdisc.networks import interop
+from cdisc.options import network_options, scheduler_of
+
+
+@pytest.mark.parametrize("name", ["colormnist", "avatars"])
+def test_a_bundled_network_is_the_one_of_its_configuration(name):
+    # Catches: a file that another version's configuration has made, a schedule or a prediction type left out.
+    config = config_of(f"{name}.py", "small")
+    model = bundled.load(f"{name}_small")
+    assert model.network == network_options(config, config.network.num_class_embeds - 1)
+    assert model.scheduler == scheduler_of(config)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(bundled, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_what_is_bundled_is_loaded(folder):
+    scheduler = interop.SchedulerConfig(num_train_timesteps=2, trained_betas=(0.1, 0.2), clip=None)
+    params = tiny.random_params()
+    checkpoints.save_npz(folder / "own.npz", params, {"data": "d"} | bundled.about(tiny.NETWORK, scheduler))
+    model = bundled.load("own")
+    assert (model.network, model.scheduler) == (tiny.NETWORK, scheduler)
+    for leaf, other in zip(jax.tree.leaves(model.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=2.0**-11, atol=1e-7)
+
+
+def test_what_cannot_be_loaded_is_said(folder):
+    about = bundled.about(tiny.NETWORK, interop.SchedulerConfig())
+    checkpoints.save_npz(folder / "old.npz", {}, {"data": "d"})
+    checkpoints.save_npz(folder / "other.npz", {}, about)
+    checkpoints.save_npz(folder / "newer.npz", {}, about | {"network": '{"groups": 3}'})
+    checkpoints.save_npz(folder / "old_judge.npz", {}, {})
+    with pytest.raises(ValueError, match="the name of a bundled network has 'oldest', .* did you mean 'old'"):
+        bundled.load("oldest")
+    with pytest.raises(ValueError, match="has 'old_judge', which cdisc does not know"):
+        bundled.load("old_judge")
+    for name, words in {
+        "old": r"old.npz does not say what network it holds \('network'\): ",
+        "newer": r"newer.npz does not say what network it holds \(.*groups",
+        "other": "other.npz has no array",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            bundled.load(name)
