@@ -14,7 +14,7 @@ import numpy as np
 
 from cdisc import checkpoints, console, hosts, parallel, signals, watch
 from cdisc import config as config_lib
-from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, pictures, planar
+from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, folder, pictures, planar
 from cdisc.data import queries as queries_data
 from cdisc.diffusion import schedule as schedule_lib
 from cdisc.discovery import concepts
@@ -146,6 +146,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         "colormnist": colormnist.load,
         "avatars": avatars.load,
         "celeba": celeba.load,
+        "folder": folder.load,
         "planar": planar.load,
     }
     if config.data.name not in (*loaders, "queries"):
@@ -225,12 +226,14 @@ def scheduler_of(config: ml_collections.ConfigDict) -> interop.SchedulerConfig:
 
 
 def network_options(config: ml_collections.ConfigDict, classes: int) -> UNetConfig:
-    """`config.network` as options of a network for `classes` trained classes.
+    """`config.network` as options of a network for `classes` trained classes; a table of None has a row for each.
 
     Raises:
       UserError: for a network that cannot be trained on them.
     """
     network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
+    if network.num_class_embeds is None:
+        network = dataclasses.replace(network, num_class_embeds=classes + 1)
     if network.num_class_embeds != classes + 1:
         raise UserError(
             f"config.network.num_class_embeds is {network.num_class_embeds}, but the split trains {classes}: "
