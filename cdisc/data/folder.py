@@ -99,7 +99,7 @@ def load(config: Any) -> Dataset:
     def require(needed: int, chosen: Sequence[compositions.Composition], why: str) -> None:
         few = [c for c in chosen if len(files_of[c]) < needed]
         if few:
-            others = f" (and too few of {len(few) - 1} others)" if few[1:] else ""
+            others = f" (and too few of {len(few) - 1} more)" if few[1:] else ""
             raise UserError(
                 f"{table} has {len(files_of[few[0]])} pictures of {compositions.describe(factors, few[0])}{others}, "
                 f"and {why}: add pictures, or take these or a column out."
