@@ -146,8 +146,8 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         "colormnist": colormnist.load,
         "avatars": avatars.load,
         "celeba": celeba.load,
-        "folder": folder.load,
         "planar": planar.load,
+        "folder": folder.load,
     }
     if config.data.name not in (*loaders, "queries"):
         raise UserError(f"config.data.name is {config.data.name!r}: use one of {', '.join(loaders)}, queries.")
