@@ -188,12 +188,14 @@ def scheduler_of(config: ml_collections.ConfigDict) -> interop.SchedulerConfig:
 
 
 def network_options(config: ml_collections.ConfigDict, classes: int) -> UNetConfig:
-    """`config.network` as options of a network for `classes` trained classes.
+    """`config.network` as options of a network for `classes` trained classes; a table of None has a row for each.
 
     Raises:
       UserError: for a network that cannot be trained on them.
     """
     network = options(UNetConfig, config.network, "network", ignore=("kind",))
+    if network.num_class_embeds is None:
+        network = dataclasses.replace(network, num_class_embeds=classes + 1)
     if network.num_class_embeds != classes + 1:
         raise UserError(
             f"config.network.num_class_embeds is {network.num_class_embeds}, but the split trains {classes}: "

@@ -16,7 +16,7 @@ import numpy as np
 from cdisc import checkpoints, console, hosts, parallel
 from cdisc import config as config_lib
 from cdisc import options as options_lib
-from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, pictures, planar
+from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, folder, pictures, planar
 from cdisc.data import queries as queries_data
 from cdisc.diffusion import schedule as schedule_lib
 from cdisc.diffusion.sampling import ddim
@@ -113,6 +113,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         "avatars": avatars.load,
         "celeba": celeba.load,
         "planar": planar.load,
+        "folder": folder.load,
     }
     kind = config.network.kind
     with about("config."):

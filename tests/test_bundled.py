@@ -43,7 +43,7 @@ def test_what_cannot_be_loaded_is_said(folder):
     checkpoints.save_npz(folder / "other.npz", {}, about)
     checkpoints.save_npz(folder / "newer.npz", {}, about | {"network": '{"groups": 3}'})
     checkpoints.save_npz(folder / "old_judge.npz", {}, {})
-    with pytest.raises(ValueError, match="the name of a bundled network has 'oldest', .* did you mean 'old'"):
+    with pytest.raises(ValueError, match=r"the name of a bundled network has 'oldest', .* did you mean 'old'"):
         bundled.load("oldest")
     with pytest.raises(ValueError, match="has 'old_judge', which cdisc does not know"):
         bundled.load("old_judge")

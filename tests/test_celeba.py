@@ -1,12 +1,10 @@
 import functools
-import io
 import json
 import math
 import pathlib
 import shutil
 import signal
 import sys
-import time
 import zipfile
 
 import jax
@@ -14,10 +12,9 @@ import numpy as np
 import published
 import pytest
 from commands import config_of
-from PIL import Image
 
 from cdisc import checkpoints, signals
-from cdisc.data import celeba, stand_in
+from cdisc.data import celeba, decoding, stand_in
 from cdisc.data import manifest as manifest_lib
 from cdisc.errors import UserError
 from cdisc.networks import denoiser
@@ -134,36 +131,6 @@ def test_images_of_a_folder_a_folder_in_a_folder_and_a_zip(copy, tmp_path):
         celeba.open_images(zipped, files)
 
 
-def test_decode_takes_the_middle_square():
-    # A white square of 178 pixels in the middle of 218 rows; what is above and below is black.
-    pixels = np.zeros((218, 178, 3), np.uint8)
-    pixels[20:198] = 255
-    for size in (32, 64, 128):
-        data = io.BytesIO()
-        Image.fromarray(pixels).save(data, "JPEG", quality=95)
-        image = celeba.decode(data.getvalue(), size)
-        assert image.shape == (size, size, 3) and image.dtype == np.uint8
-        assert image[2:-2].min() > 240
-    grey = io.BytesIO()
-    Image.fromarray(pixels[..., 0]).save(grey, "JPEG")
-    assert celeba.decode(grey.getvalue(), 32).shape == (32, 32, 3)
-
-
-@pytest.mark.parametrize("size", [64, 128])
-def test_decode_averages_what_a_pixel_covers(size):
-    # Catches: filters that leave out pixels or blur, and decoding at a size that is too small.
-    draw = np.random.default_rng(0).integers(0, 256, (28, 23, 3), np.uint8)
-    pixels = Image.fromarray(draw).resize((178, 218), Image.Resampling.BICUBIC)
-    data = io.BytesIO()
-    pixels.save(data, "JPEG", quality=95)
-    # The share of source pixel j in pixel i, exactly.
-    edges = np.linspace(0, 178, size + 1)
-    inside = np.minimum(edges[1:, None], np.arange(1, 179)) - np.maximum(edges[:-1, None], np.arange(178))
-    share = np.clip(inside, 0, None) * size / 178
-    expected = np.einsum("ij,jkc,lk->ilc", share, np.asarray(pixels, float)[20:198], share, optimize=True)
-    assert np.abs(celeba.decode(data.getvalue(), size) - expected).mean() < 3.0
-
-
 def write_prepared(root, copy):
     """The copy as TensorFlow Datasets prepares it; the records of a split are in another order than its files."""
     tfds = pytest.importorskip("tensorflow_datasets")
@@ -208,7 +175,7 @@ def test_a_prepared_celeb_a_is_the_same_data(config, copy, tmp_path, monkeypatch
     assert known.files[0] == "train/000000" and known.files[-1] == "test/000015"
     assert np.bincount(partition).tolist() == [128, 16, 16]
     # A picture's grey is its number.
-    numbers = [int(celeba.decode(read(name), 16)[8, 8, 0]) for name in known.files]
+    numbers = [int(decoding.decode(read(name), 16)[8, 8, 0]) for name in known.files]
     assert sorted(numbers) == list(range(1, COUNT + 1)) != numbers
     np.testing.assert_array_equal(known.table, files.table[np.asarray(numbers) - 1])
     np.testing.assert_array_equal(partition, celeba.read_partition(copy, files.files)[np.asarray(numbers) - 1])
@@ -255,32 +222,6 @@ def test_every_picture_is_where_the_manifest_says(config):
         assert set(numbers_of(seen)) == set(map(number, files))
 
 
-def test_the_next_rows_are_decoded_while_these_are_written(tmp_path, monkeypatch):
-    # Catches: rows that are decoded twice, left out or put elsewhere, and a pool that waits for the disk.
-    asked, images = [], np.random.default_rng(0).integers(1, 256, (600, 4, 4, 3), np.uint8)
-    monkeypatch.setattr(celeba, "decode", lambda data, size: images[data])
-
-    def read(name):
-        asked.append(name)
-        return int(name)
-
-    seen, write = [], celeba.cache.checkpoints.write_text
-    monkeypatch.setattr(celeba.cache.checkpoints, "write_text", lambda *args: (seen.append(len(asked)), write(*args)))
-    monkeypatch.setattr(
-        celeba.cache.os, "fsync", lambda file: wait_for(lambda: len(asked) >= min(len(seen) * 256, 600))
-    )
-    found, row_of = celeba._decode_all(tmp_path, {}, 4, [str(i) for i in range(600)], read)
-    np.testing.assert_array_equal(found, images)
-    assert sorted(map(int, asked)) == list(range(600)) and row_of["599"] == 599
-
-
-def wait_for(condition):
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
 def test_a_frozen_manifest_decides(config):
     config.manifest = str(pathlib.Path(config.cache) / "frozen.json")
     data = celeba.load(config)
@@ -320,7 +261,7 @@ def test_corrupt_images_are_named_and_left_out_or_too_many(config, own, capsys, 
     manifest = manifest_lib.choose(WANTED, known.files, known.table, partition, sizes, 0)
     bad = manifest.classes[0].files["train"][:2]
     damage(own, bad[:1])
-    monkeypatch.setattr(celeba, "_MAX_UNREADABLE", 0.02)
+    monkeypatch.setattr(decoding, "_MAX_UNREADABLE", 0.02)
     data = celeba.load(config)
     assert f"1 of 84 images cannot be read and are left out: {bad[0]}." in capsys.readouterr().err.replace("\n", " ")
     assert len(data.train.rows) == 29

@@ -50,6 +50,24 @@ def test_words_and_indices_are_inverse():
         assert compositions.parse(FACTORS, compositions.describe(FACTORS, composition)) == composition
 
 
+def test_words_with_spaces_are_read_back():
+    factors = compositions.Factors(names=("hair colour", "mood"), values=(("dark red", "it's"), ("a=b", '"')))
+    assert compositions.parse(factors, "'hair colour=dark red' mood=a=b") == (0, 0)
+    for composition in compositions.all_compositions(factors):
+        assert compositions.parse(factors, compositions.describe(factors, composition)) == composition
+
+
+def test_a_split_of_what_there_is():
+    factors = compositions.Factors(names=("a", "b"), values=(("x", "y"), ("x", "y", "z")))
+    known = [(1, 2), (0, 1), (1, 0), (0, 0), (1, 1)]
+    split = compositions.split(factors, ("a=y b=x",), known)
+    assert (split.trained, split.held_out) == (((0, 0), (0, 1), (1, 1), (1, 2)), ((1, 0),))
+    with pytest.raises(errors.UserError, match=r'"a=x b=z" .* matches none .* such as \(.a=y b=z.,\)'):
+        compositions.split(factors, ("a=y b=x", "a=x b=z"), known)
+    with pytest.raises(errors.UserError, match="b=z, so it is never trained"):
+        compositions.split(factors, ("b=z",), known)
+
+
 def test_parse_leaves_unnamed_factors_open():
     assert compositions.parse(FACTORS, " size=large  shape=disc ") == (0, None, 1)
 

@@ -5,34 +5,27 @@ downloaded. `manifest` makes a benchmark of its attributes. The photographs that
 cores, into a cache of bytes.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import pathlib
 import threading
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import PIL
-from PIL import Image
 
-from cdisc import checkpoints, console, runtime, signals
 from cdisc import config as config_lib
-from cdisc.data import Dataset, cache, compositions, prepared, stand_in, stored
+from cdisc import console, runtime, signals
+from cdisc.data import Dataset, compositions, decoding, prepared, stand_in, stored
 from cdisc.data import manifest as manifest_lib
 from cdisc.errors import UserError, nearest
 
 _IMAGES = "img_align_celeba"
 _SPLITS = ("train", "validation", "test")
-_MAX_UNREADABLE = 0.01
-_UNREADABLE = "unreadable.txt"
-"""Beside the decoded photographs: the files that could not be read, a line each."""
 
 _HELP = (
     "CelebA is free for non-commercial research: take it from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (or as "
@@ -236,21 +229,6 @@ def read_prepared(root: pathlib.Path, wanted: Sequence[str]) -> tuple[Attributes
     return Attributes(files, tuple(wanted), table, root / prepared.INFO), partition, read
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
-    """The middle square of a JPEG, (size, size, 3) uint8.
-
-    Raises:
-      OSError or SyntaxError: what Pillow raises for a damaged file.
-    """
-    with Image.open(io.BytesIO(data)) as image:
-        # Decodes at a half or a quarter where that is still large enough.
-        image.draft("RGB", (size, size))
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = (left, top, left + side, top + side)
-        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=square))
-
-
 def _root(config: Any) -> pathlib.Path:
     """The folder of the copy, or of the avatars that stand in for it."""
     if config.stand_in and config.root:
@@ -277,45 +255,6 @@ def _benchmark(config: Any, known: Attributes, partition: np.ndarray) -> manifes
     if manifest.attributes != known.names:
         raise UserError(f"{frozen} is about {', '.join(manifest.attributes)}: set config.data.attributes to these.")
     return manifest
-
-
-def _decode_all(
-    folder: pathlib.Path, about: dict[str, str], size: int, files: Sequence[str], read: Callable[[str], bytes]
-) -> tuple[np.ndarray, dict[str, int]]:
-    """The photographs, from the cache once they are in it, and the row of each file that could be read."""
-
-    def one(name: str) -> np.ndarray:
-        try:
-            return decode(read(name), size)
-        # What Pillow and zip files raise where they are damaged; a black picture stands for it in the cache.
-        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error):
-            return np.zeros((size, size, 3), np.uint8)
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        begun: dict[str, concurrent.futures.Future[np.ndarray]] = {}
-
-        def make(rows: range) -> np.ndarray:
-            # The next rows are begun as well: they are decoded while these are written.
-            for name in files[rows.start : rows.stop + len(rows)]:
-                if name not in begun:
-                    begun[name] = pool.submit(one, name)
-            return np.stack([begun.pop(name).result() for name in files[rows.start : rows.stop]])
-
-        images = cache.pictures(folder, about, (len(files), size, size, 3), make, "decoding photographs")
-    note = folder / _UNREADABLE
-    if not note.exists():  # found once: it takes reading the whole cache
-        black = [name for name, image in zip(files, images, strict=True) if not image.any()]
-        checkpoints.write_text(note, "\n".join(black))
-    bad = note.read_text(encoding="utf-8").splitlines()
-    left_out = set(bad)
-    rows = {name: row for row, name in enumerate(files) if name not in left_out}
-    if bad:
-        named = ", ".join(bad[:3]) + (" and others" if len(bad) > 3 else "")
-        sentence = f"{len(bad)} of {len(files)} images cannot be read"
-        if len(bad) > _MAX_UNREADABLE * len(files):
-            raise UserError(f"{sentence} ({named}): fetch them anew and delete {folder}.")
-        console.warn(f"{sentence} and are left out: {named}.")
-    return images, rows
 
 
 def load(config: Any) -> Dataset:
@@ -355,7 +294,7 @@ def load(config: Any) -> Dataset:
     }
     digest = hashlib.sha256(json.dumps([about, config.size]).encode()).hexdigest()
     folder = (pathlib.Path(config.cache) if config.cache else runtime.cache_folder("celeba")) / digest[:16]
-    images, row_of = _decode_all(folder, about, config.size, files, read)
+    images, row_of = decoding.decode_all(folder, about, config.size, files, read)
     written = pathlib.Path(config.manifest) if config.manifest else folder / "manifest.json"
     if not written.exists():  # it may be read-only, and other processes may be reading it
         manifest_lib.write(written, manifest)

@@ -7,7 +7,8 @@ a value, as a tuple of value indices. The trained compositions, in lexicographic
 import dataclasses
 import difflib
 import itertools
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def _index(name: str, known: Sequence[str], what: str, text: str) -> int:
 
 
 def parse(factors: Factors, text: str) -> tuple[int | None, ...]:
-    """Reads a partial assignment such as "digit_colour=cyan background=deep_red".
+    """Reads a partial assignment such as "digit_colour=cyan background=deep_red", words with spaces in quotes.
 
     Returns:
       For each factor the index of its value, or None where the text leaves the factor open.
@@ -80,7 +81,10 @@ def parse(factors: Factors, text: str) -> tuple[int | None, ...]:
       UserError: For an unknown factor or value, a factor given twice, or text that is no assignment.
     """
     assignment: list[int | None] = [None] * len(factors.names)
-    words = text.split()
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise errors.UserError(f"{text} cannot be read as an assignment of attributes ({error}): mend it.") from error
     if not words:
         raise errors.UserError(
             f'an assignment of attributes is empty: write it like "{factors.names[0]}={factors.values[0][0]}".'
@@ -89,7 +93,8 @@ def parse(factors: Factors, text: str) -> tuple[int | None, ...]:
         name, separator, value = word.partition("=")
         if not separator:
             raise errors.UserError(
-                f'"{text}" has the word "{word}" without "=": write factor=value pairs between spaces.'
+                f'"{text}" has the word "{word}" without "=": write factor=value pairs between spaces, those that have '
+                "spaces themselves in quotes."
             )
         factor = _index(name, factors.names, "factor", text)
         if assignment[factor] is not None:
@@ -98,8 +103,13 @@ def parse(factors: Factors, text: str) -> tuple[int | None, ...]:
     return tuple(assignment)
 
 
-def matching(factors: Factors, assignments: Sequence[str]) -> tuple[Composition, ...]:
-    """The compositions that agree with one of the partial assignments, as `parse` reads them; in lexicographic order.
+def matching(
+    factors: Factors, assignments: Sequence[str], known: Iterable[Composition] | None = None
+) -> tuple[Composition, ...]:
+    """The compositions, of all or of `known`, that agree with one of the partial assignments, as `parse` reads them.
+
+    Returns:
+      Them, in lexicographic order.
 
     Raises:
       UserError: If an assignment cannot be read.
@@ -112,27 +122,35 @@ def matching(factors: Factors, assignments: Sequence[str]) -> tuple[Composition,
             for rule in rules
         )
 
-    return tuple(c for c in all_compositions(factors) if agrees(c))
+    return tuple(c for c in (all_compositions(factors) if known is None else sorted(known)) if agrees(c))
 
 
-def split(factors: Factors, held_out: Sequence[str]) -> CompositionSplit:
+def split(factors: Factors, held_out: Sequence[str], known: Iterable[Composition] | None = None) -> CompositionSplit:
     """Holds out every composition that matches one of the partial assignments.
 
     Args:
       factors: The attributes.
       held_out: Partial assignments as `parse` reads them; each holds out all compositions that agree with it.
+      known: The compositions that there are; all that the factors allow, if it is not given.
 
     Returns:
       The split.
 
     Raises:
-      UserError: If an assignment cannot be read, nothing is held out, or some value of a factor is never trained (a
-        value that training never shows cannot be composed).
+      UserError: If an assignment cannot be read or matches nothing, nothing is held out, or some value of a factor is
+        never trained (a value that training never shows cannot be composed).
     """
-    left_out = matching(factors, held_out)
-    trained = tuple(c for c in all_compositions(factors) if c not in left_out)
+    known = all_compositions(factors) if known is None else tuple(sorted(known))
+    left_out = matching(factors, held_out, known)
+    trained = tuple(sorted(set(known) - set(left_out)))
+    example = f"such as ({describe(factors, known[-1])!r},)"
+    for text in held_out:
+        if not matching(factors, (text,), known):
+            raise errors.UserError(
+                f'"{text}" in config.data.held_out matches none of the data: name what is there, {example}.'
+            )
     if not left_out:
-        raise errors.UserError("the split holds out no composition: name at least one in held_out.")
+        raise errors.UserError(f"the split holds out no composition: set config.data.held_out to some, {example}.")
     for factor, (name, values) in enumerate(zip(factors.names, factors.values, strict=True)):
         for index, value in enumerate(values):
             if not any(c[factor] == index for c in trained):
@@ -158,7 +176,7 @@ def attributes(factors: Factors, composition: Composition) -> dict[str, str]:
 
 def describe(factors: Factors, composition: Composition) -> str:
     """The composition as text that `parse` reads back."""
-    return " ".join(f"{name}={value}" for name, value in attributes(factors, composition).items())
+    return shlex.join(f"{name}={value}" for name, value in attributes(factors, composition).items())
 
 
 def title(factors: Factors, composition: Composition) -> str:

@@ -1,0 +1,113 @@
+"""Files of pictures, decoded once, on all cores, into a cache of bytes."""
+
+import concurrent.futures
+import io
+import os
+import pathlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cdisc import checkpoints, console
+from cdisc.data import cache
+from cdisc.errors import UserError
+
+_MAX_UNREADABLE = 0.01
+_UNREADABLE = "unreadable.txt"
+"""Beside the decoded pictures, where there are such: the files that could not be read, a line each."""
+
+# What Pillow and zip files raise where they are damaged, depending on the format.
+_DAMAGED = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError),
+    *(struct.error, Image.DecompressionBombError, zipfile.BadZipFile, zlib.error),
+)
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """The middle square of a picture, upright as its camera says and on white where it is transparent.
+
+    Args:
+      data: a file of any format that Pillow reads.
+      size: pixels a side.
+
+    Returns:
+      (size, size, 3) uint8.
+
+    Raises:
+      OSError, SyntaxError or another one: what Pillow raises for a damaged file.
+      ValueError: if it has more than 8 bits a channel.
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        # Decodes a JPEG at a half or a quarter where that is still large enough.
+        image.draft("RGB", (size, size))
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith(("I", "F")):
+            raise ValueError("more than 8 bits a channel")
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = (left, top, left + side, top + side)
+        opaque: Image.Image = image
+        if image.has_transparency_data:
+            opaque = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        return np.asarray(opaque.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=square))
+
+
+def decode_all(
+    folder: pathlib.Path, about: dict[str, str], size: int, files: Sequence[str], read: Callable[[str], bytes]
+) -> tuple[np.ndarray, dict[str, int]]:
+    """The pictures, from the cache once they are in it. Says which could not be read.
+
+    Args:
+      folder: the cache, see `cache.pictures`.
+      about: what decides the pictures.
+      size: pixels a side.
+      files: N names.
+      read: from a name to the bytes of its file; called in many threads.
+
+    Returns:
+      (N, size, size, 3) uint8, mapped from a file, and the row of each file that could be read.
+
+    Raises:
+      UserError: if more than one in a hundred could not be read, or the cache cannot be used.
+    """
+    note = folder / _UNREADABLE
+
+    def unreadable() -> list[str]:
+        return note.read_text(encoding="utf-8").splitlines() if note.exists() else []
+
+    def one(name: str) -> np.ndarray | None:
+        try:
+            return decode(read(name), size)
+        except _DAMAGED:
+            return None
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        begun: dict[str, concurrent.futures.Future[np.ndarray | None]] = {}
+
+        def make(rows: range) -> np.ndarray:
+            # The next rows are begun as well: they are decoded while these are written.
+            for name in files[rows.start : rows.stop + len(rows)]:
+                if name not in begun:
+                    begun[name] = pool.submit(one, name)
+            made = {name: begun.pop(name).result() for name in files[rows.start : rows.stop]}
+            lost = [name for name, image in made.items() if image is None]
+            if lost:  # noted before the rows are: a run that is stopped in between makes them again
+                checkpoints.write_text(note, "\n".join(dict.fromkeys([*unreadable(), *lost])))
+            black = np.zeros((size, size, 3), np.uint8)
+            return np.stack([black if image is None else image for image in made.values()])
+
+        images = cache.pictures(folder, about, (len(files), size, size, 3), make, "decoding pictures")
+    bad = unreadable()
+    left_out = set(bad)
+    rows = {name: row for row, name in enumerate(files) if name not in left_out}
+    if bad:
+        named = ", ".join(bad[:3]) + (" and others" if len(bad) > 3 else "")
+        sentence = f"{len(bad)} of {len(files)} images cannot be read"
+        if len(bad) > _MAX_UNREADABLE * len(files):
+            raise UserError(f"{sentence} ({named}): replace them and delete {folder}.")
+        console.warn(f"{sentence} and are left out: {named}.")
+    return images, rows

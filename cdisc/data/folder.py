@@ -1,0 +1,148 @@
+"""Pictures of the person's own, labelled by a table: a line for each picture, a column for each factor."""
+
+import csv
+import hashlib
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import PIL
+
+from cdisc import checkpoints, runtime
+from cdisc import config as config_lib
+from cdisc.data import Dataset, compositions, decoding, stored
+from cdisc.errors import UserError, about, require_positive
+
+_VALIDATED = 8
+"""Of so many pictures of a trained class, one is not trained on."""
+
+
+def read_table(table: pathlib.Path, root: pathlib.Path) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Reads which picture shows what.
+
+    Args:
+      table: a CSV file. Its first line names the columns: the file, then the factors.
+      root: the folder that the files' names start from.
+
+    Returns:
+      The F names of the factors, and for each file its F values.
+
+    Raises:
+      UserError: if the table cannot be read, a line of it is wrong, or a file is not there.
+    """
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as opened:
+            reader = csv.reader(opened, strict=True)
+            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if "".join(row).strip()]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"{table} cannot be read ({error}): it must be CSV in UTF-8 with a first line such as file,shape,colour "
+            "and then a line such as one.png,square,red for each picture."
+        ) from error
+    header = lines[0][1] if lines else []
+    if len(lines) < 2 or len(header) < 2 or "" in header or len(set(header)) < len(header):
+        raise UserError(
+            f"{table} has {max(len(lines) - 1, 0)} pictures and the columns {', '.join(header)}: name the file and at "
+            "least one factor in the first line, each once and commas between them, then give each picture a line."
+        )
+    values: dict[str, tuple[str, ...]] = {}
+    for number, row in lines[1:]:
+        where = f"{table}, line {number}"
+        if len(row) != len(header):
+            raise UserError(f"{where}, has {len(row)} columns and the first line {len(header)}: give it as many.")
+        if "" in row:
+            raise UserError(f"{where}, has nothing in the column {header[row.index('')]}: fill it or delete the line.")
+        file = str(pathlib.PurePath(row[0]))
+        if file in values:
+            raise UserError(f"{where}, names {file} for the second time: delete one of the lines.")
+        if not (root / file).is_file():
+            raise UserError(f"{where}, names {file}, which is not in {root}: mend the name or delete the line.")
+        values[file] = tuple(row[1:])
+    return tuple(header[1:]), values
+
+
+def load(config: Any) -> Dataset:
+    """Builds the data set that a configuration describes; decodes its pictures the first time.
+
+    A held-out class gives `query` pictures and then `reference` others, and what is left to the judge. Of a trained
+    class, an eighth, but at most `query` pictures, validate; all others are trained on, the judge too.
+
+    Args:
+      config: Has the attributes `root` (the pictures' folder), `table` (a CSV file in it, see `read_table`), `held_out`
+        (partial assignments, see `compositions.parse`), `seed` (of the order of a class's files), `query` and
+        `reference` (how many of each held-out class), `size` (pixels a side) and `cache` (a folder; empty for the
+        person's cache folder).
+
+    Returns:
+      The data set, which has the folder's name. Its classes are the combinations of values that are in the table.
+
+    Raises:
+      UserError: If the folder, its table, its pictures or the split cannot be used.
+    """
+    with about("config.data."):
+        require_positive(query=config.query, reference=config.reference, size=config.size)
+    root = pathlib.Path(config.root).expanduser()
+    if not config.root or not root.is_dir():
+        raise UserError(f"config.data.root is {config.root!r}, which is no folder: set it to that of your pictures.")
+    table = root / config.table
+    names, values_of = read_table(table, root)
+    factors = compositions.Factors(
+        names, tuple(tuple(sorted(set(column))) for column in zip(*values_of.values(), strict=True))
+    )
+    places = [{value: place for place, value in enumerate(values)} for values in factors.values]
+    files_of: dict[compositions.Composition, list[str]] = {}
+    # The order of a class's files is none that a table or a folder may have.
+    for file in sorted(values_of, key=lambda file: hashlib.sha256(f"{config.seed}:{file}".encode()).digest()):
+        composition = tuple(place[value] for place, value in zip(places, values_of[file], strict=True))
+        files_of.setdefault(composition, []).append(file)
+
+    def require(needed: int, chosen: Sequence[compositions.Composition], why: str) -> None:
+        few = [c for c in chosen if len(files_of[c]) < needed]
+        if few:
+            others = f" (and too few of {len(few) - 1} more)" if few[1:] else ""
+            raise UserError(
+                f"{table} has {len(files_of[few[0]])} pictures of {compositions.describe(factors, few[0])}{others}, "
+                f"and {why}: add pictures, or take these or a column out."
+            )
+
+    require(2, list(files_of), "a class needs 2, one to train on and one to validate")
+    split = compositions.split(factors, tuple(config.held_out), files_of)
+    require(
+        config.query + config.reference,
+        split.held_out,
+        f"it is held out, where config.data.query={config.query} and config.data.reference={config.reference} are "
+        "taken, which you may lower with evaluate.references and evaluate.samples",
+    )
+    train, query, reference, judge = {}, {}, {}, {}
+    for composition in split.trained:
+        found = files_of[composition]
+        first = max(1, min(config.query, len(found) // _VALIDATED))
+        query[composition], train[composition] = found[:first], found[first:]
+    for composition in split.held_out:
+        found, first, last = files_of[composition], config.query, config.query + config.reference
+        query[composition], reference[composition], judge[composition] = found[:first], found[first:last], found[last:]
+    files = sorted(values_of)
+    stats = [(file, found.st_size, found.st_mtime_ns) for file in files for found in [(root / file).stat()]]
+    made_from = {"folder": str(root.resolve()), "files": config_lib.digest(stats), "pillow": PIL.__version__}
+    cache = pathlib.Path(config.cache) if config.cache else runtime.cache_folder("pictures")
+    cache /= config_lib.digest([made_from, config.size])[:16]
+    images, row_of = decoding.decode_all(cache, made_from, config.size, files, lambda file: (root / file).read_bytes())
+    note = cache / "content.sha256"
+    if not note.exists():  # found once: it takes reading the whole cache
+        checkpoints.write_text(note, hashlib.sha256(images.data).hexdigest())
+
+    def rows(of: Mapping[compositions.Composition, Sequence[str]]) -> stored.Rows:
+        return {c: np.asarray([row_of[file] for file in of[c] if file in row_of], int) for c in of}
+
+    content = [note.read_text(encoding="utf-8"), images.shape, sorted(values_of.items())]
+    return stored.dataset(
+        root.resolve().name,
+        images,
+        split,
+        train=rows(train),
+        query=rows(query),
+        reference=rows(reference),
+        judge=rows(train | judge),
+        digest=config_lib.digest([content, config.seed, config.query, config.reference]),
+    )

@@ -1,0 +1,52 @@
+"""Your own labelled pictures: a folder of them and a table that says what each of them shows.
+
+Command:  python -m cdisc.main --config=configs/folder.py:small --workdir=runs/own --config.data.root=FOLDER
+            "--config.data.held_out=('shape=square colour=red',)"
+
+FOLDER has pictures of any format and `labels.csv`, whose first line names the columns, as file,shape,colour, and whose
+others are each a picture's, as shapes/one.png,square,red. Each combination of values that is there is a class; those
+that match one of `data.held_out` are never trained. Quotes keep together what has spaces: "'colour=dark red'".
+
+Variants: the file alone is 64x64 for a GPU, `:small` is 32x32 for two CPU cores, `:tiny` a toy for tests. All train
+from scratch, with the settings of configs/avatars.py, which suit its faces and were not tried on yours. The number of
+classes is the data's: a dry run counts them where `network.num_class_embeds` says one more than there are.
+"""
+
+import pathlib
+import runpy
+
+import ml_collections
+
+VARIANTS = ("large", "small", "tiny")
+
+
+def get_config(variant: str = "large") -> ml_collections.ConfigDict:
+    """The configuration: "large", "small" or "tiny"."""
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/folder.py has no variant {variant!r}: use one of {', '.join(VARIANTS)}")
+    c = runpy.run_path(str(pathlib.Path(__file__).with_name("avatars.py")))["get_config"](variant)
+    c.data = ml_collections.ConfigDict(
+        {
+            "name": "folder",
+            "root": "",  # the folder of your pictures
+            "table": "labels.csv",  # in that folder
+            "held_out": (),  # write factor=value; a factor left out means all of its values
+            "seed": 0,  # of the order of a class's files
+            # Of each held-out class; the judge alone sees the others.
+            "query": 8,
+            "reference": 64,  # at least evaluate.references and evaluate.samples together
+            "size": 64,  # pixels a side
+            "cache": "",  # the folder of the decoded pictures; empty for ~/.cache/cdisc/pictures
+        }
+    )
+    c.network.num_class_embeds = None
+    c.pretrain.update(from_scratch=True, bundle="")
+    c.evaluate.judge.bundle = ""
+    c.evaluate.update(num_queries=4, references=48, samples=16)
+    if variant == "small":
+        c.data.size = 32
+    if variant == "tiny":
+        c.data.update(size=32, query=2, reference=16)
+        c.evaluate.update(num_queries=2, references=8, samples=8)
+    c.network.sample_size = c.data.get_ref("size")
+    return c
