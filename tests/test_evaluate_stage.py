@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from commands import config_of
 
-from cdisc import checkpoints, run, signals
+from cdisc import bundled, checkpoints, run, signals
 from cdisc.data import compositions
 from cdisc.evaluation import metrics, protocol
 from cdisc.report import results as results_lib
@@ -126,7 +126,7 @@ def test_the_bundled_judge_is_used_where_it_fits(tmp_path, monkeypatch, capsys):
     # Catches: a judge that comes and goes with the backbone, one of other data, one that is changed without a word.
     config = config_of("colormnist.py", "small")
     this = types.SimpleNamespace(config=config, dataset=types.SimpleNamespace(fingerprint="digits"))
-    monkeypatch.setattr(stage, "BUNDLED", tmp_path)
+    monkeypatch.setattr(bundled, "FOLDER", tmp_path)
     like = {"x": np.zeros(2, np.float32)}
     checkpoints.save_npz(stage.judge_bundle(this), {"x": np.ones(2)}, stage.judge_about(this))
     config.pretrain.update(from_scratch=True, bundle="")

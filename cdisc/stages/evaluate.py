@@ -181,8 +181,8 @@ def score_class(
       judged_by: see `load_judge`.
 
     Returns:
-      For each query, method name to its figures; and method name to those of all queries together, empty where they
-      are too few for any.
+      For each query, method name to its figures; and method name to those of all queries together, empty where these
+      have too few samples for precision and recall.
     """
     settings, composition = this.config.evaluate, queries[0].composition
     references, real = None, {}
@@ -191,7 +191,7 @@ def score_class(
         references = jnp.asarray(pictures[: settings.references])
         # Other real pictures of the composition in the place of samples: what a perfect method would reach.
         real = {REAL: pictures[settings.references :]}
-    together = len(queries) > 1
+    together = len(queries) > 1 and len(queries) * settings.samples > settings.k
     figures: list[dict[str, protocol.Figures]] = []
     pools: dict[str, list[np.ndarray]] = {}
     for query, drawn in zip(queries, samples, strict=True):
