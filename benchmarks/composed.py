@@ -33,7 +33,7 @@ def main(_: list[str]) -> None:
     import jax
 
     from cdisc import checkpoints
-    from cdisc.report import figures
+    from cdisc.data.pictures import grid
     from cdisc.run import prepare
 
     workdir = pathlib.Path(_WORKDIR.value)
@@ -50,7 +50,7 @@ def main(_: list[str]) -> None:
         rows.append((query.image[None], prototypes[: _PROTOTYPES.value], drawn[_METHOD.value]))
     blocks = []
     for pictures in zip(*rows, strict=True):
-        block = figures.grid(np.concatenate(pictures), columns=len(pictures[0]))
+        block = grid(np.concatenate(pictures), columns=len(pictures[0]))
         blocks += [block, np.zeros((len(block), _APART, 4), np.uint8)]
     pixels = np.concatenate(blocks[:-1], axis=1).repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)
     Image.fromarray(pixels).save(_OUT.value, optimize=True)
