@@ -59,7 +59,12 @@ def get_config(variant: str = "large") -> ml_collections.ConfigDict:
         c.data.update(size=32, train=200, query=24, reference=150)
         c.network.update(sample_size=32, block_out_channels=(64, 80, 80))
         c.pretrain.update(
-            from_scratch=False, bundle="avatars_small", steps=14_000, decay_steps=3000, save_every=250, samples_every=1000
+            from_scratch=False,
+            bundle="avatars_small",
+            steps=14000,
+            decay_steps=3000,
+            save_every=250,
+            samples_every=1000,
         )
         # Seen on six query pictures that the figures in docs/ leave out, as is all that differs from digits here: the
         # product is right in all of its samples, but with the digits' weights few of its guided samples are.
