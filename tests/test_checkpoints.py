@@ -207,9 +207,10 @@ def test_a_full_disk_keeps_what_was_there(saved, monkeypatch):
             checkpoints.save(saved, {"x": jnp.zeros(3)})
     with monkeypatch.context() as patch:
         patch.setattr(pathlib.Path, "write_text", full)
-        patch.setattr(pathlib.Path, "write_bytes", full)
         with pytest.raises(UserError, match="the disk is full"):
             checkpoints.save(saved, {"x": jnp.zeros(3)})
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "open", full)
         with pytest.raises(UserError, match=r"notes\.txt was not saved: the disk is full"):
             checkpoints.write_text(saved.parent / "notes.txt", "text")
     assert [path.name for path in saved.parent.iterdir()] == ["state"]

@@ -267,7 +267,7 @@ def test_mixture_on_several_devices(planar_run, tmp_path):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """Everything from scratch, with a network: the one long run of the suite, and what it said."""
+    """Everything from scratch, with a network, and what it said: .ci/run does so too, by the README's commands."""
     workdir = tmp_path_factory.mktemp("tiny") / "run"
     ended = run_command(f"--config={ROOT}/configs/colormnist.py:tiny", f"--workdir={workdir}")
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -278,6 +278,7 @@ def again(workdir: pathlib.Path, *arguments: str | pathlib.Path) -> subprocess.C
     return run_command(f"--config={ROOT}/configs/colormnist.py:tiny", f"--workdir={workdir}", *arguments)
 
 
+@pytest.mark.slow
 def test_tiny_end_to_end(tiny_run):
     workdir, ended = tiny_run
     config = config_of("colormnist.py", "tiny")
@@ -306,6 +307,7 @@ def test_tiny_end_to_end(tiny_run):
     assert_self_contained((workdir / "report" / "index.html").read_text())
 
 
+@pytest.mark.slow
 def test_tiny_again_and_its_report_alone(tiny_run):
     # Catches: anything trained, sought or drawn a second time.
     workdir, _ = tiny_run
@@ -322,7 +324,7 @@ def test_tiny_again_and_its_report_alone(tiny_run):
     assert len((workdir / "report" / "index.html").read_bytes()) == pytest.approx(len(page), rel=0.01)
 
 
-@pytest.mark.slow  # .ci/run runs it by the README's command
+@pytest.mark.slow
 def test_tiny_with_pictures_of_ones_own(tiny_run, tmp_path):
     # Catches: figures invented for a picture of which nothing is known, or such a picture taken for a held-out one.
     workdir, _ = tiny_run

@@ -182,7 +182,7 @@ def test_the_best_average_is_kept_and_used_where_it_is_asked_for(tmp_path, monke
         return next(losses)
 
     monkeypatch.setattr(toy_run.pretrain_lib, "init", toy_run.init)
-    monkeypatch.setattr(stage, "validation", lambda this, options: validate)
+    monkeypatch.setattr(stage, "validation", lambda this, options, key: validate)
     _, average = toy_run.run(tmp_path, result="best")
     np.testing.assert_array_equal(average, seen[1])
     shutil.rmtree(checkpoints.step_path(tmp_path / "pretrain" / "train", toy_run.STEPS))
