@@ -6,7 +6,6 @@ A row for each query, none left out: the query, the prototypes that were picked 
 order in which they were drawn.
 """
 
-import json
 import pathlib
 
 import numpy as np
@@ -30,22 +29,15 @@ _APART = 10
 def main(_: list[str]) -> None:
     """Writes the picture."""
     runtime.configure()
-    import jax
-
     from cdisc import checkpoints
     from cdisc.data.pictures import grid
     from cdisc.run import prepare
 
     workdir = pathlib.Path(_WORKDIR.value)
 
-    def arrays(stage: str, place: int) -> dict[str, jax.Array]:
-        folder = workdir / stage / f"query_{place:04d}"
-        leaves = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["leaves"]
-        return checkpoints.restore(folder, {name: jax.ShapeDtypeStruct(*leaf) for name, leaf in leaves.items()})
-
     rows = []
     for place, query in enumerate(prepare(_CONFIG.value, workdir, []).queries):
-        found, drawn = arrays("discover", place), arrays("evaluate", place)
+        found, drawn = (checkpoints.arrays_of(workdir / s / f"query_{place:04d}") for s in ("discover", "evaluate"))
         prototypes = found["gaussians/mean"][found["selection/indices"][found["selection/mask"]]]
         rows.append((query.image[None], prototypes[: _PROTOTYPES.value], drawn[_METHOD.value]))
     blocks = []

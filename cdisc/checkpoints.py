@@ -274,6 +274,12 @@ def save_step(folder: pathlib.Path, step: int, tree: Any, keep: int = 2) -> None
             shutil.rmtree(path)
 
 
+def arrays_of(folder: pathlib.Path) -> dict[str, jax.Array]:
+    """All arrays of a checkpoint, by their names in it; raises as `restore` does."""
+    leaves = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["leaves"]
+    return restore(folder, {name: jax.ShapeDtypeStruct(*leaf) for name, leaf in leaves.items()})
+
+
 def restore_newest(folder: pathlib.Path, like: Any) -> Any | None:
     """Reads the newest step that `save_step` wrote; a damaged one is removed, with a warning, and the one before read.
 

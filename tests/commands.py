@@ -1,6 +1,5 @@
 """The command in a process of its own, and what it reads and leaves."""
 
-import json
 import os
 import pathlib
 import re
@@ -8,10 +7,7 @@ import runpy
 import subprocess
 import sys
 
-import jax
 import ml_collections
-
-from cdisc import checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,6 +16,19 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def marked(name: str) -> str:
     """The commands between the lines "<!-- NAME -->" and "<!-- end -->" of the README."""
     return re.search(rf"^<!-- {name} -->\n```bash\n(.*?)```\n<!-- end -->$", README, re.DOTALL | re.MULTILINE).group(1)
+
+
+ONE_BLOCK = tuple(
+    f"--config.network.{field}"
+    for field in (
+        "block_out_channels=(8,)",
+        "down_block_types=('DownBlock2D',)",
+        "up_block_types=('UpBlock2D',)",
+        "add_attention=False",
+        "patch_size=8",
+    )
+)
+"""A network of one block on 4 x 4 patches, so that what is tested is the command and not the training."""
 
 
 def command(*arguments: str | pathlib.Path) -> list[str]:
@@ -37,10 +46,3 @@ def run_command(*arguments: str | pathlib.Path, **environment: str) -> subproces
 def config_of(file: str, *variant: str) -> ml_collections.ConfigDict:
     """The configuration in a file of configs/."""
     return runpy.run_path(str(ROOT / "configs" / file))["get_config"](*variant)
-
-
-def arrays_of(folder: pathlib.Path) -> dict[str, jax.Array]:
-    """All arrays of a checkpoint, by their names in it."""
-    leaves = json.loads((folder / "manifest.json").read_text())["leaves"]
-    like = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in leaves.items()}
-    return checkpoints.restore(folder, like)

@@ -5,7 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from commands import config_of, marked, run_command
+from commands import ONE_BLOCK, config_of, marked, run_command
 from PIL import Image
 
 from cdisc import checkpoints, options, run
@@ -279,9 +279,7 @@ def test_the_readme_s_command(tmp_path):
         script = script.replace(old, new)
     words = shlex.split(script)
     assert words[1:3] == ["-m", "cdisc.main"]
-    small = ("block_out_channels=(8,)", "down_block_types=('DownBlock2D',)", "up_block_types=('UpBlock2D',)")
-    network = [f"--config.network.{field}" for field in (*small, "add_attention=False", "patch_size=8")]
-    ended = run_command(*words[3:], f"--config.data.cache={config.cache}", *network, "--stages=pretrain")
+    ended = run_command(*words[3:], f"--config.data.cache={config.cache}", *ONE_BLOCK, "--stages=pretrain")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert checkpoints.exists(workdir / "pretrain" / "params")
 

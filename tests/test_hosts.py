@@ -13,7 +13,7 @@ import types
 import numpy as np
 import pytest
 import toy_run
-from commands import ROOT, arrays_of, command, run_command
+from commands import ROOT, command, run_command
 
 from cdisc import checkpoints, hosts, signals
 from cdisc.errors import UserError
@@ -157,7 +157,7 @@ def launched(count: int, *arguments: str) -> subprocess.CompletedProcess:
 
 def assert_same_discoveries(one: pathlib.Path, other: pathlib.Path):
     for i in range(3):
-        expected, found = (arrays_of(folder / "discover" / f"query_{i:04d}") for folder in (one, other))
+        expected, found = (checkpoints.arrays_of(folder / "discover" / f"query_{i:04d}") for folder in (one, other))
         assert found.keys() == expected.keys()
         for name, array in expected.items():
             np.testing.assert_array_equal(found[name], array, err_msg=name)

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 from absl import app, flags
-from commands import ROOT, arrays_of, command, run_command
+from commands import ONE_BLOCK, ROOT, command, run_command
 from PIL import Image
 
 from cdisc import checkpoints, cost, main, pipeline, signals
@@ -22,14 +22,9 @@ from cdisc import checkpoints, cost, main, pipeline, signals
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\):DeprecationWarning")
 
 TINY = f"--config={ROOT}/configs/colormnist.py:tiny"
-# A network of one block on 4 x 4 patches, so that what is tested is the command and not the training.
 MINI = (
     TINY,
-    "--config.network.block_out_channels=(8,)",
-    "--config.network.down_block_types=('DownBlock2D',)",
-    "--config.network.up_block_types=('UpBlock2D',)",
-    "--config.network.add_attention=False",
-    "--config.network.patch_size=8",
+    *ONE_BLOCK,
     "--config.pretrain.batch_size=2",
     "--config.pretrain.steps=140",
     "--config.pretrain.save_every=10",
@@ -399,7 +394,7 @@ def assert_same_training(workdir, unbroken):
     )
     assert samples == expected
     assert sorted(samples) == [f"step_{step:08d}.png" for step in (80, 140)]
-    arrays, expected = (arrays_of(folder / "pretrain" / "params") for folder in (workdir, unbroken))
+    arrays, expected = (checkpoints.arrays_of(folder / "pretrain" / "params") for folder in (workdir, unbroken))
     assert arrays.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array, err_msg=name)

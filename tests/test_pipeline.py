@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import ROOT, arrays_of, config_of, run_command
+from commands import ROOT, config_of, run_command
 from PIL import Image
 
 import cdisc
@@ -119,7 +119,7 @@ def test_a_damaged_or_missing_piece_is_made_again_alone(planar_run, tmp_path):
     assert {tuple(name.split("/")[:2]) for name in after.keys() - before.keys()} == {("discover", "query_0001")}
     trees = [(folder / "discover" / "hierarchy.json").read_text() for folder in (workdir, planar_run)]
     assert trees[0] == trees[1]
-    made, found = (arrays_of(folder / "discover" / "query_0001") for folder in (workdir, planar_run))
+    made, found = (checkpoints.arrays_of(folder / "discover" / "query_0001") for folder in (workdir, planar_run))
     assert made.keys() == found.keys()
     for name, array in found.items():
         np.testing.assert_array_equal(made[name], array, err_msg=name)

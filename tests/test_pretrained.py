@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny
-from commands import ROOT, arrays_of, config_of, marked, run_command
+from commands import ROOT, config_of, marked, run_command
 from PIL import Image
 
-from cdisc import options, pipeline
+from cdisc import checkpoints, options, pipeline
 from cdisc.errors import UserError
 from cdisc.networks import denoiser, interop
 from cdisc.report import results as results_lib
@@ -101,7 +101,7 @@ def test_the_readme_s_command(readme_run):
         assert figures["distance_to_query"] > 0.0
     # The weights stay where they are.
     assert [path.name for path in (run / "pretrain").iterdir()] == ["imported.sha256"]
-    learnt = arrays_of(run / "adapt" / "query_0000")
+    learnt = checkpoints.arrays_of(run / "adapt" / "query_0000")
     assert np.abs(learnt["levels/embedding/embedding"]).max() > 0.05
     assert "losses" not in learnt
 
@@ -134,7 +134,7 @@ def test_what_it_learnt_goes_to_diffusers(readme_run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
     names = json.loads((tmp_path / "out" / "queries.json").read_text())
     assert list(names) == ["query_0000"] and names["query_0000"]["name"] == "face.png"
-    learnt = arrays_of(run / "adapt" / "query_0000")
+    learnt = checkpoints.arrays_of(run / "adapt" / "query_0000")
     for level, settings in config.adapt.levels.items():
         folder = tmp_path / "out" / "query_0000" / level
         row = safetensors.numpy.load_file(folder / interop.EMBEDDING_FILE)["class_embedding.weight"]

@@ -141,11 +141,12 @@ def split(factors: Factors, held_out: Sequence[str], known: Iterable[Composition
         never trained (a value that training never shows cannot be composed).
     """
     known = all_compositions(factors) if known is None else tuple(sorted(known))
-    left_out = matching(factors, held_out, known)
+    found = {text: matching(factors, (text,), known) for text in held_out}
+    left_out = tuple(sorted(set().union(*found.values())))
     trained = tuple(sorted(set(known) - set(left_out)))
     example = f"such as ({describe(factors, known[-1])!r},)"
-    for text in held_out:
-        if not matching(factors, (text,), known):
+    for text, matches in found.items():
+        if not matches:
             raise errors.UserError(
                 f'"{text}" in config.data.held_out matches none of the data: name what is there, {example}.'
             )
