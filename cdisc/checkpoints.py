@@ -33,6 +33,7 @@ from cdisc import console
 from cdisc.errors import UserError
 
 _MANIFEST = "manifest.json"
+_ELSEWHERE = "choose another --workdir"
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _NETWORK = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 
@@ -63,13 +64,18 @@ def _checksums(folder: pathlib.Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
+def write_text(path: pathlib.Path, text: str, instead: str = _ELSEWHERE) -> None:
     """`write_bytes` of text, as UTF-8."""
-    write_bytes(path, [text.encode("utf-8")])
+    write_bytes(path, [text.encode("utf-8")], instead)
 
 
-def write_bytes(path: pathlib.Path, pieces: Iterable[bytes]) -> None:
+def write_bytes(path: pathlib.Path, pieces: Iterable[bytes], instead: str = _ELSEWHERE) -> None:
     """Replaces the file at `path` whole or not at all; where several processes do, the last one's content stays.
+
+    Args:
+      path: of the file; its folder is made.
+      pieces: of the content, in their order.
+      instead: what the person may do if it cannot be written.
 
     Raises:
       UserError: if it cannot be written.
@@ -81,7 +87,7 @@ def write_bytes(path: pathlib.Path, pieces: Iterable[bytes]) -> None:
             file.writelines(pieces)
         partial.replace(path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error, instead) from error
 
 
 def _of_system(error: BaseException) -> OSError | None:
@@ -93,11 +99,11 @@ def _of_system(error: BaseException) -> OSError | None:
     return OSError(errno.ENOSPC, str(error)) if "No space left" in str(error) else None
 
 
-def _unwritable(path: pathlib.Path, error: OSError) -> UserError:
+def unwritable(path: pathlib.Path, error: OSError, instead: str = _ELSEWHERE) -> UserError:
+    """The complaint that a file could not be written, and what may be done `instead`."""
     reason = "the disk is full" if error.errno == errno.ENOSPC else f"the folder cannot be written ({error})"
     return UserError(
-        f"{path} was not saved: {reason}; make room or choose another --workdir, then run again: "
-        "what was finished before is kept."
+        f"{path} was not saved: {reason}; make room or {instead}, then run again: what was finished before is kept."
     )
 
 
@@ -170,7 +176,7 @@ def save(path: pathlib.Path, tree: Any) -> None:
         system = _of_system(error)
         if system is None:
             raise
-        raise _unwritable(path, system) from error
+        raise unwritable(path, system) from error
 
 
 def exists(path: pathlib.Path) -> bool:
@@ -371,8 +377,8 @@ def restore_npz(path: pathlib.Path, like: Any, about: dict[str, str]) -> Any:
     return jax.tree.unflatten(treedef, leaves)
 
 
-def writable(folder: pathlib.Path) -> None:
-    """Makes sure that `folder` exists and can be written.
+def writable(folder: pathlib.Path, instead: str = _ELSEWHERE) -> None:
+    """Makes sure that `folder` exists and can be written; `instead` says what the person may do if it cannot.
 
     Raises:
       UserError: if not.
@@ -380,9 +386,9 @@ def writable(folder: pathlib.Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error, instead) from error
     if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} cannot be written: choose another --workdir.")
+        raise UserError(f"{folder} cannot be written: {instead}.")
 
 
 @contextlib.contextmanager

@@ -24,6 +24,9 @@ _NOT_IN_WEIGHTS = {
 
 NOT_IN_RESULTS = (
     "data.cache",
+    "data.manifest",
+    "data.root",
+    "network.path",
     "network.remat",
     "pretrain.accumulate",
     "pretrain.restore",
@@ -33,7 +36,8 @@ NOT_IN_RESULTS = (
     "adapt.chunk",
     "sampling.batch",
 )
-"""Fields that a run may go on with when they have changed: they say where and how, and decide no more than rounding."""
+"""Fields that may change on resume: they affect results only by rounding, and where the data lie is no matter as long
+as their fingerprint is the same."""
 
 
 def options(cls: type[_Options], section: Mapping[str, Any], where: str, ignore: Iterable[str] = ()) -> _Options:

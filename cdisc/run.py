@@ -136,6 +136,12 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
         scheduler = options_lib.scheduler_of(config)
         if kind == "unet":
             network = options_lib.network_options(config, len(dataset.split.trained))
+            size, channels = network.sample_size, network.in_channels
+            if dataset.shape != (size, size, channels):
+                raise UserError(
+                    f"config.network is for pictures of {size}x{size}x{channels} (sample_size, in_channels), and those "
+                    f"of {dataset.name} are {'x'.join(map(str, dataset.shape))}: make them agree."
+                )
     schedule = scheduler.schedule()
     options_lib.check_timesteps(config, schedule)
     if network is None:
@@ -163,7 +169,7 @@ def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths
     hosts.require_alike(data=this.dataset.fingerprint[:12], queries=pictures_found[:12])
     checkpoints.writable(workdir)
     with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
-        bind(workdir, config, this.queries)
+        bind(workdir, config, this.dataset.fingerprint, this.queries)
         yield this
 
 
@@ -202,15 +208,24 @@ def own_queries(paths: Sequence[str], shape: tuple[int, ...]) -> tuple[Query, ..
     return tuple(queries)
 
 
-def bind(workdir: pathlib.Path, config: ml_collections.ConfigDict, queries: tuple[Query, ...]) -> None:
+def bind(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, fingerprint: str, queries: tuple[Query, ...]
+) -> None:
     """Writes the configuration to the workdir, or makes sure that it is the one that is there.
 
+    Args:
+      workdir: the folder.
+      config: the whole configuration.
+      fingerprint: of the data, see `Dataset`.
+      queries: the pictures to compose.
+
     Raises:
-      UserError: if the workdir was made with another configuration or other queries.
+      UserError: if the workdir was made with another configuration, other data or other queries.
     """
     path = workdir / "config.json"
     content = {
         "config": json.loads(config_lib.to_json(config)),
+        "data": fingerprint,
         # With their places: results are kept by place, and two pictures may have one name.
         "queries": {
             f"{i:04d} {query.name}": f"{zlib.crc32(query.image.tobytes()):08x}" for i, query in enumerate(queries)

@@ -52,12 +52,12 @@ def get_config(variant: str = "large") -> ml_collections.ConfigDict:
             ),
         }
     )
-    c.network.update(sample_size=64, num_class_embeds=73)
+    c.network.update(sample_size=c.data.get_ref("size"), num_class_embeds=73)
     c.pretrain.update(from_scratch=True, bundle="")
     c.evaluate.judge.bundle = ""
     if variant == "small":
         c.data.update(size=32, train=200, query=24, reference=150)
-        c.network.update(sample_size=32, block_out_channels=(64, 80, 80))
+        c.network.block_out_channels = (64, 80, 80)
         c.pretrain.update(
             from_scratch=False,
             bundle="avatars_small",
@@ -85,5 +85,4 @@ def get_config(variant: str = "large") -> ml_collections.ConfigDict:
         c.evaluate.methods.lora_poe.update(guidance=1.5, teacher_weight=0.4, teacher_sigma_min=0.8)
     if variant == "tiny":
         c.data.update(size=32, train=6, query=2, reference=16)
-        c.network.update(sample_size=32)
     return c

@@ -63,6 +63,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
         }
     )
     c.pretrain.update(from_scratch=True, bundle="")
+    c.network.sample_size = c.data.get_ref("size")
     c.evaluate.judge.bundle = ""
     if variant == "avatars":
         c.data.update(stand_in=600, size=32, attributes=("Black_Hair", "No_Beard", "Smiling", "Male"))
@@ -72,7 +73,6 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
         return c
     # google/ddpm-celebahq-256 at half its sample size, with a class table.
     c.network.update(
-        sample_size=128,
         num_class_embeds=52,
         block_out_channels=(128, 128, 256, 256, 512, 512),
         down_block_types=(*("DownBlock2D",) * 4, "AttnDownBlock2D", "DownBlock2D"),
@@ -86,6 +86,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     )
     # Of a device at once, as few as a micro-batch has on a small one.
     c.discover.lanes = c.sampling.batch = 16
+    c.adapt.chunk = 1  # queries whose batches, of 32 at most, a device learns from at once
     c.guidance.w0 = c.adapt.guidance.w0 = 0.5
     # Five epochs over the pool, in batches of two.
     c.adapt.levels.lora.update(rank=16, alpha=32.0, steps=640, batch_size=2)

@@ -1,3 +1,4 @@
+import errno
 import json
 import signal
 
@@ -77,8 +78,22 @@ def test_a_finished_cache_may_be_read_only(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.os, "access", lambda folder, mode: False)
     np.testing.assert_array_equal(pictures(tmp_path / "whole", Maker()), expected())
     for name in ("part", "new"):
-        with pytest.raises(UserError, match="cannot be written"):
+        with pytest.raises(UserError, match=r"cannot be written: set --config\.data\.cache to another folder"):
             pictures(tmp_path / name, Maker())
+
+
+def test_a_disk_that_fills_up_is_a_sentence_about_the_cache(tmp_path, monkeypatch):
+    # Catches: a write through the map, which a full disk ends with a signal; the advice to move the workdir.
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        monkeypatch.context() as disk,
+        pytest.raises(UserError, match=r"disk is full; .*--config\.data\.cache"),
+    ):
+        disk.setattr(cache.os, "fsync", full)
+        pictures(tmp_path, Maker())
+    np.testing.assert_array_equal(pictures(tmp_path, Maker()), expected())
 
 
 @pytest.mark.parametrize("changes", [{"about": {"by": "two"}}, {"shape": (11, 2, 2, 3)}])

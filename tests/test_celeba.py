@@ -99,9 +99,12 @@ def test_attribute_files_that_are_damaged(own, edit, message):
 def test_an_attribute_that_does_not_exist(copy):
     with pytest.raises(UserError, match=r"data\.attributes has 'Smilling', .*; did you mean 'Smiling'\?"):
         celeba.read_attributes(copy, ("Smilling",))
+    for wanted in ((), ("Smiling", "Smiling")):
+        with pytest.raises(UserError, match=r"data\.attributes is .*: name at least one, and each once"):
+            celeba.read_attributes(copy, wanted)
 
 
-def test_the_official_partition(own):
+def test_the_official_partition(own, capsys):
     files = celeba.read_attributes(own, WANTED).files
     parts = celeba.read_partition(own, files)
     assert np.bincount(parts).tolist() == [128, 16, 16] and parts[0] == 0 and parts[-1] == 2
@@ -110,6 +113,7 @@ def test_the_official_partition(own):
         celeba.read_partition(own, files)
     (own / "list_eval_partition.txt").unlink()
     assert not celeba.read_partition(own, files).any()
+    assert "has no list_eval_partition.txt or .csv: the benchmark" in capsys.readouterr().err
 
 
 def test_images_of_a_folder_a_folder_in_a_folder_and_a_zip(copy, tmp_path):
@@ -129,6 +133,40 @@ def test_images_of_a_folder_a_folder_in_a_folder_and_a_zip(copy, tmp_path):
     (zipped / "img_align_celeba.zip").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"img_align_celeba\.zip cannot be read"):
         celeba.open_images(zipped, files)
+
+
+def test_a_copy_is_found_by_its_pictures_its_zip_or_the_folder_around_it(config, copy, tmp_path, monkeypatch):
+    # Catches: a copy that is "not there" for those who name another of its folders, as torchvision's layout has them.
+    home = tmp_path / "home"
+    shutil.copytree(copy, home / "celeba")
+    nested = tmp_path / "kaggle"
+    shutil.copytree(copy / "img_align_celeba", nested / "img_align_celeba" / "img_align_celeba")
+    zipped = tmp_path / "Img" / "img_align_celeba.zip"
+    zipped.parent.mkdir()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        for path in (copy / "img_align_celeba").iterdir():
+            archive.write(path, f"img_align_celeba/{path.name}")
+    for root in (nested, tmp_path):
+        shutil.copy(copy / "list_attr_celeba.txt", root)
+        shutil.copy(copy / "list_eval_partition.txt", root)
+    monkeypatch.setenv("HOME", str(home))
+    prints = set()
+    for root in (copy, copy / "img_align_celeba", home, "~/celeba", nested / "img_align_celeba", zipped):
+        config.update(root=str(root), cache="~/decoded")
+        prints.add(celeba.load(config).fingerprint)
+    assert len(prints) == 1
+    assert len(list((home / "decoded").iterdir())) == 1
+
+
+def test_a_finished_cache_does_without_the_photographs(config, own, monkeypatch):
+    config.root = str(own)
+    first = celeba.load(config)
+    shutil.rmtree(own / "img_align_celeba")
+    np.testing.assert_array_equal(celeba.load(config).train.images, first.train.images)
+    # Another version of what decodes has another cache, of the same data.
+    monkeypatch.setitem(decoding.VERSIONS, "pillow", "another")
+    with pytest.raises(UserError, match="has neither the folder img_align_celeba nor"):
+        celeba.load(config)
 
 
 def write_prepared(root, copy):

@@ -140,6 +140,10 @@ def test_the_pictures_at_once_follow_from_sizes_and_not_from_how_many_there_are(
     config.adapt.levels.lora.prior_weight = 1.0
     assert cost.pictures_at_once(config, read(config), 120) == {"discover": 8, "adapt": 2 * 4 * 2, "evaluate": 4 * 3}
     assert cost.pictures_at_once(config, read(config), 2)["evaluate"] == 2 * 3
+    # As many at 128x128 as the paper's devices had: with another configuration's chunk no chip has the memory.
+    celeba = config_of("celeba.py")
+    assert max(cost.pictures_at_once(celeba, read(celeba), 51).values()) <= 64
+    assert cost.pictures_at_once(celeba, read(celeba), 51)["adapt"] <= 32
 
 
 def test_a_dry_run_computes_nothing(monkeypatch):

@@ -330,7 +330,7 @@ def test_a_folder_that_is_not_shared(monkeypatch, tmp_path):
     config = types.SimpleNamespace(to_dict=dict)
     monkeypatch.setattr(run.config_lib, "to_json", lambda config: "{}")
     with pytest.raises(UserError, match="is not the same folder on all hosts"):
-        run.bind(tmp_path, config, ())
+        run.bind(tmp_path, config, "data", ())
 
 
 def test_a_coordinator_that_does_not_answer():

@@ -56,3 +56,26 @@ def test_a_network_that_cannot_be_sampled(tmp_path):
     config.network.time_embedding_type = "fourier"
     with pytest.raises(UserError, match=r"^config\.network\.time_embedding_type is 'fourier', which takes"):
         run.prepare(config, tmp_path, [])
+
+
+def test_pictures_of_another_size_than_the_network_s(tmp_path):
+    # Catches: a network that is trained on one size, planned for another and exported as if it were that one's.
+    config = config_of("colormnist.py", "tiny")
+    config.network.sample_size = 64
+    with pytest.raises(UserError, match=r"is for pictures of 64x64x3 .* and those of colormnist are 32x32x3"):
+        run.prepare(config, tmp_path, [])
+    for file in ("celeba.py", "avatars.py"):
+        config = config_of(file)
+        config.data.size = 96
+        assert config.network.sample_size == 96
+
+
+def test_a_workdir_belongs_to_its_data_wherever_they_lie(tmp_path):
+    # Catches: half a training lost because the photographs were moved, or gone on with on others.
+    config = config_of("celeba.py")
+    config.data.root = "here"
+    run.bind(tmp_path, config, "photographs", ())
+    config.data.root = "there"
+    run.bind(tmp_path, config, "photographs", ())
+    with pytest.raises(UserError, match=r"was made with another configuration \(data differ\)"):
+        run.bind(tmp_path, config, "others", ())

@@ -12,13 +12,11 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cdisc import runtime
 from cdisc.data import Dataset, cache, compositions, stored
 from cdisc.errors import UserError
 
@@ -211,9 +209,8 @@ def load(config: Any) -> Dataset:
         "faces": json.dumps(dict(zip(PARTS, counts, strict=True))),
     }
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
-    folder = pathlib.Path(config.cache) if config.cache else runtime.cache_folder("avatars")
     shape = (len(plan), config.size, config.size, 3)
-    images = cache.pictures(folder / digest[:16], about, shape, draw, "drawing avatars")
+    images = cache.pictures(cache.folder(config.cache, "avatars") / digest[:16], about, shape, draw, "drawing avatars")
     first = dict(zip(everything, itertools.count(0, sum(counts)), strict=False))
     offsets = dict(zip(PARTS, np.cumsum([0, *counts[:-1]]), strict=True))
 

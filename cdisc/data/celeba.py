@@ -7,7 +7,6 @@ cores, into a cache of bytes.
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import threading
@@ -16,21 +15,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import PIL
 
 from cdisc import config as config_lib
-from cdisc import console, runtime, signals
-from cdisc.data import Dataset, compositions, decoding, prepared, stand_in, stored
+from cdisc import console, signals
+from cdisc.data import Dataset, cache, compositions, decoding, prepared, stand_in, stored
 from cdisc.data import manifest as manifest_lib
-from cdisc.errors import UserError, nearest
+from cdisc.errors import UserError, about, nearest, require_positive
 
 _IMAGES = "img_align_celeba"
 _SPLITS = ("train", "validation", "test")
 
 _HELP = (
     "CelebA is free for non-commercial research: take it from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (or as "
-    "jessicali9530/celeba-dataset from Kaggle) and set --config.data.root to its folder. Faces that need nothing: "
-    "python -m cdisc.main --config=configs/avatars.py:small --workdir=runs/avatars"
+    f"jessicali9530/celeba-dataset from Kaggle) and set --config.data.root to the folder that has {_IMAGES}/ or "
+    "its zip, list_attr_celeba.txt and list_eval_partition.txt (or .csv). Drawn faces need no download: "
+    "pip install '.[faces]' && python -m cdisc.main --config=configs/avatars.py:small --workdir=runs/avatars"
 )
 
 
@@ -88,7 +87,9 @@ def _columns(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _require(wanted: Sequence[str], names: Sequence[str], path: pathlib.Path) -> None:
-    """Refuses attributes that a copy does not have."""
+    """Refuses attributes that a copy does not have, and having none or one twice."""
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise UserError(f"config.data.attributes is {tuple(wanted)}: name at least one, and each once.")
     for name in wanted:
         if name not in names:
             hint = nearest(name, names) or f": it has {', '.join(names)}"
@@ -124,13 +125,17 @@ def read_attributes(root: pathlib.Path, wanted: Sequence[str]) -> Attributes:
 
 
 def read_partition(root: pathlib.Path, files: Sequence[str]) -> np.ndarray:
-    """The official partition (N,) of the files: 0, 1 or 2; zeros where there is no such file.
+    """The official partition (N,) of the files: 0, 1 or 2; zeros, and a warning, where there is no such file.
 
     Raises:
       UserError: if the file is damaged, or about other files.
     """
     path = _find(root, "list_eval_partition")
     if path is None:
+        console.warn(
+            f"{root} has no list_eval_partition.txt or .csv: the benchmark has the same classes without it, but other "
+            "training files and queries."
+        )
         return np.zeros(len(files), np.int8)
     _, columns = _columns(path)
     known = dict(zip(*columns, strict=True))
@@ -155,31 +160,29 @@ def open_images(root: pathlib.Path, files: Sequence[str]) -> Callable[[str], byt
     folder = next((path for path in folders if path.is_dir()), None)
     if folder is None and archive is None:
         raise UserError(f"{root} has neither the folder {_IMAGES} nor {_IMAGES}.zip. {_HELP}")
+    zipped, lock = None, threading.Lock()
     if folder is not None:
         where, inside = folder, {entry.name: entry.name for entry in os.scandir(folder)}
     else:
         assert archive is not None
         try:
-            with zipfile.ZipFile(archive) as opened:
-                inside = {pathlib.PurePosixPath(name).name: name for name in opened.namelist()}
+            # One for all threads: its index of 202,599 files takes 100 MB. What takes time is decoding.
+            zipped = zipfile.ZipFile(archive)
         except (OSError, zipfile.BadZipFile) as error:
             raise UserError(f"{archive} cannot be read ({error}): fetch it anew.") from error
-        where = archive
+        where, inside = archive, {pathlib.PurePosixPath(name).name: name for name in zipped.namelist()}
     missing = [name for name in files if name not in inside]
     if missing:
         raise UserError(
             f"{where} lacks {len(missing)} of the {len(files)} images of the benchmark, such as {missing[0]}: unpack "
             "or fetch it anew."
         )
-    if folder is not None:
-        return lambda name: (where / name).read_bytes()
-    # An open archive has one position in its file: each thread has its own.
-    threads = threading.local()
 
     def read(name: str) -> bytes:
-        if not hasattr(threads, "archive"):
-            threads.archive = zipfile.ZipFile(where)
-        return threads.archive.read(inside[name])
+        if zipped is None:
+            return (where / name).read_bytes()
+        with lock:
+            return zipped.read(inside[name])
 
     return read
 
@@ -239,15 +242,24 @@ def _root(config: Any) -> pathlib.Path:
         return stand_in.folder(config.stand_in, config.seed)
     if not config.root:
         raise UserError(f"config.data.root names no folder. {_HELP}")
-    root = pathlib.Path(config.root)
-    if not root.is_dir():
+    root = pathlib.Path(config.root).expanduser()
+    if not root.exists():
         raise UserError(f"the folder config.data.root={config.root!r} was looked for and is not there. {_HELP}")
-    return root
+    return _copy_at(root)
+
+
+def _copy_at(root: pathlib.Path) -> pathlib.Path:
+    """The folder of the copy, for those who name its pictures, their zip, or the folder that it lies in."""
+    around = [root, root / "celeba", *sorted(root.glob("[0-9]*")), *sorted(root.glob("celeb_a/[0-9]*"))]
+    if root.name in (_IMAGES, f"{_IMAGES}.zip"):
+        around = list(root.parents[:2])
+    known = (p for p in around if _find(p, "list_attr_celeba") or (p / prepared.INFO).is_file())
+    return next(known, around[0])
 
 
 def _benchmark(config: Any, known: Attributes, partition: np.ndarray) -> manifest_lib.Manifest:
     """The frozen manifest, or what the rule gives."""
-    frozen = pathlib.Path(config.manifest)
+    frozen = pathlib.Path(config.manifest).expanduser()
     if not config.manifest or not frozen.exists():
         sizes = config_lib.options(manifest_lib.Sizes, config.sizes, "data.sizes")
         return manifest_lib.choose(known.names, known.files, known.table, partition, sizes, config.seed)
@@ -273,11 +285,13 @@ def load(config: Any) -> Dataset:
     Raises:
       UserError: If the copy is missing or damaged, or the attributes, the sizes or the manifest cannot be used.
     """
+    with about("config.data."):
+        require_positive(size=config.size)
     root = _root(config)
     wanted = tuple(config.attributes)
-    is_prepared = (root / prepared.INFO).is_file()
-    if is_prepared:
-        known, partition, read = read_prepared(root, wanted)
+    read_record: Callable[[str], bytes] | None = None
+    if (root / prepared.INFO).is_file():
+        known, partition, read_record = read_prepared(root, wanted)
     else:
         known = read_attributes(root, wanted)
         partition = read_partition(root, known.files)
@@ -285,19 +299,20 @@ def load(config: Any) -> Dataset:
     manifest = _benchmark(config, known, partition)
     manifest_lib.check(manifest, composition_of)
     files = tuple(manifest.files())
-    if not is_prepared:
-        read = open_images(root, files)
-    about = {
+    identity = {
         "manifest": manifest_lib.fingerprint(manifest),
         "attributes file": hashlib.sha256(known.path.read_bytes()).hexdigest(),
-        "pillow": PIL.__version__,
     }
-    digest = hashlib.sha256(json.dumps([about, config.size]).encode()).hexdigest()
-    folder = (pathlib.Path(config.cache) if config.cache else runtime.cache_folder("celeba")) / digest[:16]
-    images, row_of = decoding.decode_all(folder, about, config.size, files, read)
-    written = pathlib.Path(config.manifest) if config.manifest else folder / "manifest.json"
+    decoded_by = identity | decoding.VERSIONS
+    kept = cache.folder(config.cache, "celeba") / config_lib.digest([decoded_by, config.size])[:16]
+    written = pathlib.Path(config.manifest).expanduser() if config.manifest else kept / "manifest.json"
     if not written.exists():  # it may be read-only, and other processes may be reading it
         manifest_lib.write(written, manifest)
+
+    def open_files() -> Callable[[str], bytes]:
+        return read_record or open_images(root, files)
+
+    images, row_of = decoding.decode_all(kept, decoded_by, config.size, files, open_files)
 
     def part(*parts: str) -> dict[compositions.Composition, np.ndarray]:
         named = {c.composition: c.files[p] for c in manifest.classes for p in parts if p in c.files}
@@ -321,5 +336,5 @@ def load(config: Any) -> Dataset:
         query=part("validation", "query"),
         reference=part("reference"),
         judge={composition: np.asarray(rows, int) for composition, rows in judge.items()},
-        digest=digest,
+        digest=config_lib.digest([identity, config.size]),
     )

@@ -1,6 +1,7 @@
 """Files of pictures, decoded once, on all cores, into a cache of bytes."""
 
 import concurrent.futures
+import functools
 import io
 import os
 import pathlib
@@ -10,19 +11,23 @@ import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 
 from cdisc import checkpoints, console
 from cdisc.data import cache
 from cdisc.errors import UserError
 
+VERSIONS = {"decoding": "1", "pillow": PIL.__version__}
+"""What decides a decoded picture beside its file: a cache of other versions is another cache."""
+
 _MAX_UNREADABLE = 0.01
 _UNREADABLE = "unreadable.txt"
 """Beside the decoded pictures, where there are such: the files that could not be read, a line each."""
 
-# What Pillow and zip files raise where they are damaged, depending on the format.
+# What Pillow and zip files raise where they are damaged, depending on the format, or encrypted.
 _DAMAGED = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError),
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, RuntimeError),
     *(struct.error, Image.DecompressionBombError, zipfile.BadZipFile, zlib.error),
 )
 
@@ -57,7 +62,11 @@ def decode(data: bytes, size: int) -> np.ndarray:
 
 
 def decode_all(
-    folder: pathlib.Path, about: dict[str, str], size: int, files: Sequence[str], read: Callable[[str], bytes]
+    folder: pathlib.Path,
+    about: dict[str, str],
+    size: int,
+    files: Sequence[str],
+    open_files: Callable[[], Callable[[str], bytes]],
 ) -> tuple[np.ndarray, dict[str, int]]:
     """The pictures, from the cache once they are in it. Says which could not be read.
 
@@ -66,23 +75,31 @@ def decode_all(
       about: what decides the pictures.
       size: pixels a side.
       files: N names.
-      read: from a name to the bytes of its file; called in many threads.
+      open_files: called when the first file is needed, and not where the cache has them all; gives a function from a
+        name to the bytes of its file, which is called in many threads.
 
     Returns:
       (N, size, size, 3) uint8, mapped from a file, and the row of each file that could be read.
 
     Raises:
-      UserError: if more than one in a hundred could not be read, or the cache cannot be used.
+      UserError: if more than one in a hundred is damaged, the system cannot read one, or the cache cannot be used.
     """
     note = folder / _UNREADABLE
 
     def unreadable() -> list[str]:
         return note.read_text(encoding="utf-8").splitlines() if note.exists() else []
 
-    def one(name: str) -> np.ndarray | None:
+    opened = functools.cache(open_files)
+
+    def one(name: str, read: Callable[[str], bytes]) -> np.ndarray | None:
         try:
             return decode(read(name), size)
-        except _DAMAGED:
+        except _DAMAGED as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's: it may go away
+                raise UserError(
+                    f"{name} cannot be read ({error.strerror}): see to the folder or the disk that it lies on, then "
+                    "run again: what was decoded before is kept."
+                ) from error
             return None
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -92,11 +109,11 @@ def decode_all(
             # The next rows are begun as well: they are decoded while these are written.
             for name in files[rows.start : rows.stop + len(rows)]:
                 if name not in begun:
-                    begun[name] = pool.submit(one, name)
+                    begun[name] = pool.submit(one, name, opened())
             made = {name: begun.pop(name).result() for name in files[rows.start : rows.stop]}
             lost = [name for name, image in made.items() if image is None]
             if lost:  # noted before the rows are: a run that is stopped in between makes them again
-                checkpoints.write_text(note, "\n".join(dict.fromkeys([*unreadable(), *lost])))
+                checkpoints.write_text(note, "\n".join(dict.fromkeys([*unreadable(), *lost])), cache.INSTEAD)
             black = np.zeros((size, size, 3), np.uint8)
             return np.stack([black if image is None else image for image in made.values()])
 
@@ -109,5 +126,5 @@ def decode_all(
         sentence = f"{len(bad)} of {len(files)} images cannot be read"
         if len(bad) > _MAX_UNREADABLE * len(files):
             raise UserError(f"{sentence} ({named}): replace them and delete {folder}.")
-        console.warn(f"{sentence} and are left out: {named}.")
+        console.warn(f"{sentence} and are left out: {named}. To try these again, delete {folder}.")
     return images, rows

@@ -3,15 +3,14 @@
 import csv
 import hashlib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import PIL
 
-from cdisc import checkpoints, runtime
+from cdisc import checkpoints
 from cdisc import config as config_lib
-from cdisc.data import Dataset, compositions, decoding, stored
+from cdisc.data import Dataset, cache, compositions, decoding, stored
 from cdisc.errors import UserError, about, require_positive
 
 _VALIDATED = 8
@@ -124,13 +123,16 @@ def load(config: Any) -> Dataset:
         query[composition], reference[composition], judge[composition] = found[:first], found[first:last], found[last:]
     files = sorted(values_of)
     stats = [(file, found.st_size, found.st_mtime_ns) for file in files for found in [(root / file).stat()]]
-    made_from = {"folder": str(root.resolve()), "files": config_lib.digest(stats), "pillow": PIL.__version__}
-    cache = pathlib.Path(config.cache) if config.cache else runtime.cache_folder("pictures")
-    cache /= config_lib.digest([made_from, config.size])[:16]
-    images, row_of = decoding.decode_all(cache, made_from, config.size, files, lambda file: (root / file).read_bytes())
-    note = cache / "content.sha256"
+    made_from = {"folder": str(root.resolve()), "files": config_lib.digest(stats), **decoding.VERSIONS}
+    kept = cache.folder(config.cache, "pictures") / config_lib.digest([made_from, config.size])[:16]
+
+    def open_files() -> Callable[[str], bytes]:
+        return lambda file: (root / file).read_bytes()
+
+    images, row_of = decoding.decode_all(kept, made_from, config.size, files, open_files)
+    note = kept / "content.sha256"
     if not note.exists():  # found once: it takes reading the whole cache
-        checkpoints.write_text(note, hashlib.sha256(images.data).hexdigest())
+        checkpoints.write_text(note, hashlib.sha256(images.data).hexdigest(), cache.INSTEAD)
 
     def rows(of: Mapping[compositions.Composition, Sequence[str]]) -> stored.Rows:
         return {c: np.asarray([row_of[file] for file in of[c] if file in row_of], int) for c in of}

@@ -4,6 +4,7 @@ Its attributes are as frequent as CelebA's and, like those, depend on the sex. T
 whether it is wavy, bald heads, eyeglasses, beards and smiles; the other attributes are in the file alone.
 """
 
+import hashlib
 import pathlib
 
 import numpy as np
@@ -92,7 +93,7 @@ def write(root: pathlib.Path, count: int, seed: int) -> None:
       UserError: if the folder cannot be written.
     """
     images = root / "img_align_celeba"
-    checkpoints.writable(images)
+    checkpoints.writable(images, "set XDG_CACHE_HOME to another folder")
     found = draw_attributes(count, seed)
     files = [f"{i + 1:06d}.jpg" for i in range(count)]
     for i, file in enumerate(console.progress(files, "drawing a stand-in for CelebA")):
@@ -118,10 +119,13 @@ def folder(count: int, seed: int) -> pathlib.Path:
     Raises:
       UserError: if a package is missing, or the folder cannot be written.
     """
-    root = runtime.cache_folder("celeba_stand_in") / f"{count}_faces_seed_{seed}"
-    if not (root / "list_attr_celeba.txt").is_file():
-        try:
+    # The first face stands for all that decides how faces are drawn.
+    found = {name: bool(values[0]) for name, values in draw_attributes(count, seed).items()}
+    try:
+        sketch = hashlib.sha256(draw_face(found, np.random.default_rng([seed, 0])).tobytes()).hexdigest()
+        root = runtime.cache_folder("celeba_stand_in") / f"{count}_faces_seed_{seed}_{sketch[:8]}"
+        if not (root / "list_attr_celeba.txt").is_file():
             write(root, count, seed)
-        except ImportError as error:
-            raise avatars.missing(error) from error
+    except ImportError as error:
+        raise avatars.missing(error) from error
     return root

@@ -11,11 +11,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib import offsetbox, patches
+from matplotlib import collections, offsetbox
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from cdisc.data.pictures import Pixels, to_uint8
 
@@ -132,9 +132,11 @@ def _legend(axes: Axes, theme: Theme, **where: Any) -> None:
     axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink, borderaxespad=0.0, **where)
 
 
-def _ellipse(axes: Axes, mean: NDArray[np.float64], variance: NDArray[np.float64], **style: Any) -> None:
-    width, height = 2.0 * np.sqrt(variance)
-    axes.add_patch(patches.Ellipse((float(mean[0]), float(mean[1])), float(width), float(height), **style))
+def _ellipses(axes: Axes, means: ArrayLike, variances: ArrayLike, **style: Any) -> None:
+    """Diagonal Gaussians at one sigma: (n, 2) means and variances, in one artist, which draws faster than n."""
+    width, height = 2.0 * np.sqrt(np.asarray(variances, np.float64)).T
+    where: Any = {"units": "xy", "offsets": np.asarray(means, np.float64), "offset_transform": axes.transData}
+    axes.add_collection(collections.EllipseCollection(width, height, np.zeros_like(width), **where, **style))
 
 
 def _draw_plane(axes: Axes, plane: Plane, theme: Theme) -> None:
@@ -143,10 +145,9 @@ def _draw_plane(axes: Axes, plane: Plane, theme: Theme) -> None:
     held_out = np.asarray(plane.held_out_means, np.float64)
     trained_variances = np.asarray(plane.trained_variances, np.float64)
     held_out_variances = np.asarray(plane.held_out_variances, np.float64)
-    for mean, variance in zip(trained, 4.0 * trained_variances, strict=True):
-        _ellipse(axes, mean, variance, facecolor=theme.muted, edgecolor="none", alpha=0.3, zorder=1)
-    for mean, variance in zip(held_out, 4.0 * held_out_variances, strict=True):
-        _ellipse(axes, mean, variance, facecolor="none", edgecolor=theme.muted, linestyle=(0, (3, 2)), zorder=1)
+    _ellipses(axes, trained, 4.0 * trained_variances, facecolor=theme.muted, edgecolor="none", alpha=0.3, zorder=1)
+    dashed = {"facecolor": "none", "edgecolor": theme.muted, "linestyle": (0, (3, 2))}
+    _ellipses(axes, held_out, 4.0 * held_out_variances, **dashed, zorder=1)
     centres = np.concatenate([trained, held_out])
     reach = 4.0 * np.sqrt(np.concatenate([trained_variances, held_out_variances]).max())
     axes.set_xlim(centres[:, 0].min() - reach, centres[:, 0].max() + reach)
@@ -181,15 +182,14 @@ def planar_overview(
     axes.scatter([], [], s=60, facecolor="none", edgecolor=theme.muted, linestyle="--", label="held out")
     centres = np.asarray(prototypes, np.float64).reshape(-1, 2)
     spreads = np.asarray(variances, np.float64).reshape(-1, 2)
-    for number, (centre, spread, colour) in enumerate(
-        zip(centres, spreads, owner_colours(len(centres)), strict=True), start=1
-    ):
-        _ellipse(axes, centre, spread, facecolor=colour, alpha=0.25, zorder=2)
-        _ellipse(axes, centre, spread, facecolor="none", edgecolor=colour, linewidth=1.5, zorder=3)
+    colours = owner_colours(len(centres))
+    _ellipses(axes, centres, spreads, facecolor=colours, alpha=0.25, zorder=2)
+    _ellipses(axes, centres, spreads, facecolor="none", edgecolor=colours, linewidth=1.5, zorder=3)
+    for number, (centre, colour) in enumerate(zip(centres, colours, strict=True), start=1):
         axes.scatter(centre[0], centre[1], s=22, color=colour, zorder=4, label=f"concept {number}")
-    product_mean, product_variance = np.asarray(mean, np.float64), np.asarray(variance, np.float64)
-    _ellipse(axes, product_mean, product_variance, facecolor="none", edgecolor=theme.ink, linewidth=1.5, zorder=5)
-    axes.scatter(product_mean[0], product_mean[1], s=36, marker="x", color=theme.ink, zorder=6, label="product")
+    product, spread = np.asarray(mean, np.float64)[None], np.asarray(variance, np.float64)[None]
+    _ellipses(axes, product, spread, facecolor="none", edgecolor=theme.ink, linewidth=1.5, zorder=5)
+    axes.scatter(product[:, 0], product[:, 1], s=36, marker="x", color=theme.ink, zorder=6, label="product")
     star = np.asarray(query, np.float64)
     axes.scatter(star[0], star[1], s=110, marker="*", color=_QUERY_COLOUR, zorder=7, label="query")
     _legend(axes, theme, loc="center left", bbox_to_anchor=(1.02, 0.5))
