@@ -9,8 +9,8 @@ The bundled ColorMNIST files come from these two commands, the first of which ta
 
 Those of the avatars come from the same with configs/avatars.py:small.
 
-Weights are kept in half precision. Each file carries the digest of the configuration and of the data that made it, and
-is refused by a run that has others. A backbone's says what network and forward process it is, for `cdisc.bundled.load`.
+Weights are kept in half precision. Each file carries the digests of the configuration and the data that made it; a run
+with others refuses it. A backbone's file also says what network and forward process it is, for `cdisc.bundled.load`.
 """
 
 import pathlib

@@ -33,7 +33,7 @@ NOT_IN_RESULTS = (
     "adapt.chunk",
     "sampling.batch",
 )
-"""Fields that a run may go on with when they have changed: they say where and how, and decide no more than rounding."""
+"""Fields that may change on resume; they affect results only by rounding."""
 
 
 def options(cls: type[_Options], section: Mapping[str, Any], where: str, ignore: Iterable[str] = ()) -> _Options:

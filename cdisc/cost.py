@@ -1,8 +1,8 @@
 """What a configuration costs, before anything of it is allocated: memory, operations, and hours on chips by name.
 
 The memory is what XLA's compiler plans for the kind of device that is here. Operations and bytes are those of the
-program before it is compiled, and hours follow from a roofline (Williams et al. 2009): what a chip really reaches of
-its peak rate, or its bandwidth, whichever is slower.
+program before it is compiled, and hours follow from a roofline (Williams et al. 2009): the share of its peak rate that
+a chip really reaches, or its bandwidth, whichever is slower.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from cdisc.networks.unet import UNetConfig
 from cdisc.options import Options, check_timesteps, read, scheduler_of
 
 EFFICIENCY = 0.4
-"""The share of a chip's peak rate that a large network reaches: `docs/scaling.md` says where from, and its error."""
+"""The share of a chip's peak rate that a large network reaches; `docs/scaling.md` has its origin and its error."""
 
 _PICTURES_A_CHAIN = 5
 """What discovery keeps of a chain that waits or has ended, as XLA plans it for a CPU."""
@@ -87,7 +87,7 @@ class Program:
 
 
 def account(fn: Callable[..., Any], *shapes: Any, donate: tuple[int, ...] = ()) -> tuple[Program, jax.stages.Lowered]:
-    """What `fn` asks of any chip for arguments of `shapes`, trees of `jax.ShapeDtypeStruct`; and itself, to compile."""
+    """Counts what `fn` costs on any chip, and returns it lowered; `shapes` are trees of `jax.ShapeDtypeStruct`."""
     traced = jax.jit(fn, donate_argnums=donate).trace(*shapes)
     lowered = traced.lower()
     jaxpr = traced.jaxpr.jaxpr
@@ -96,9 +96,9 @@ def account(fn: Callable[..., Any], *shapes: Any, donate: tuple[int, ...] = ()) 
 
 
 def temporaries(lowered: jax.stages.Lowered) -> int:
-    """The bytes that the compiler plans for a program beside its arguments and results."""
+    """The bytes that the compiler plans for a program besides its arguments and results."""
     planned = lowered.compile().memory_analysis()
-    assert planned is not None  # and not a backend that tells nothing
+    assert planned is not None  # some backends tell nothing
     return planned.temp_size_in_bytes
 
 
@@ -124,7 +124,7 @@ class Training:
     Attributes:
       parameters: of the network.
       kept: bytes of the training state, the gradient and the batch.
-      temporaries: bytes that a micro-batch needs beside.
+      temporaries: bytes that a micro-batch needs besides.
       gradient: the program of one micro-batch.
       update: the program that ends a step.
       micro_batches: how often `gradient` runs in a step.
@@ -145,7 +145,7 @@ class Training:
         return self.devices * (self.micro_batches * self.gradient.flops + self.update.flops)
 
     def seconds(self, chip: Chip, dtype: str) -> float:
-        """How long a step takes; the gradients of several devices are summed up in a ring."""
+        """How long a step takes; the gradients of several devices are summed in a ring."""
         # Each device sends, and receives, nearly two gradients.
         ring = 2 * 2 * (1 - 1 / self.devices) * 4 * self.parameters / chip.interconnect
         return self.micro_batches * chip.seconds(self.gradient, dtype) + chip.seconds(self.update, dtype) + ring
@@ -155,7 +155,7 @@ def training(
     network: UNetConfig, model: backbone.Backbone, options: pretrain.PretrainOptions, schedule: Schedule, devices: int
 ) -> Training:
     """The cost of a step whose batch is shared evenly by `devices`."""
-    # Of each device, and padded where the batch cannot be divided.
+    # For each device, with padding where the batch cannot be divided evenly.
     size = -(-options.batch_size // (devices * options.accumulate))
     options = dataclasses.replace(options, batch_size=size * options.accumulate)
     state = jax.eval_shape(functools.partial(pretrain.init, network, options), jax.random.key(0))
@@ -224,7 +224,7 @@ def evaluations(config: ml_collections.ConfigDict, options: Options, classes: in
 def pictures_at_once(config: ml_collections.ConfigDict, options: Options, classes: int) -> dict[str, int]:
     """How many pictures a device evaluates at once in each stage after training: what its memory grows with.
 
-    Neither the number of queries, nor that of chains or samples, is among what they follow from.
+    They do not depend on the number of queries, chains or samples.
 
     Args:
       config: the configuration.

@@ -27,7 +27,7 @@ from cdisc.networks import interop
 from cdisc.networks.unet import UNetConfig
 
 STAGES = ("pretrain", "discover", "adapt", "evaluate", "report")
-"""In their order; a stage's place in it is part of its key."""
+"""In their order; a stage's place in it determines its key."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Query:
     Attributes:
       name: what it is called in results and report.
       image: (*shape) float32.
-      composition: value indices, one for each factor; None if nobody said.
+      composition: value indices, one for each factor; None if unknown.
       source: where it comes from.
     """
 
@@ -53,7 +53,7 @@ class Run:
 
     Attributes:
       config: the whole configuration.
-      options: what it says to the algorithms.
+      options: the algorithms' part of it.
       workdir: where the stages leave their results.
       dataset: the pictures.
       scheduler: the forward process, and what the network predicts, as diffusers has them.
@@ -146,14 +146,14 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
     queries = own_queries(query_paths, dataset.shape) if query_paths else held_out_queries(config, dataset)
     for composition in dict.fromkeys(query.composition for query in queries):
         if composition is not None:
-            # Said now, and not when everything else is done.
+            # Complains now, not when everything else is done.
             dataset.references(composition, config.evaluate.references + config.evaluate.samples)
     return Run(config, options, workdir, dataset, scheduler, schedule, network, backbone, queries)
 
 
 @contextlib.contextmanager
 def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths: Sequence[str]) -> Iterator[Run]:
-    """What `prepare` gives, in a workdir that is this process's alone and bound to this configuration and its queries.
+    """What `prepare` gives, in a workdir locked by this process and bound to this configuration and its queries.
 
     Raises:
       UserError: as `prepare`, and for a workdir that cannot be written, is in use, or was made with others.
@@ -176,7 +176,7 @@ def held_out_queries(config: ml_collections.ConfigDict, dataset: Dataset) -> tup
     if count < 1:
         raise UserError(f"config.evaluate.num_queries is {count}: use a whole number from 1 on.")
     order = np.random.default_rng(config.seed).permutation(len(held_out))
-    taken = [  # each composition's pictures at once: for some data, every other number of them is compiled anew
+    taken = [  # each composition's pictures at once: for some data, each number of them compiles a program
         dataset.queries(held_out[j], -(-(count - place) // len(order))) for place, j in enumerate(order[:count])
     ]
     queries = []
@@ -190,7 +190,7 @@ def held_out_queries(config: ml_collections.ConfigDict, dataset: Dataset) -> tup
 
 
 def own_queries(paths: Sequence[str], shape: tuple[int, ...]) -> tuple[Query, ...]:
-    """The person's own pictures, of which nothing else is known."""
+    """The user's own pictures, about which nothing else is known."""
     if len(shape) != 3:
         raise UserError("--query gives a picture, and this configuration's data are points: leave --query out.")
     queries = []

@@ -17,18 +17,18 @@ FOLDER = pathlib.Path(__file__).parent
 
 
 def about(network: UNetConfig, scheduler: interop.SchedulerConfig) -> dict[str, str]:
-    """What a file says of its network, as JSON, so that it can be used without the configuration that made it."""
+    """What a file says of its network, as JSON, so that it can be used without the configuration behind it."""
     return {"network": json.dumps(dataclasses.asdict(network)), "scheduler": json.dumps(dataclasses.asdict(scheduler))}
 
 
 def load(name: str) -> interop.Pretrained:
-    """A network that comes with cdisc, with all that is needed to use it.
+    """A network that comes with cdisc, with everything needed to use it.
 
     Args:
       name: "colormnist_small" or "avatars_small".
 
     Raises:
-      ValueError: for a name that there is not.
+      ValueError: for a name that does not exist.
       UserError: for a file that is damaged or of another version.
     """
     names = [path.stem for path in FOLDER.glob("*.npz")]

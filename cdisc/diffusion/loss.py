@@ -1,4 +1,4 @@
-"""The denoising loss, on which the backbone, the adapters and the class baselines all rest."""
+"""The denoising loss, by which the backbone and the adapters learn and the class baselines compare classes."""
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,8 @@ def eps_error(eps_fn: EpsFn, schedule: Schedule, x0: jax.Array, t: jax.Array, no
 def loss_weight(schedule: Schedule, t: jax.Array, loss: str) -> jax.Array:
     """What multiplies the eps error at `t` (B,): 1 for the "eps" loss, `1 / abar_t` for the "v" loss.
 
-    An error of eps is `sqrt(abar_t)` times that of v, so the weighted error is the one of v: it counts what the eps
-    loss hardly sees, the colours and the class at high noise (Salimans & Ho 2022).
+    An error of eps is `sqrt(abar_t)` times that of v, so the weighted error is that of v: it counts what the eps loss
+    hardly sees, the colours and the class at high noise (Salimans & Ho 2022).
 
     Raises:
       ValueError: for another loss.

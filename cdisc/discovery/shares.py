@@ -1,8 +1,8 @@
 """How the members of a named axis divide the rows of one computation among them: chains, modes, candidates.
 
 A function that is given an `axis_name` is run by every member of that axis, as `jax.vmap`, `jax.pmap` and
-`jax.shard_map` do, on the same arguments. Each member works on its own rows, and each is left with the whole result.
-None is a computation that nobody shares.
+`jax.shard_map` do, on the same arguments. Each member works on its own rows, and each ends up with the whole result.
+None means that the computation is not shared.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 def rows_of(count: int, axis_name: str | None) -> jax.Array:
     """The rows out of `count` that fall to this member: (ceil(count / members),) int32.
 
-    A member has every `members`-th row, because neighbours tend to take equally long. Numbers from `count` on stand for
-    no row; they come last.
+    A member has every `members`-th row, because neighbours tend to take equally long. Numbers from `count` on are not
+    rows; they come last.
     """
     if axis_name is None:
         return jnp.arange(count, dtype=jnp.int32)

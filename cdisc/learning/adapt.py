@@ -1,7 +1,7 @@
 """Adaptation: what one picture, or the pool of its teacher, can teach a frozen backbone.
 
 The levels differ in what is learnt (a class embedding, free or in the span of the trained ones; low-rank adapters
-beside it) and from what (the query, the teacher's samples, or both). All are the plain eps loss on a handful of
+with it) and from what (the query, the teacher's samples, or both). All minimise the plain eps loss over a handful of
 numbers: arXiv 2605.07078, Eq. 15, is the level with LoRA on the teacher's pool. Textual inversion (Gal et al. 2023) is
 the free embedding on the query; LoRA on the query alone is close to DreamBooth (Ruiz et al. 2023).
 
@@ -36,10 +36,10 @@ class AdaptOptions:
     Attributes:
       pool: "query", "teacher" (samples of the product of experts) or "both" (each half of the time).
       start: the class embedding starts at "normal", N(0, 0.01^2), or at the "top1" class.
-      after: the level whose embedding this one goes on from, in the place of `start`; "" for none.
-      candidates: how many classes are tried as the start, for "top1": each of the best ones gets all the steps, and the
-        fit with the smallest mean loss over its second half is kept: all fits meet the same noise. The digit that a fit
-        ends at is mostly the one it started at, and the losses of whole classes tell colours better than digits.
+      after: the level whose embedding this one goes on from, instead of `start`; "" for none.
+      candidates: how many classes are tried as the start, for "top1": each of the best ones gets all the steps and the
+        same noise, and the fit with the smallest mean loss over its second half is kept. A fit mostly ends at the digit
+        it started at, and the losses of whole classes tell colours apart better than digits.
       space: the embedding is "free", or a combination of the trained ones: in their "span".
       l1: weight of the L1 norm of the combination's coefficients, for "span".
       rank: inner dimension of the LoRA factors; 0 learns the embedding alone.
@@ -106,7 +106,7 @@ class Adaptation:
 
 @flax.struct.dataclass
 class Lesson:
-    """What there is to learn from, for one query; a level needs no more of it than its options say.
+    """What there is to learn from, for one query; a level needs only the fields that its options call for.
 
     Attributes:
       query: (H, W, C) the picture.
@@ -121,7 +121,7 @@ class Lesson:
     given: jax.Array | None = None
 
     def need(self, field: str) -> jax.Array:
-        """A field that a level cannot do without.
+        """The value of a field that a level needs.
 
         Raises:
           ValueError: if it is None.
@@ -134,7 +134,7 @@ class Lesson:
 
 @flax.struct.dataclass
 class Prior:
-    """Pictures of trained classes, which an adapter should leave as they are.
+    """Pictures of trained classes, which an adapter should not change.
 
     Attributes:
       images: (R, H, W, C).
@@ -271,7 +271,7 @@ def step(
 
 
 def _decode(embedding: jax.Array, table: jax.Array, options: AdaptOptions) -> jax.Array:
-    """The class embedding (E,) that the trained numbers stand for."""
+    """The class embedding (E,) that the learnt numbers stand for."""
     return embedding if options.space == "free" else embedding @ table
 
 

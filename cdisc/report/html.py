@@ -21,7 +21,7 @@ from cdisc import checkpoints
 from cdisc.data import pictures
 from cdisc.report import figures
 
-_TILE = 112  # CSS pixels that a picture is scaled to, about.
+_TILE = 112  # CSS pixels to which a picture is scaled, roughly.
 _SHEET = 264  # The same for a sheet of samples.
 _MODE = 80  # The same for one of many modes.
 _COORDINATES = ("x", "y")
@@ -256,7 +256,7 @@ def _source(pixels: pictures.Pixels) -> str:
 
 
 def _image(pixels: pictures.Pixels, alt: str, target: int) -> str:
-    """A picture scaled up by a whole factor to about `target` CSS pixels, or down to it, smoothly."""
+    """A picture scaled up by a whole factor to about `target` CSS pixels, or smoothly down to it."""
     height, width = pixels.shape[:2]
     factor = max(1, round(target / width))
     shown = width * factor if width <= target else target
@@ -266,7 +266,7 @@ def _image(pixels: pictures.Pixels, alt: str, target: int) -> str:
 
 
 def _chart(draw: Callable[[figures.Theme], pictures.Pixels], alt: str) -> str:
-    """A chart in both themes, of which the browser shows one, at half its pixels: sharp on dense screens."""
+    """A chart in both themes, one of which the browser shows, at half its pixels: sharp on dense screens."""
     light, dark = draw(figures.LIGHT), draw(figures.DARK)
     height, width = light.shape[:2]
     return (
@@ -370,7 +370,7 @@ def _definitions(entries: Iterable[tuple[str, str]]) -> str:
 
 
 def _method_colours(page: Page) -> dict[str, str]:
-    """One colour a method throughout the page."""
+    """One colour for each method throughout the page."""
     return figures.method_colours(list(page.results["methods"]))
 
 
@@ -398,7 +398,7 @@ def _methods_section(page: Page) -> str:
 
 
 def _legend(page: Page) -> str:
-    """What a panel shows, beside what the methods are where the page was told."""
+    """What a panel shows, and next to it the methods' sentences if the page has them."""
     half = (len(_TERMS) + 1) // 2
     columns = (_TERMS, tuple(page.methods.items())) if page.methods else (_TERMS[:half], _TERMS[half:])
     return (

@@ -51,9 +51,9 @@ def discover(this: Run, params: Any, active: bool) -> Sequence[concepts.Discover
 def follow(
     this: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool
 ) -> tuple[dict[str, Any], hierarchy_lib.Hierarchy] | None:
-    """The hierarchy of all queries' modes, as JSON has it and with its arrays; None where nobody asked for one.
+    """The hierarchy of all queries' modes, as JSON and with its arrays; None where it was not asked for.
 
-    Its leaves are the modes that the discoveries found and that are no saddles, at their own noise levels.
+    Its leaves are the modes that the discoveries found, without the saddles, at their own noise levels.
     """
     options = this.options.discovery
     if not options.hierarchy:

@@ -24,7 +24,7 @@ from cdisc.stages.saved import read_seconds, saved_by_query
 PRODUCT = "product"
 REAL = "real pictures"
 _JUDGED = 1000
-"""Real pictures on which the judge is tried."""
+"""Real pictures on which the judge is tested."""
 
 
 def recipes_of(this: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.Recipe]:
@@ -81,7 +81,7 @@ def evaluate(
             if not np.isfinite(samples).all():
                 raise UserError(f"evaluate: samples of {name} are not finite: lower its guidance.")
             drawn[name] = samples
-        # The product itself, without the network: right where the teacher is, but no picture.
+        # The product itself, without the network: right where the teacher is, but not a realistic picture.
         drawn[PRODUCT] = np.stack(
             [poe.sample(model.teacher, key, settings.samples) for model, key in zip(known, keys, strict=True)]
         )
@@ -117,7 +117,7 @@ def train_judge(this: Run) -> judge.Params:
 def load_judge(this: Run) -> judge.Judge | None:
     """The judge of the samples: exact for points; for pictures restored, bundled or trained on real ones.
 
-    None where there are no real ones.
+    None where there are no real pictures.
     """
     factors = this.dataset.split.factors
     if not factors.names:
@@ -164,7 +164,7 @@ def judge_bundle(this: Run) -> pathlib.Path:
 
 
 def judge_about(this: Run) -> dict[str, str]:
-    """What a bundled judge must agree with."""
+    """What must match for a bundled judge to be used."""
     settings = {name: value for name, value in this.config.evaluate.judge.items() if name != "bundle"}
     return {"config": config_lib.digest(settings), "data": this.dataset.fingerprint}
 
@@ -176,7 +176,7 @@ def score_class(
 
     Args:
       this: the run.
-      queries: of one composition, or one of which nobody said it.
+      queries: of one composition, or a single one of unknown composition.
       samples: for each of them, method name to samples; taken one by one.
       judged_by: see `load_judge`.
 
@@ -189,7 +189,7 @@ def score_class(
     if composition is not None:
         pictures = this.dataset.references(composition, settings.references + settings.samples)
         references = jnp.asarray(pictures[: settings.references])
-        # Other real pictures of the composition in the place of samples: what a perfect method would reach.
+        # Other real pictures of the composition in place of samples: what a perfect method would reach.
         real = {REAL: pictures[settings.references :]}
     together = len(queries) > 1 and len(queries) * settings.samples > settings.k
     figures: list[dict[str, protocol.Figures]] = []
@@ -203,7 +203,7 @@ def score_class(
                 figures[-1][name] = protocol.unjudged(shown, image)
                 continue
             figures[-1][name] = protocol.score_samples(judged_by, shown, image, composition, references, k=settings.k)
-            # The same real pictures stand beside every query: together they would be copies of one another.
+            # The same real pictures are compared with every query: pooled, they would be copies of one another.
             if together and name != REAL:
                 pools.setdefault(name, []).append(np.asarray(judged_by.features(shown)))
     if judged_by is None or references is None or not together:
@@ -224,7 +224,7 @@ def write_results(
     judged_by: judge.Judge | None,
 ) -> None:
     """Measures the samples, class by class, and writes `results.json`."""
-    # A picture of which nobody said the composition is a class of its own.
+    # A picture of unknown composition is a class of its own.
     labels = [i if query.composition is None else query.composition for i, query in enumerate(this.queries)]
     classes: dict[Hashable, list[int]] = {}
     for i, label in enumerate(labels):
@@ -263,7 +263,7 @@ def write_results(
             "seed": this.config.seed,
             "versions": runtime.versions(),
             "seconds": read_seconds(this.path("seconds.json")),
-            # An exact judge is right.
+            # An exact judge needs no calibration.
             **({} if judged_by is None or this.network is None else {"judge": trust_in(this, judged_by)}),
             "queries": queries,
             "methods": methods,
