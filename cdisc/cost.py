@@ -192,7 +192,7 @@ def evaluation(network: UNetConfig, model: backbone.Backbone, pictures: int) -> 
     return account(lambda params, x, t: backbone.null_eps(model, params)(x, t), params, x, t)
 
 
-def evaluations(config: ml_collections.ConfigDict, options: Options, classes: int) -> dict[str, int]:
+def evaluations(config: ml_collections.ConfigDict, options: Options, classes: int | None) -> dict[str, int]:
     """The most evaluations of the network that each stage makes for one query, a picture each.
 
     A picture in a step of learning counts as three: its gradient takes twice as long as its prediction.
@@ -200,11 +200,12 @@ def evaluations(config: ml_collections.ConfigDict, options: Options, classes: in
     Args:
       config: the configuration.
       options: its options.
-      classes: how many classes are trained.
+      classes: how many classes are trained; None if only the data can tell, and then the query's comparison with them,
+        before adaptation, is left out.
     """
     settings, num_steps = config.adapt, config.sampling.num_steps
     levels = options.levels.values()
-    adapting = settings.class_draws * classes
+    adapting = 0 if classes is None else settings.class_draws * classes
     if any(level.pool != "query" for level in levels):
         adapting += settings.pool_size * num_steps
     for level in levels:
@@ -221,7 +222,7 @@ def evaluations(config: ml_collections.ConfigDict, options: Options, classes: in
     }
 
 
-def pictures_at_once(config: ml_collections.ConfigDict, options: Options, classes: int) -> dict[str, int]:
+def pictures_at_once(config: ml_collections.ConfigDict, options: Options, classes: int | None) -> dict[str, int]:
     """How many pictures a device evaluates at once in each stage after training: what its memory grows with.
 
     They do not depend on the number of queries, chains or samples.
@@ -229,7 +230,7 @@ def pictures_at_once(config: ml_collections.ConfigDict, options: Options, classe
     Args:
       config: the configuration.
       options: its options.
-      classes: how many classes are trained.
+      classes: how many classes are trained; None, for unknown, counts as many.
     """
     discovery, batch = options.discovery, config.sampling.batch
     learning = [level.batch_size * (2 if level.prior_weight > 0 else 1) for level in options.levels.values()]
@@ -237,7 +238,7 @@ def pictures_at_once(config: ml_collections.ConfigDict, options: Options, classe
         "discover": min(discovery.lanes, max(discovery.chains, discovery.capacity)),
         "adapt": max(config.adapt.chunk * max(learning, default=0), batch),
         # A guided sample is the null model's and that of each of its classes, of which Top-3 has most.
-        "evaluate": min(batch, config.evaluate.samples) * (4 if classes >= 3 else 2),
+        "evaluate": min(batch, config.evaluate.samples) * (4 if classes is None or classes >= 3 else 2),
     }
 
 
@@ -254,7 +255,10 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
     if devices < 1:
         raise UserError(f"--device_count is {devices}: use a whole number from 1 on.")
     if config.network.kind != "unet":
-        raise UserError(f"--dry_run tells what a U-Net costs, and config.network.kind is {config.network.kind!r}.")
+        raise UserError(
+            "--dry_run needs config.network.kind 'unet', whose options are in the configuration: this one is "
+            f"{config.network.kind!r}."
+        )
     options, scheduler = read(config), scheduler_of(config)
     schedule = scheduler.schedule()
     network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
@@ -265,8 +269,11 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
     assert learning is not None  # there is a network to train
     step = training(network, model, learning, schedule, devices)
     single, evaluated = evaluation(network, model, lanes)
-    classes = 0 if network.num_class_embeds is None else network.num_class_embeds - 1
+    classes = None if network.num_class_embeds is None else network.num_class_embeds - 1
     counts = evaluations(config, options, classes)
+    bound = f"at most {', '.join(f'{count:,} evaluations to {stage}' for stage, count in counts.items())}"
+    if classes is None:
+        bound += " without a comparison with the data's classes (config.network.num_class_embeds is None)"
     queries = config.evaluate.num_queries
     # For a derivative, a picture is taken to need as much as in a training step; for a sample, as in an evaluation.
     derivative = step.temporaries / -(-learning.batch_size // (devices * learning.accumulate))
@@ -284,8 +291,7 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
         f"memory of each of {devices} device(s), compiled for {jax.default_backend()}: {step.kept / 1e9:.2f} GB kept, "
         f"{step.temporaries / 1e9:.2f} GB temporary, {trained / 1e9:.2f} GB at the peak; later, about "
         + ", ".join(f"{later[stage] / 1e9:.2f} GB to {stage} ({at_once[stage]} pictures at once)" for stage in at_once),
-        f"a query: at most {', '.join(f'{count:,} evaluations to {stage}' for stage, count in counts.items())}; "
-        f"{single.flops / lanes / 1e9:.3g} GFLOP each",
+        f"a query: {bound}; {single.flops / lanes / 1e9:.3g} GFLOP each",
         f"predicted on {devices} chip(s), at {EFFICIENCY:.0%} of their peak rate:",
         f"{'chip':>10} {'steps/s':>9} {'h to train':>11} {'s a query':>10} {f'h for {queries} queries':>20}  fits",
     ]
