@@ -261,7 +261,7 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
         )
     options, scheduler = read(config), scheduler_of(config)
     schedule = scheduler.schedule()
-    network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
+    network = config_lib.parse(UNetConfig, config.network, "network", ignore=("kind",))
     with about("config.network."):
         model = backbone.unet(network, schedule, scheduler.prediction_type)
     check_timesteps(config, schedule)

@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from cdisc.config import flatten, options
+from cdisc.config import flatten, parse
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery.concepts import DiscoveryOptions
 from cdisc.errors import UserError, about, nearest, require_known, require_positive
@@ -100,14 +100,14 @@ def read(config: ml_collections.ConfigDict) -> Options:
             f"config.evaluate.references is {references}: precision and recall look for {k} neighbours of each "
             f"(config.evaluate.k), so use more than {k}."
         )
-    discovery = options(DiscoveryOptions, config.discover, "discover")
+    discovery = parse(DiscoveryOptions, config.discover, "discover")
     if discovery.num_experts > discovery.capacity:
         raise UserError(
             f"config.discover.num_experts is {discovery.num_experts}, more than the pool holds (capacity "
             f"{discovery.capacity}): lower the one or raise the other."
         )
     chosen = config.evaluate.methods.items()
-    methods = {name: options(MethodOptions, method, f"evaluate.methods.{name}") for name, method in chosen}
+    methods = {name: parse(MethodOptions, method, f"evaluate.methods.{name}") for name, method in chosen}
     for name, method in methods.items():
         if method.level not in config.adapt.levels:
             hint = nearest(method.level, config.adapt.levels)
@@ -115,8 +115,8 @@ def read(config: ml_collections.ConfigDict) -> Options:
     return Options(
         training=_training(config.pretrain) if config.network.kind == "unet" else None,
         discovery=discovery,
-        guidance=options(GuidanceOptions, config.guidance, "guidance"),
-        adapt_guidance=options(GuidanceOptions, config.adapt.guidance, "adapt.guidance"),
+        guidance=parse(GuidanceOptions, config.guidance, "guidance"),
+        adapt_guidance=parse(GuidanceOptions, config.adapt.guidance, "adapt.guidance"),
         levels=_levels(config.adapt.levels),
         methods=methods,
     )
@@ -131,12 +131,12 @@ def _training(section: Mapping[str, Any]) -> PretrainOptions:
             if value is None or value < least:
                 raise ValueError(f"{name} is {value}: use a whole number from {least} on.")
     ignore = ("seed", "from_scratch", "bundle", "save_every", "samples_every", "result", "restore")
-    return options(PretrainOptions, section, "pretrain", ignore)
+    return parse(PretrainOptions, section, "pretrain", ignore)
 
 
 def _levels(section: Mapping[str, Any]) -> dict[str, AdaptOptions]:
     """`config.adapt.levels` as options, in dependency order (`after`)."""
-    waiting = {name: options(AdaptOptions, level, f"adapt.levels.{name}") for name, level in section.items()}
+    waiting = {name: parse(AdaptOptions, level, f"adapt.levels.{name}") for name, level in section.items()}
     for name, level in waiting.items():
         with about(f"config.adapt.levels.{name}."):
             require_positive(steps=level.steps, candidates=level.candidates, batch_size=level.batch_size)
@@ -193,7 +193,7 @@ def network_options(config: ml_collections.ConfigDict, classes: int) -> UNetConf
     Raises:
       UserError: for a network that cannot be trained on them.
     """
-    network = options(UNetConfig, config.network, "network", ignore=("kind",))
+    network = parse(UNetConfig, config.network, "network", ignore=("kind",))
     if network.num_class_embeds is None:
         network = dataclasses.replace(network, num_class_embeds=classes + 1)
     if network.num_class_embeds != classes + 1:

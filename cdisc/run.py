@@ -210,7 +210,7 @@ def bind(workdir: pathlib.Path, config: ml_collections.ConfigDict, queries: tupl
     """
     path = workdir / "config.json"
     content = {
-        "config": json.loads(config_lib.to_json(config)),
+        "config": config.to_dict(),
         # With their places: results are kept by place, and two pictures may have one name.
         "queries": {
             f"{i:04d} {query.name}": f"{zlib.crc32(query.image.tobytes()):08x}" for i, query in enumerate(queries)

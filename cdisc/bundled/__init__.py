@@ -8,7 +8,7 @@ import pathlib
 import jax
 
 from cdisc import checkpoints
-from cdisc.config import options
+from cdisc.config import parse
 from cdisc.errors import UserError, require_known
 from cdisc.networks import denoiser, interop
 from cdisc.networks.unet import UNetConfig
@@ -36,8 +36,8 @@ def load(name: str) -> interop.Pretrained:
     path = FOLDER / f"{name}.npz"
     said = checkpoints.npz_about(path)
     try:
-        network = options(UNetConfig, json.loads(said["network"]), "network")
-        scheduler = options(interop.SchedulerConfig, json.loads(said["scheduler"]), "scheduler")
+        network = parse(UNetConfig, json.loads(said["network"]), "network")
+        scheduler = parse(interop.SchedulerConfig, json.loads(said["scheduler"]), "scheduler")
     except (KeyError, ValueError, UserError) as error:
         raise UserError(
             f"{path} does not say what network it holds ({error}): install cdisc again, or run cdisc.bundle."
