@@ -20,7 +20,7 @@ from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, folde
 from cdisc.data import queries as queries_data
 from cdisc.diffusion import schedule as schedule_lib
 from cdisc.diffusion.sampling import ddim
-from cdisc.errors import UserError, about, require_known
+from cdisc.errors import UserError, about, require_known, require_positive
 from cdisc.evaluation import methods
 from cdisc.networks import backbone as backbone_lib
 from cdisc.networks import interop
@@ -173,8 +173,8 @@ def held_out_queries(config: ml_collections.ConfigDict, dataset: Dataset) -> tup
     if not held_out:
         raise UserError("this configuration has no pictures of its own: give --query=PICTURE.")
     count = config.evaluate.num_queries
-    if count < 1:
-        raise UserError(f"config.evaluate.num_queries is {count}: use a whole number from 1 on.")
+    with about("config."):
+        require_positive(**{"evaluate.num_queries": count})
     order = np.random.default_rng(config.seed).permutation(len(held_out))
     taken = [  # each composition's pictures at once: for some data, each number of them compiles a program
         dataset.queries(held_out[j], -(-(count - place) // len(order))) for place, j in enumerate(order[:count])

@@ -87,7 +87,7 @@ def test_starts_round_the_hybrid_half_up_and_refuse_other_modes():
     for part, centred in enumerate(([True, True], [True, False], [False, False])):
         x, _ = modes.starts(SCHEDULE, jax.random.key(0), jnp.full(2, 1e4), jnp.array([50]), 2, "hybrid", part, 3)
         assert (np.abs(np.asarray(x)).max(1) > 1e3).tolist() == centred
-    with pytest.raises(ValueError, match="unknown start mode"):
+    with pytest.raises(ValueError, match="start_mode has"):
         modes.starts(SCHEDULE, jax.random.key(0), jnp.zeros(2), jnp.array([50]), 2, "centred")
 
 

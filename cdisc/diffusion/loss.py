@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule, add_noise
+from cdisc.errors import require_known
 
 LOSSES = ("eps", "v")
 
@@ -41,8 +42,7 @@ def loss_weight(schedule: Schedule, t: jax.Array, loss: str) -> jax.Array:
     Raises:
       ValueError: for another loss.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"{loss!r} is not one of {', '.join(LOSSES)}")
+    require_known("loss", loss, LOSSES)
     return jnp.ones(t.shape) if loss == "eps" else 1.0 / schedule.alpha_bar[t]
 
 

@@ -11,6 +11,7 @@ from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery import gaussians as gaussians_lib
 from cdisc.discovery import modes, poe, selection, shares
+from cdisc.errors import require_known, require_positive
 
 _Found = tuple[modes.ModePool, jax.Array]
 """The points found so far, and the evaluations that it took."""
@@ -95,12 +96,17 @@ class DiscoveryOptions:
             ("estimator", gaussians_lib.ESTIMATORS),
             ("covariance", gaussians_lib.COVARIANCES),
         ):
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} is {getattr(self, field)!r}: use one of {', '.join(allowed)}.")
-        counts = ("starts_per_t", "rounds", "max_steps", "lanes", "capacity", "num_experts")
-        for field in (*counts, "curvature_iterations", "probes"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}: use a whole number from 1 on.")
+            require_known(field, getattr(self, field), allowed)
+        require_positive(
+            starts_per_t=self.starts_per_t,
+            rounds=self.rounds,
+            max_steps=self.max_steps,
+            lanes=self.lanes,
+            capacity=self.capacity,
+            curvature_iterations=self.curvature_iterations,
+            probes=self.probes,
+            num_experts=self.num_experts,
+        )
         if self.starts_per_t % self.rounds:
             raise ValueError(
                 f"rounds is {self.rounds}: the {self.starts_per_t} chains of starts_per_t cannot be divided into so "

@@ -8,7 +8,7 @@ readings are in `variance`.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.struct
 import jax
@@ -19,11 +19,12 @@ from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule, alpha_bar_at, expand
 from cdisc.discovery import shares
 from cdisc.discovery.modes import ModePool, in_lanes, largest_eigenvalue, normal_each, normalised_jacobian
+from cdisc.errors import require_known
 
 Estimator = Literal["hutchinson", "lattice"]
-ESTIMATORS: tuple[str, ...] = ("hutchinson", "lattice")
+ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 Covariance = Literal["posterior", "laplace", "deconvolved"]
-COVARIANCES: tuple[str, ...] = ("posterior", "laplace", "deconvolved")
+COVARIANCES: tuple[str, ...] = get_args(Covariance)
 
 
 @flax.struct.dataclass
@@ -114,8 +115,7 @@ def variance(
       delta: `u` is clipped to [delta, 1 - delta], where all three are positive.
       floor: Smallest variance returned.
     """
-    if kind not in COVARIANCES:
-        raise ValueError(f"unknown covariance {kind!r}: use one of {COVARIANCES}")
+    require_known("covariance", kind, COVARIANCES)
     a = alpha_bar_at(schedule, t, u)
     r = (1.0 - a) / a
     u = jnp.clip(u, delta, 1.0 - delta)
@@ -221,8 +221,7 @@ def _diagonal(
     apply: Callable[[jax.Array], jax.Array], keys: jax.Array, like: jax.Array, *, probes: int, estimator: Estimator
 ) -> jax.Array:
     """`jacobian_diagonal` of the map `apply` on rows shaped as `like` (B, *shape), with a key for each row."""
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {estimator!r}: use one of {ESTIMATORS}")
+    require_known("estimator", estimator, ESTIMATORS)
     shape = like.shape[1:]
     products = products_of(estimator, probes, int(np.prod(shape)))
     if estimator == "lattice":

@@ -8,7 +8,7 @@ the memory they need does not depend on the number of chains.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.struct
 import jax
@@ -18,9 +18,10 @@ import optax
 
 from cdisc.diffusion.parameterization import EpsFn, score_from_eps, x0_from_eps
 from cdisc.diffusion.schedule import Schedule, alpha_bar_at, expand
+from cdisc.errors import require_known
 
 StartMode = Literal["query", "hybrid", "random"]
-START_MODES: tuple[str, ...] = ("query", "hybrid", "random")
+START_MODES: tuple[str, ...] = get_args(StartMode)
 
 
 class Kernel(NamedTuple):
@@ -103,8 +104,7 @@ def starts(
     Returns:
       Points (M * per_t, *shape) and their timesteps (M * per_t,), timestep by timestep.
     """
-    if mode not in START_MODES:
-        raise ValueError(f"unknown start mode {mode!r}: use one of {START_MODES}")
+    require_known("start_mode", mode, START_MODES)
     count = per_t * parts
     centred = {"query": count, "hybrid": (count + 1) // 2, "random": 0}[mode]
     repeated = jnp.repeat(t, per_t)

@@ -21,6 +21,7 @@ import optax
 from cdisc.diffusion.loss import LOSSES, denoising_loss
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
+from cdisc.errors import require_known
 from cdisc.networks import lora
 from cdisc.networks.backbone import Backbone
 
@@ -78,8 +79,7 @@ class AdaptOptions:
         """Refuses what would fail when the first step is traced."""
         choices = {"pool": POOLS, "start": STARTS, "space": SPACES, "loss": LOSSES}
         for field, known in choices.items():
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field} is {getattr(self, field)!r}: use one of {', '.join(known)}.")
+            require_known(field, getattr(self, field), known)
         if self.rank < 0:
             raise ValueError(f"rank is {self.rank}: use a whole number, 0 for the embedding alone.")
         if self.rank and not self.alpha > 0:
