@@ -159,14 +159,14 @@ def training(
     size = -(-options.batch_size // (devices * options.accumulate))
     options = dataclasses.replace(options, batch_size=size * options.accumulate)
     state = jax.eval_shape(functools.partial(pretrain.init, network, options), jax.random.key(0))
-    total = jax.eval_shape(pretrain.nothing, state.params)
+    total = jax.eval_shape(pretrain.zero_total, state.params)
     picture = (network.sample_size, network.sample_size, network.in_channels)
 
-    def share(count: int) -> tuple[pretrain.Pictures, pretrain.Chance]:
+    def share(count: int) -> tuple[pretrain.Pictures, pretrain.StepNoise]:
         known = dataclasses.replace(options, batch_size=count, accumulate=1)
         draw = functools.partial(pretrain.draw, shape=picture, options=known, schedule=schedule)
-        chance = jax.eval_shape(draw, state, jax.random.key(0))
-        return jax.eval_shape(lambda: (jnp.zeros((count, *picture)), jnp.zeros(count, jnp.int32))), chance
+        drawn = jax.eval_shape(draw, state, jax.random.key(0))
+        return jax.eval_shape(lambda: (jnp.zeros((count, *picture)), jnp.zeros(count, jnp.int32))), drawn
 
     add = functools.partial(pretrain.add_gradient, backbone=model, options=options, schedule=schedule)
     mask = jax.ShapeDtypeStruct((size,), jnp.bool_)

@@ -120,7 +120,7 @@ def _alone(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @jax.jit
-def smallest(trees: Sequence[Any], values: Sequence[jax.Array]) -> Any:
+def select_best(trees: Sequence[Any], values: Sequence[jax.Array]) -> Any:
     """For each query, the tree of the smallest value; `trees` and `values` (devices, each) are spread."""
     best = jnp.argmin(jnp.stack(list(values)), axis=0)
 
@@ -203,7 +203,7 @@ def share_of_batch(count: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
 
 def training_step(
     draw: Callable[[Any, jax.Array], Any],
-    nothing: Callable[[Any], Any],
+    zero_total: Callable[[Any], Any],
     add: Callable[[Any, Any, Any, Any, jax.Array], Any],
     update: Callable[[Any, Any], tuple[Any, Any]],
     count: int,
@@ -219,9 +219,9 @@ def training_step(
     CPU convolution gradients if not.
 
     Args:
-      draw: `(state, key) -> chance`, leaves (count, ...).
-      nothing: `state -> total`, the total of no pictures.
-      add: `(total, state, pictures, chance, mask) -> total`, for n pictures and what was drawn for them, of which those
+      draw: `(state, key) -> drawn`, leaves (count, ...).
+      zero_total: `state -> total`, the total of no pictures.
+      add: `(total, state, pictures, drawn, mask) -> total`, for n pictures and what was drawn for them, of which those
         of `mask` (n,) count.
       update: `(state, total) -> (state, metrics)`.
       count: pictures in a batch.
@@ -230,9 +230,9 @@ def training_step(
     rows, mask = share_of_batch(count, parts)
 
     def begin(rows: jax.Array, pictures: Any, mask: jax.Array, state: Any, key: jax.Array) -> tuple[Any, Any]:
-        chance = jax.tree.map(lambda leaf: leaf[rows], draw(state, key))
+        drawn = jax.tree.map(lambda leaf: leaf[rows], draw(state, key))
         # What came from the host is given back, so that it is moved once and not with every part.
-        return nothing(state), (pictures, chance, mask)
+        return zero_total(state), (pictures, drawn, mask)
 
     def add_part(total: Any, share: Any, state: Any, index: jax.Array) -> Any:
         return add(total, state, *jax.tree.map(lambda leaf: leaf[index], share))

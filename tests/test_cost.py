@@ -61,8 +61,8 @@ def test_what_training_keeps_is_what_its_arrays_take(whole):
     )
     numbers = jnp.zeros(8, jnp.int32)
     pictures = jnp.zeros((8, 8, 8, 3))
-    chance = pretrain.Chance(dropped=numbers > 0, t=numbers, noise=pictures)
-    arrays = jax.tree.leaves((state, pretrain.nothing(params), (pictures, numbers), chance))
+    drawn = pretrain.StepNoise(dropped=numbers > 0, t=numbers, noise=pictures)
+    arrays = jax.tree.leaves((state, pretrain.zero_total(params), (pictures, numbers), drawn))
     assert whole.kept == sum(leaf.nbytes for leaf in arrays)
     assert whole.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
     # A gradient cannot do without the activations that it goes back through.

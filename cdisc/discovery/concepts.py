@@ -218,7 +218,7 @@ def discover(
         return (found, nfe + chains.nfe), None
 
     keys = starts_key[None] if options.rounds == 1 else jax.random.split(starts_key, options.rounds)
-    none = (modes.nothing(options.capacity, query), jnp.int32(0))
+    none = (modes.empty_pool(options.capacity, query), jnp.int32(0))
     (pool, ascent_nfe), _ = jax.lax.scan(one_round, none, (jnp.arange(options.rounds), keys))
     pool, u, linearise_nfe = gaussians_lib.linearise(
         eps_fn,

@@ -247,7 +247,7 @@ def ascend(
     return Chains(x=end.out_x, residual=end.out_residual, steps=end.out_steps, nfe=lanes * end.iterations)
 
 
-def nothing(capacity: int, like: jax.Array) -> ModePool:
+def empty_pool(capacity: int, like: jax.Array) -> ModePool:
     """A pool without points, for points such as `like` (*shape)."""
     points = jnp.zeros((capacity, *like.shape), like.dtype)
     none, far = jnp.zeros(capacity, jnp.int32), jnp.full(capacity, jnp.inf, like.dtype)

@@ -87,7 +87,7 @@ def greedy(
         gains = jnp.sum(jnp.maximum(margin - covered[None], 0.0), axis=1)
         gains = jnp.where(allowed, gains, -jnp.inf)
         own = jnp.argmax(gains)
-        best = shares.best_of_all(shares.Offer(gains[own], index[own], (margin[own], kind[own])), axis_name)
+        best = shares.best_of_all(shares.Candidate(gains[own], index[own], (margin[own], kind[own])), axis_name)
         best_margin, best_kind = best.content
         picked = best.value > 0.0
         covered = jnp.where(picked, jnp.maximum(covered, best_margin), covered)

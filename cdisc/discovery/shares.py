@@ -50,7 +50,7 @@ def by_rows(fn: Callable[[Any, jax.Array], Any], rows: Any, mask: jax.Array, axi
     return jax.tree.map(whole, out)
 
 
-class Offer(NamedTuple):
+class Candidate(NamedTuple):
     """The best row that a member has.
 
     Attributes:
@@ -64,11 +64,11 @@ class Offer(NamedTuple):
     content: Any
 
 
-def best_of_all(offer: Offer, axis_name: str | None) -> Offer:
-    """The offer of the largest value; of equal ones that of the lowest row, as in an `argmax` over all rows."""
+def best_of_all(candidate: Candidate, axis_name: str | None) -> Candidate:
+    """The candidate of the largest value; of equal ones that of the lowest row, as in an `argmax` over all rows."""
     if axis_name is None:
-        return offer
-    offers = jax.lax.all_gather(offer, axis_name)
-    in_order = jnp.argsort(offers.row)
-    winner = in_order[jnp.argmax(offers.value[in_order])]
-    return jax.tree.map(lambda leaf: leaf[winner], offers)
+        return candidate
+    candidates = jax.lax.all_gather(candidate, axis_name)
+    in_order = jnp.argsort(candidates.row)
+    winner = in_order[jnp.argmax(candidates.value[in_order])]
+    return jax.tree.map(lambda leaf: leaf[winner], candidates)

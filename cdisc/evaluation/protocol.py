@@ -38,7 +38,7 @@ def accuracy(judge: Judge, images: jax.Array, attributes: jax.Array) -> Figures:
     }
 
 
-def trust(judge: Judge, images: jax.Array, attributes: jax.Array) -> Figures:
+def calibration(judge: Judge, images: jax.Array, attributes: jax.Array) -> Figures:
     """How far to trust the judge: its accuracies, and whether its confidence says how often it is right.
 
     Args:

@@ -111,7 +111,7 @@ def init(network: UNetConfig, options: PretrainOptions, key: jax.Array) -> Train
 
 
 @flax.struct.dataclass
-class Chance:
+class StepNoise:
     """The random draws of one step other than its pictures; row i belongs to picture i.
 
     Attributes:
@@ -131,13 +131,13 @@ Total = tuple[jax.Array, denoiser.Params]
 
 def keys(key: jax.Array, step: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
     """The keys of step `step`: one for its pictures, one for dropout, timesteps and noise."""
-    for_pictures, for_chance = jax.random.split(jax.random.fold_in(key, step))
-    return for_pictures, for_chance
+    for_pictures, for_noise = jax.random.split(jax.random.fold_in(key, step))
+    return for_pictures, for_noise
 
 
 def draw(
     state: TrainState, key: jax.Array, shape: tuple[int, ...], *, options: PretrainOptions, schedule: Schedule
-) -> Chance:
+) -> StepNoise:
     """The random draws of the next step besides its pictures; they follow from `key` and `state.step` alone.
 
     Args:
@@ -150,15 +150,15 @@ def draw(
     key_dropped, key_noise = jax.random.split(keys(key, state.step)[1])
     dropped = jax.random.bernoulli(key_dropped, options.null_dropout, (options.batch_size,))
     t, noise = draw_noise(key_noise, schedule, (options.batch_size, *shape))
-    return Chance(dropped=dropped, t=t, noise=noise)
+    return StepNoise(dropped=dropped, t=t, noise=noise)
 
 
-def nothing(params: denoiser.Params) -> Total:
+def zero_total(params: denoiser.Params) -> Total:
     """The total of no picture."""
     return jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
 
 
-def errors(
+def example_losses(
     params: denoiser.Params,
     pictures: Pictures,
     t: jax.Array,
@@ -168,7 +168,7 @@ def errors(
     schedule: Schedule,
     loss: str,
 ) -> jax.Array:
-    """The weighted error (B,) of each picture, noised by `noise` to `t` (B,), under its own class."""
+    """The loss (B,) of each picture, noised by `noise` to `t` (B,), under its own class."""
     x0, labels = pictures
 
     def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -181,7 +181,7 @@ def add_gradient(
     total: Total,
     params: denoiser.Params,
     pictures: Pictures,
-    chance: Chance,
+    drawn: StepNoise,
     mask: jax.Array,
     *,
     backbone: Backbone,
@@ -194,18 +194,18 @@ def add_gradient(
       total: of other pictures.
       params: the parameters.
       pictures: n of the batch.
-      chance: their rows of it.
+      drawn: their rows of it.
       mask: (n,) bool, which of them count.
       backbone: the network as a function of its parameters.
       options: the training's.
       schedule: the forward process.
     """
     x0, labels = pictures
-    labels = jnp.where(chance.dropped, backbone.table(params).shape[0], labels)
+    labels = jnp.where(drawn.dropped, backbone.table(params).shape[0], labels)
 
     def loss_fn(params: denoiser.Params) -> jax.Array:
-        found = errors(
-            params, (x0, labels), chance.t, chance.noise, backbone=backbone, schedule=schedule, loss=options.loss
+        found = example_losses(
+            params, (x0, labels), drawn.t, drawn.noise, backbone=backbone, schedule=schedule, loss=options.loss
         )
         return jnp.sum(jnp.where(mask, found, 0.0)) / options.batch_size
 

@@ -187,5 +187,5 @@ def fit_level(
                 "learning rates; what was finished before is kept."
             )
     if len(fits) > 1:
-        state = parallel.smallest(fits, [course[options.steps // 2 :].mean(axis=0) for course in losses])
+        state = parallel.select_best(fits, [course[options.steps // 2 :].mean(axis=0) for course in losses])
     return parallel.gather(finish(state, params), count)

@@ -161,7 +161,7 @@ def compiled_step(
     known: dict[str, Any] = {"options": options, "schedule": schedule}
     return parallel.training_step(
         draw=functools.partial(pretrain_lib.draw, shape=shape, **known),
-        nothing=lambda state: pretrain_lib.nothing(state.params),
+        zero_total=lambda state: pretrain_lib.zero_total(state.params),
         add=lambda total, state, *share: pretrain_lib.add_gradient(
             total, state.params, *share, backbone=backbone, **known
         ),
@@ -301,12 +301,12 @@ def validation(this: Run, options: pretrain_lib.PretrainOptions, key: jax.Array)
     given = ((x0, labels), *map(np.asarray, draw_noise(key, this.schedule, x0.shape)))
 
     known: dict[str, Any] = {"backbone": this.backbone, "schedule": this.schedule, "loss": options.loss}
-    errors = jax.jit(functools.partial(pretrain_lib.errors, **known))
+    example_losses = jax.jit(functools.partial(pretrain_lib.example_losses, **known))
 
     def validate(params: denoiser.Params) -> float:
         params, batch = parallel.one_copy(params), this.config.sampling.batch
         batches = [jax.tree.map(lambda array, i=i: array[i : i + batch], given) for i in range(0, count, batch)]
-        found = [errors(params, *arrays) for arrays in batches]
+        found = [example_losses(params, *arrays) for arrays in batches]
         return float(np.mean(np.concatenate(found)))
 
     return validate
