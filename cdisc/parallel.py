@@ -158,11 +158,6 @@ def unstack(tree: Any) -> list[Any]:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in range(size(host))]
 
 
-def stack_keys(keys: Sequence[jax.Array]) -> jax.Array:
-    """Keys (Q,) from single ones."""
-    return jnp.stack(list(keys))
-
-
 def replicate(tree: Any) -> Any:
     """`tree` on every device of this process, as `training_step` takes and gives it; leaves keep their shapes."""
     return jax.device_put(tree, _sharding(jax.sharding.PartitionSpec()))

@@ -49,7 +49,7 @@ RUN = Run(
 )
 CLASSES = ([0, 1, 2], [1, 0, 2])
 LESSONS = [adapt.Lesson(query=TABLE[1].reshape(2, 2, 1), classes=jnp.asarray(classes)) for classes in CLASSES]
-KEYS = parallel.stack_keys([jax.random.key(0), jax.random.key(1)])
+KEYS = jnp.stack([jax.random.key(0), jax.random.key(1)])
 
 
 def _fit(**changes):

@@ -30,7 +30,7 @@ def one(item, scale):
 
 
 queries = jnp.linspace(0.1, 0.9, 5 * 3).reshape(5, 3)
-keys = parallel.stack_keys([jax.random.key(i) for i in range(5)])
+keys = jnp.stack([jax.random.key(i) for i in range(5)])
 out = parallel.in_groups(parallel.one_by_one(one, num_shared=1), (queries, keys), jnp.float32(3.0))
 
 
@@ -125,7 +125,7 @@ def test_spread_repeats_the_last_query_and_gather_removes_it(monkeypatch):
 
 
 def test_keys_are_spread_as_well():
-    keys = parallel.stack_keys([jax.random.key(3), jax.random.key(4)])
+    keys = jnp.stack([jax.random.key(3), jax.random.key(4)])
     assert keys.shape == (2,)
     back = parallel.gather(parallel.spread(keys), 2)
     np.testing.assert_array_equal(jax.random.key_data(back), jax.random.key_data(keys))

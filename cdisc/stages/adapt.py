@@ -83,7 +83,7 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
     def work(indices: Sequence[int]) -> list[QueryModel]:
         images = parallel.stack([this.queries[i].image for i in indices])
         split_keys = [jax.random.split(this.key("adapt", this.queries[i]), 3) for i in indices]
-        key_compare, key_pool, key_fit = (parallel.stack_keys(keys) for keys in zip(*split_keys, strict=True))
+        key_compare, key_pool, key_fit = (jnp.stack(keys) for keys in zip(*split_keys, strict=True))
         teachers = [discoveries[i].teacher for i in indices]
         losses: Any = [None] * len(indices)
         best_first: Any = None
