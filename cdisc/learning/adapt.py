@@ -280,6 +280,7 @@ def result(state: FitState, backbone: Backbone, params: Any, options: AdaptOptio
     return Adaptation(_decode(state.embedding, backbone.table(params), options), state.adapter)
 
 
+_init = jax.jit(init, static_argnames=("backbone", "options"))
 _step = jax.jit(step, static_argnames=("backbone", "options"))
 
 
@@ -292,13 +293,22 @@ def fit(
     options: AdaptOptions,
     prior: Prior | None = None,
 ) -> Adaptation:
-    """One level for one query, from its start to what was learnt, on one device; the arguments are those of `step`."""
+    """One level for one query, from its start to what was learnt, on one device; the arguments are those of `step`.
+
+    Raises:
+      FloatingPointError: if the loss is not finite, naming the step.
+    """
     fits = []
-    for candidate in range(options.candidates):
-        state, losses = init(backbone, params, lesson, key, options, candidate), []
+    classes = 1 if lesson.classes is None else lesson.classes.shape[0]
+    for candidate in range(min(options.candidates, classes)):
+        state, losses = _init(backbone, params, lesson, key, options, candidate), []
         for _ in range(options.steps):
             state, loss = _step(state, backbone, params, schedule, lesson, prior, key, options)
             losses.append(loss)
-        fits.append((float(jnp.mean(jnp.stack(losses[options.steps // 2 :]))), state))
+        course = jnp.stack(losses)
+        finite = jnp.isfinite(course)
+        if not finite.all():
+            raise FloatingPointError(f"the loss is not finite at step {int(jnp.argmin(finite)) + 1}: lower the rates")
+        fits.append((float(jnp.mean(course[options.steps // 2 :])), state))
     _, best = min(fits, key=lambda fit: fit[0])
     return result(best, backbone, params, options)
