@@ -128,16 +128,18 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
     network: UNetConfig | None = None
     if kind == "diffusers":
         network, scheduler = options_lib.pretrained_options(config, options.levels)
+    else:
+        scheduler = options_lib.scheduler_of(config)
+    schedule = scheduler.schedule()
+    options_lib.check_timesteps(config, schedule)
+    if network is not None:
         shape = (network.sample_size, network.sample_size, network.in_channels)
         dataset = queries_data.load(pathlib.Path(config.network.path).resolve().name, shape)
     else:
-        with hosts.first_alone():  # some data are made once and kept
+        with hosts.first_alone():  # some data are made once and kept, which takes minutes
             dataset = loaders[config.data.name](config.data)
-        scheduler = options_lib.scheduler_of(config)
         if kind == "unet":
             network = options_lib.network_options(config, len(dataset.split.trained))
-    schedule = scheduler.schedule()
-    options_lib.check_timesteps(config, schedule)
     if network is None:
         backbone = backbone_lib.mixture(schedule)
     else:
