@@ -74,7 +74,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """What a program asks of any chip.
+    """What a program demands of any chip.
 
     Attributes:
       flops: operations, by XLA's count.

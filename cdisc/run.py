@@ -57,7 +57,7 @@ class Run:
       workdir: where the stages leave their results.
       dataset: the pictures.
       scheduler: the forward process, and what the network predicts, as diffusers has them.
-      schedule: the same forward process by its numbers.
+      schedule: the same forward process as numbers.
       network: the U-Net's options; None where the score is exact.
       backbone: the model as functions of its parameters.
       queries: the pictures to compose.
