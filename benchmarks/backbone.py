@@ -33,7 +33,7 @@ def main(_: list[str]) -> None:
     from cdisc.evaluation import protocol
     from cdisc.networks.backbone import null_eps
     from cdisc.run import opened
-    from cdisc.stages.evaluate import load_judge
+    from cdisc.stages.judge import load_judge
     from cdisc.stages.pretrain import pretrain
 
     with opened(_CONFIG.value, pathlib.Path(_WORKDIR.value), []) as run:

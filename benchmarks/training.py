@@ -33,7 +33,7 @@ def training(config: ml_collections.ConfigDict) -> Training:
     """The training of a configuration, before its first step."""
     scheduler = scheduler_of(config)
     schedule = scheduler.schedule()
-    network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
+    network = config_lib.parse(UNetConfig, config.network, "network", ignore=("kind",))
     model = backbone.unet(network, schedule, scheduler.prediction_type)
     options = read(config).training
     assert options is not None  # a network that is to be trained

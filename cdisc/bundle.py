@@ -9,8 +9,8 @@ The bundled ColorMNIST files come from these two commands, the first of which ta
 
 Those of the avatars come from the same with configs/avatars.py:small.
 
-Weights are kept in half precision. Each file carries the digest of the configuration and of the data that made it, and
-is refused by a run that has others. A backbone's says what network and forward process it is, for `cdisc.bundled.load`.
+Weights are kept in half precision. Each file carries the digests of the configuration and the data that made it; a run
+with others refuses it. A backbone's file also says what network and forward process it is, for `cdisc.bundled.load`.
 """
 
 import pathlib
@@ -33,7 +33,8 @@ def main(_: list[str]) -> int:
         return 2
     from cdisc import bundled
     from cdisc.run import opened  # jax reads its environment when it is first used
-    from cdisc.stages import evaluate, pretrain
+    from cdisc.stages import pretrain
+    from cdisc.stages.judge import judge_about, judge_bundle, train_judge
 
     try:
         with opened(_CONFIG.value, pathlib.Path(_WORKDIR.value), []) as run:
@@ -42,11 +43,11 @@ def main(_: list[str]) -> int:
             backbone = bundled.FOLDER / f"{run.config.pretrain.bundle}.npz"
             about = pretrain.bundle_about(run) | bundled.about(run.network, run.scheduler)
             checkpoints.save_npz(backbone, pretrain.pretrain(run, active=False), about)
-            checkpoints.save_npz(evaluate.judge_bundle(run), evaluate.train_judge(run), evaluate.judge_about(run))
+            checkpoints.save_npz(judge_bundle(run), train_judge(run), judge_about(run))
     except UserError as error:
         console.fail(str(error))
         return 2
-    console.say(f"bundle: {backbone}, {evaluate.judge_bundle(run)}")
+    console.say(f"bundle: {backbone}, {judge_bundle(run)}")
     return 0
 
 

@@ -108,7 +108,7 @@ def unwritable(path: pathlib.Path, error: OSError, instead: str = _ELSEWHERE) ->
 
 
 def complaint(error: OSError, folder: pathlib.Path | None) -> str | None:
-    """What the person can mend of an error that nobody has caught; None of one that is a mistake in the code.
+    """The sentence for an uncaught OSError that the user can fix; None if it is a bug.
 
     A missing file is a mistake, but not in `folder`, which somebody may have removed while it was used.
     """

@@ -1,4 +1,4 @@
-"""From an ml_collections config to the options that the algorithms take, checked on the way."""
+"""Config sections to dataclasses; digests and differences."""
 
 import dataclasses
 import hashlib
@@ -40,7 +40,7 @@ NOT_IN_RESULTS = (
 as their fingerprint is the same."""
 
 
-def options(cls: type[_Options], section: Mapping[str, Any], where: str, ignore: Iterable[str] = ()) -> _Options:
+def parse(cls: type[_Options], section: Mapping[str, Any], where: str, ignore: Iterable[str] = ()) -> _Options:
     """An options dataclass from the section of a config.
 
     Args:
@@ -66,11 +66,6 @@ def options(cls: type[_Options], section: Mapping[str, Any], where: str, ignore:
             return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
     except TypeError as error:
         raise UserError(f"config.{where} cannot be used: {error}.") from error
-
-
-def to_json(config: ml_collections.ConfigDict) -> str:
-    """The config as indented JSON with sorted keys."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def digest(content: Any) -> str:

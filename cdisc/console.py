@@ -1,4 +1,4 @@
-"""The one place that talks to the person: lines, progress bars, and the sentence that ends a failed run."""
+"""The one place that talks to the user: lines, progress bars, and the sentence that ends a failed run."""
 
 import logging
 import sys
@@ -41,10 +41,10 @@ def fail(text: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keeps the libraries' own chatter away, so that cdisc's lines can be read."""
+    """Silences the libraries' chatter, so that cdisc's lines can be read."""
     for name in ("jax", "matplotlib", "PIL"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Says that there is a GPU or a TPU which the installed JAX cannot use.
+    # It warns of a GPU or TPU that the installed JAX cannot use.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     # Orbax logs, with a traceback, errors that it also raises.
     for name in ("absl", "orbax"):
@@ -73,7 +73,7 @@ def progress(items: Iterable[_Item], what: str, total: int | None = None, first:
     for done, item in enumerate(items, start=first):
         now = time.monotonic()
         if done > told and now - last >= 20.0:
-            # The present speed: the first item may have taken a minute to compile.
+            # The current speed: the first item may have taken a minute to compile.
             each = (now - last) / (done - told)
             rate = f"{each:.3g} s each" if each > 1.0 else f"{1.0 / each:.3g} a second"
             say(f"  {what}: {done}/{total}, {rate}, {tqdm.tqdm.format_interval(each * (total - done))} left")

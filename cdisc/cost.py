@@ -1,8 +1,8 @@
 """What a configuration costs, before anything of it is allocated: memory, operations, and hours on chips by name.
 
 The memory is what XLA's compiler plans for the kind of device that is here. Operations and bytes are those of the
-program before it is compiled, and hours follow from a roofline (Williams et al. 2009): what a chip really reaches of
-its peak rate, or its bandwidth, whichever is slower.
+program before it is compiled, and hours follow from a roofline (Williams et al. 2009): the share of its peak rate that
+a chip really reaches, or its bandwidth, whichever is slower.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from cdisc.networks.unet import UNetConfig
 from cdisc.options import Options, check_timesteps, read, scheduler_of
 
 EFFICIENCY = 0.4
-"""The share of a chip's peak rate that a large network reaches: `docs/scaling.md` says where from, and its error."""
+"""The share of a chip's peak rate that a large network reaches; `docs/scaling.md` has its origin and its error."""
 
 _PICTURES_A_CHAIN = 5
 """What discovery keeps of a chain that waits or has ended, as XLA plans it for a CPU."""
@@ -74,7 +74,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """What a program asks of any chip.
+    """What a program demands of any chip.
 
     Attributes:
       flops: operations, by XLA's count.
@@ -87,7 +87,7 @@ class Program:
 
 
 def account(fn: Callable[..., Any], *shapes: Any, donate: tuple[int, ...] = ()) -> tuple[Program, jax.stages.Lowered]:
-    """What `fn` asks of any chip for arguments of `shapes`, trees of `jax.ShapeDtypeStruct`; and itself, to compile."""
+    """Counts what `fn` costs on any chip, and returns it lowered; `shapes` are trees of `jax.ShapeDtypeStruct`."""
     traced = jax.jit(fn, donate_argnums=donate).trace(*shapes)
     lowered = traced.lower()
     jaxpr = traced.jaxpr.jaxpr
@@ -96,9 +96,9 @@ def account(fn: Callable[..., Any], *shapes: Any, donate: tuple[int, ...] = ()) 
 
 
 def temporaries(lowered: jax.stages.Lowered) -> int:
-    """The bytes that the compiler plans for a program beside its arguments and results."""
+    """The bytes that the compiler plans for a program besides its arguments and results."""
     planned = lowered.compile().memory_analysis()
-    assert planned is not None  # and not a backend that tells nothing
+    assert planned is not None  # some backends tell nothing
     return planned.temp_size_in_bytes
 
 
@@ -124,7 +124,7 @@ class Training:
     Attributes:
       parameters: of the network.
       kept: bytes of the training state, the gradient and the batch.
-      temporaries: bytes that a micro-batch needs beside.
+      temporaries: bytes that a micro-batch needs besides.
       gradient: the program of one micro-batch.
       update: the program that ends a step.
       micro_batches: how often `gradient` runs in a step.
@@ -145,7 +145,7 @@ class Training:
         return self.devices * (self.micro_batches * self.gradient.flops + self.update.flops)
 
     def seconds(self, chip: Chip, dtype: str) -> float:
-        """How long a step takes; the gradients of several devices are summed up in a ring."""
+        """How long a step takes; the gradients of several devices are summed in a ring."""
         # Each device sends, and receives, nearly two gradients.
         ring = 2 * 2 * (1 - 1 / self.devices) * 4 * self.parameters / chip.interconnect
         return self.micro_batches * chip.seconds(self.gradient, dtype) + chip.seconds(self.update, dtype) + ring
@@ -155,18 +155,18 @@ def training(
     network: UNetConfig, model: backbone.Backbone, options: pretrain.PretrainOptions, schedule: Schedule, devices: int
 ) -> Training:
     """The cost of a step whose batch is shared evenly by `devices`."""
-    # Of each device, and padded where the batch cannot be divided.
+    # For each device, with padding where the batch cannot be divided evenly.
     size = -(-options.batch_size // (devices * options.accumulate))
     options = dataclasses.replace(options, batch_size=size * options.accumulate)
     state = jax.eval_shape(functools.partial(pretrain.init, network, options), jax.random.key(0))
-    total = jax.eval_shape(pretrain.nothing, state.params)
+    total = jax.eval_shape(pretrain.zero_total, state.params)
     picture = (network.sample_size, network.sample_size, network.in_channels)
 
-    def share(count: int) -> tuple[pretrain.Pictures, pretrain.Chance]:
+    def share(count: int) -> tuple[pretrain.Pictures, pretrain.StepNoise]:
         known = dataclasses.replace(options, batch_size=count, accumulate=1)
         draw = functools.partial(pretrain.draw, shape=picture, options=known, schedule=schedule)
-        chance = jax.eval_shape(draw, state, jax.random.key(0))
-        return jax.eval_shape(lambda: (jnp.zeros((count, *picture)), jnp.zeros(count, jnp.int32))), chance
+        drawn = jax.eval_shape(draw, state, jax.random.key(0))
+        return jax.eval_shape(lambda: (jnp.zeros((count, *picture)), jnp.zeros(count, jnp.int32))), drawn
 
     add = functools.partial(pretrain.add_gradient, backbone=model, options=options, schedule=schedule)
     mask = jax.ShapeDtypeStruct((size,), jnp.bool_)
@@ -192,7 +192,7 @@ def evaluation(network: UNetConfig, model: backbone.Backbone, pictures: int) -> 
     return account(lambda params, x, t: backbone.null_eps(model, params)(x, t), params, x, t)
 
 
-def evaluations(config: ml_collections.ConfigDict, options: Options, classes: int) -> dict[str, int]:
+def evaluations(config: ml_collections.ConfigDict, options: Options, classes: int | None) -> dict[str, int]:
     """The most evaluations of the network that each stage makes for one query, a picture each.
 
     A picture in a step of learning counts as three: its gradient takes twice as long as its prediction.
@@ -200,11 +200,12 @@ def evaluations(config: ml_collections.ConfigDict, options: Options, classes: in
     Args:
       config: the configuration.
       options: its options.
-      classes: how many classes are trained.
+      classes: how many classes are trained; None if only the data can tell, and then the query's comparison with them,
+        before adaptation, is left out.
     """
     settings, num_steps = config.adapt, config.sampling.num_steps
     levels = options.levels.values()
-    adapting = settings.class_draws * classes
+    adapting = 0 if classes is None else settings.class_draws * classes
     if any(level.pool != "query" for level in levels):
         adapting += settings.pool_size * num_steps
     for level in levels:
@@ -221,15 +222,15 @@ def evaluations(config: ml_collections.ConfigDict, options: Options, classes: in
     }
 
 
-def pictures_at_once(config: ml_collections.ConfigDict, options: Options, classes: int) -> dict[str, int]:
+def pictures_at_once(config: ml_collections.ConfigDict, options: Options, classes: int | None) -> dict[str, int]:
     """How many pictures a device evaluates at once in each stage after training: what its memory grows with.
 
-    Neither the number of queries, nor that of chains or samples, is among what they follow from.
+    They do not depend on the number of queries, chains or samples.
 
     Args:
       config: the configuration.
       options: its options.
-      classes: how many classes are trained.
+      classes: how many classes are trained; None, for unknown, counts as many.
     """
     discovery, batch = options.discovery, config.sampling.batch
     learning = [level.batch_size * (2 if level.prior_weight > 0 else 1) for level in options.levels.values()]
@@ -237,7 +238,7 @@ def pictures_at_once(config: ml_collections.ConfigDict, options: Options, classe
         "discover": min(discovery.lanes, max(discovery.chains, discovery.capacity)),
         "adapt": max(config.adapt.chunk * max(learning, default=0), batch),
         # A guided sample is the null model's and that of each of its classes, of which Top-3 has most.
-        "evaluate": min(batch, config.evaluate.samples) * (4 if classes >= 3 else 2),
+        "evaluate": min(batch, config.evaluate.samples) * (4 if classes is None or classes >= 3 else 2),
     }
 
 
@@ -254,10 +255,13 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
     if devices < 1:
         raise UserError(f"--device_count is {devices}: use a whole number from 1 on.")
     if config.network.kind != "unet":
-        raise UserError(f"--dry_run tells what a U-Net costs, and config.network.kind is {config.network.kind!r}.")
+        raise UserError(
+            "--dry_run needs config.network.kind 'unet', whose options are in the configuration: this one is "
+            f"{config.network.kind!r}."
+        )
     options, scheduler = read(config), scheduler_of(config)
     schedule = scheduler.schedule()
-    network = config_lib.options(UNetConfig, config.network, "network", ignore=("kind",))
+    network = config_lib.parse(UNetConfig, config.network, "network", ignore=("kind",))
     with about("config.network."):
         model = backbone.unet(network, schedule, scheduler.prediction_type)
     check_timesteps(config, schedule)
@@ -265,8 +269,11 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
     assert learning is not None  # there is a network to train
     step = training(network, model, learning, schedule, devices)
     single, evaluated = evaluation(network, model, lanes)
-    classes = 0 if network.num_class_embeds is None else network.num_class_embeds - 1
+    classes = None if network.num_class_embeds is None else network.num_class_embeds - 1
     counts = evaluations(config, options, classes)
+    bound = f"at most {', '.join(f'{count:,} evaluations to {stage}' for stage, count in counts.items())}"
+    if classes is None:
+        bound += " without a comparison with the data's classes (config.network.num_class_embeds is None)"
     queries = config.evaluate.num_queries
     # For a derivative, a picture is taken to need as much as in a training step; for a sample, as in an evaluation.
     derivative = step.temporaries / -(-learning.batch_size // (devices * learning.accumulate))
@@ -284,8 +291,7 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
         f"memory of each of {devices} device(s), compiled for {jax.default_backend()}: {step.kept / 1e9:.2f} GB kept, "
         f"{step.temporaries / 1e9:.2f} GB temporary, {trained / 1e9:.2f} GB at the peak; later, about "
         + ", ".join(f"{later[stage] / 1e9:.2f} GB to {stage} ({at_once[stage]} pictures at once)" for stage in at_once),
-        f"a query: at most {', '.join(f'{count:,} evaluations to {stage}' for stage, count in counts.items())}; "
-        f"{single.flops / lanes / 1e9:.3g} GFLOP each",
+        f"a query: {bound}; {single.flops / lanes / 1e9:.3g} GFLOP each",
         f"predicted on {devices} chip(s), at {EFFICIENCY:.0%} of their peak rate:",
         f"{'chip':>10} {'steps/s':>9} {'h to train':>11} {'s a query':>10} {f'h for {queries} queries':>20}  fits",
     ]

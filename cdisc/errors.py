@@ -1,7 +1,7 @@
-"""The errors that a person can mend, as opposed to the ones that only an engineer can.
+"""The errors that the user can fix, as opposed to those that only a developer can.
 
-Options know their fields and not where these stand: what they refuse is a `ValueError` whose sentence begins with the
-field, and whoever has read them says from where (`about`).
+Option classes do not know where they stand in a config: they raise a `ValueError` that begins with the field, and the
+reader prefixes the path (`about`).
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something the person gave cannot be used.
+    """Something that the user gave cannot be used.
 
     The message is one sentence: what is wrong, where, and what to do. `cdisc.main` prints it
     without a traceback and exits with code 2.
@@ -51,7 +51,7 @@ def require_known(name: str, value: Any, known: Sequence[Any]) -> None:
 
 
 def require_positive(**values: int | Sequence[int] | None) -> None:
-    """Refuses counts below 1; None is no count.
+    """Refuses counts below 1; None is not checked.
 
     Raises:
       ValueError: naming the option and its value.

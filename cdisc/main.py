@@ -6,7 +6,7 @@
 
 --config.FIELD=VALUE changes any field of the configuration, whose file says what each of them is for.
 
-It exits with 0 when all is done, with 2 and one sentence when the person can mend what is wrong or has stopped it with
+It exits with 0 when all is done, with 2 and one sentence when the user can fix what is wrong or has stopped it with
 Ctrl-C, with 143 when SIGTERM has (`cdisc.signals`), and with 75 when it is one of several processes and another one has
 died (`cdisc.hosts`).
 """
@@ -106,7 +106,7 @@ def _folder(flag: flags.FlagHolder[str | None]) -> pathlib.Path | None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags, with a sentence instead of a traceback for what cannot be parsed."""
+    """Parses the flags, with a sentence instead of a traceback where they cannot be parsed."""
     for argument, following in itertools.pairwise([*argv, ""]):
         name, _, value = argument.partition("=")
         file = (value if value else following).partition(":")[0]
@@ -125,7 +125,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _no_field(error: AttributeError | KeyError, argv: list[str]) -> str:
-    """The sentence for a field that the configuration has not, of which ml_collections says its own name alone."""
+    """The sentence for a field that the configuration does not have: ml_collections names it without its section."""
     # It wraps its KeyError, whose text would be quoted, in an AttributeError.
     inner = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
     said = " ".join(str(inner).split())

@@ -1,4 +1,4 @@
-"""From a configuration to the options of the algorithms: what can be checked of it without its data."""
+"""From a configuration to the options of the algorithms, with all checks that do not need its data."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from cdisc.config import flatten, options
+from cdisc.config import flatten, parse
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery.concepts import DiscoveryOptions
 from cdisc.errors import UserError, about, nearest, require_known, require_positive
@@ -29,7 +29,7 @@ _COUNTS = (
     "evaluate.judge.pictures",
     "evaluate.judge.steps",
 )
-"""What must be at least one, where a configuration has it."""
+"""Fields that must be at least 1 when present."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,8 @@ class Options:
       discovery: of the modes, the experts and their teacher.
       guidance: of the teacher in the samples that are shown.
       adapt_guidance: of the teacher in the samples that are learnt from.
-      levels: of adaptation, each behind the one that it goes on from.
-      methods: by which the levels are sampled.
+      levels: of adaptation, in dependency order (`after`).
+      methods: the ways to sample them.
     """
 
     training: PretrainOptions | None
@@ -86,12 +86,12 @@ class Options:
 
 
 def read(config: ml_collections.ConfigDict) -> Options:
-    """The options of a configuration, in which all is checked that needs neither its data nor its schedule.
+    """The options of a configuration, with everything checked that needs neither its data nor its schedule.
 
     Raises:
-      UserError: for what no stage could work with.
+      UserError: for values that no stage could work with.
     """
-    values = flatten(config.to_dict())  # some configurations have no use for some of them
+    values = flatten(config.to_dict())  # some configurations lack some of them
     with about("config."):
         require_positive(**{name: values.get(name) for name in _COUNTS})
     references, k = values.get("evaluate.references"), values.get("evaluate.k")
@@ -100,14 +100,14 @@ def read(config: ml_collections.ConfigDict) -> Options:
             f"config.evaluate.references is {references}: precision and recall look for {k} neighbours of each "
             f"(config.evaluate.k), so use more than {k}."
         )
-    discovery = options(DiscoveryOptions, config.discover, "discover")
+    discovery = parse(DiscoveryOptions, config.discover, "discover")
     if discovery.num_experts > discovery.capacity:
         raise UserError(
             f"config.discover.num_experts is {discovery.num_experts}, more than the pool holds (capacity "
             f"{discovery.capacity}): lower the one or raise the other."
         )
     chosen = config.evaluate.methods.items()
-    methods = {name: options(MethodOptions, method, f"evaluate.methods.{name}") for name, method in chosen}
+    methods = {name: parse(MethodOptions, method, f"evaluate.methods.{name}") for name, method in chosen}
     for name, method in methods.items():
         if method.level not in config.adapt.levels:
             hint = nearest(method.level, config.adapt.levels)
@@ -115,15 +115,15 @@ def read(config: ml_collections.ConfigDict) -> Options:
     return Options(
         training=_training(config.pretrain) if config.network.kind == "unet" else None,
         discovery=discovery,
-        guidance=options(GuidanceOptions, config.guidance, "guidance"),
-        adapt_guidance=options(GuidanceOptions, config.adapt.guidance, "adapt.guidance"),
+        guidance=parse(GuidanceOptions, config.guidance, "guidance"),
+        adapt_guidance=parse(GuidanceOptions, config.adapt.guidance, "adapt.guidance"),
         levels=_levels(config.adapt.levels),
         methods=methods,
     )
 
 
 def _training(section: Mapping[str, Any]) -> PretrainOptions:
-    """`config.pretrain` as options, the intervals beside them checked."""
+    """`config.pretrain` as options; its intervals, which are not among them, are checked too."""
     with about("config.pretrain."):
         require_known("result", section.get("result"), ("last", "best"))
         for name, least in (("save_every", 1), ("samples_every", 0)):
@@ -131,12 +131,12 @@ def _training(section: Mapping[str, Any]) -> PretrainOptions:
             if value is None or value < least:
                 raise ValueError(f"{name} is {value}: use a whole number from {least} on.")
     ignore = ("seed", "from_scratch", "bundle", "save_every", "samples_every", "result", "restore")
-    return options(PretrainOptions, section, "pretrain", ignore)
+    return parse(PretrainOptions, section, "pretrain", ignore)
 
 
 def _levels(section: Mapping[str, Any]) -> dict[str, AdaptOptions]:
-    """`config.adapt.levels` as options, each level behind the one that it goes on from."""
-    waiting = {name: options(AdaptOptions, level, f"adapt.levels.{name}") for name, level in section.items()}
+    """`config.adapt.levels` as options, in dependency order (`after`)."""
+    waiting = {name: parse(AdaptOptions, level, f"adapt.levels.{name}") for name, level in section.items()}
     for name, level in waiting.items():
         with about(f"config.adapt.levels.{name}."):
             require_positive(steps=level.steps, candidates=level.candidates, batch_size=level.batch_size)
@@ -174,7 +174,7 @@ def scheduler_of(config: ml_collections.ConfigDict) -> interop.SchedulerConfig:
     """The forward process of `config.diffusion`, what a network predicts there, and where samplers clip.
 
     Raises:
-      UserError: for a process or a prediction type that there is not.
+      UserError: for a process or a prediction type that does not exist.
     """
     settings = config.diffusion
     with about("config.diffusion."):
@@ -188,12 +188,12 @@ def scheduler_of(config: ml_collections.ConfigDict) -> interop.SchedulerConfig:
 
 
 def network_options(config: ml_collections.ConfigDict, classes: int) -> UNetConfig:
-    """`config.network` as options of a network for `classes` trained classes; a table of None has a row for each.
+    """`config.network` as options of a network for `classes` trained classes; a table of None gets a row for each.
 
     Raises:
       UserError: for a network that cannot be trained on them.
     """
-    network = options(UNetConfig, config.network, "network", ignore=("kind",))
+    network = parse(UNetConfig, config.network, "network", ignore=("kind",))
     if network.num_class_embeds is None:
         network = dataclasses.replace(network, num_class_embeds=classes + 1)
     if network.num_class_embeds != classes + 1:
@@ -212,7 +212,7 @@ def pretrained_options(
     """The options of the network in the folder `config.network.path`.
 
     Raises:
-      UserError: for a network, or a level of adaptation, that a run without any data but queries has no use for.
+      UserError: for a network, or a level of adaptation, that a run whose only data are queries cannot use.
     """
     folder, null = config.network.path, config.network.null_class
     if not folder:

@@ -23,14 +23,14 @@ def size(tree: Any) -> int:
 
 
 def spread(tree: Any) -> Any:
-    """`split` into as many parts as there are devices of this process, each on its own."""
+    """`split` into as many parts as this process has devices, each part on a device of its own."""
     return jax.device_put(split(tree, jax.local_device_count()), _sharding(jax.sharding.PartitionSpec(_DEVICES)))
 
 
 # One small program for a whole tree, where leaf by leaf each shape would be compiled by itself.
 @functools.partial(jax.jit, static_argnums=1)
 def split(tree: Any, parts: int) -> Any:
-    """Reshapes leaves (Q, ...) to (parts, ceil(Q / parts), ...), repeating the last row as padding."""
+    """Reshapes leaves (Q, ...) to (parts, ceil(Q / parts), ...), the last row repeated as padding."""
     each = -(-size(tree) // parts)
     rows = jnp.minimum(jnp.arange(parts * each), size(tree) - 1).reshape(parts, each)
     return jax.tree.map(lambda values: values[rows], tree)
@@ -43,7 +43,7 @@ def gather(tree: Any, count: int) -> Any:
 
 
 def one_copy(tree: Any) -> Any:
-    """A tree that every device has whole, as the first device of this process has it: for work that needs no other."""
+    """The copy of a replicated tree on this process's first device."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
@@ -83,11 +83,11 @@ def one_by_one(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
 def divided(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
     """`fn(item, *shared, axis_name=...)` for items (Q, ...), at most as many as there are devices.
 
-    As many items as devices: one for each, as in `one_by_one`. Fewer: one after the other, each by all devices at once,
-    which divide its rows among them (`discovery.shares`), so that none is idle.
+    With as many items as devices, each device treats one, as in `one_by_one`. With fewer, they are treated one after
+    the other, each by all devices at once, which divide its rows among them (`discovery.shares`): none is idle.
 
     Args:
-      fn: treats one item, alone where `axis_name` is None, else together with the other members of that axis.
+      fn: treats one item, alone where `axis_name` is None, otherwise together with the other members of that axis.
       num_shared: how many arguments follow the item, the same for all items.
     """
     alone = one_by_one(functools.partial(fn, axis_name=None), num_shared)
@@ -120,7 +120,7 @@ def _alone(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @jax.jit
-def smallest(trees: Sequence[Any], values: Sequence[jax.Array]) -> Any:
+def select_best(trees: Sequence[Any], values: Sequence[jax.Array]) -> Any:
     """For each query, the tree of the smallest value; `trees` and `values` (devices, each) are spread."""
     best = jnp.argmin(jnp.stack(list(values)), axis=0)
 
@@ -158,11 +158,6 @@ def unstack(tree: Any) -> list[Any]:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in range(size(host))]
 
 
-def stack_keys(keys: Sequence[jax.Array]) -> jax.Array:
-    """Keys (Q,) from single ones."""
-    return jnp.stack(list(keys))
-
-
 def replicate(tree: Any) -> Any:
     """`tree` on every device of this process, as `training_step` takes and gives it; leaves keep their shapes."""
     return jax.device_put(tree, _sharding(jax.sharding.PartitionSpec()))
@@ -173,7 +168,7 @@ def _sharding(spec: jax.sharding.PartitionSpec) -> jax.sharding.NamedSharding:
 
 
 def host_device() -> jax.Device:
-    """The host's processor, for what is made ready while the devices work: on one of them it would wait its turn."""
+    """The host's processor, for what is prepared while the devices work: on a device it would wait its turn."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves it out
@@ -188,8 +183,8 @@ def share_of_batch(count: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
       parts: micro-batches of count / parts pictures each.
 
     Returns:
-      Their places in the batch, and whether they count, both (devices, parts, each): what the devices of all processes
-      do not divide evenly is padded with pictures that do not.
+      Their places in the batch, and whether they count, both (devices, parts, each): where the devices of all processes
+      do not divide the batch evenly, it is padded with pictures that do not count.
     """
     local, devices = jax.local_device_count(), jax.device_count()
     part = count // parts
@@ -203,7 +198,7 @@ def share_of_batch(count: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
 
 def training_step(
     draw: Callable[[Any, jax.Array], Any],
-    nothing: Callable[[Any], Any],
+    zero_total: Callable[[Any], Any],
     add: Callable[[Any, Any, Any, Any, jax.Array], Any],
     update: Callable[[Any, Any], tuple[Any, Any]],
     count: int,
@@ -211,18 +206,17 @@ def training_step(
 ) -> Callable[[Any, Any, jax.Array], tuple[Any, Any]]:
     """One step of training as a function `(state, pictures, key) -> (state, metrics)`, which overwrites its state.
 
-    `pictures` has the leaves (devices, parts, each, ...) of `share_of_batch`. What else is random every device draws
-    for the whole batch, so that it does not depend on their number. Each adds up the gradient of its own pictures; the
-    sum over all devices of all processes updates the state, which each of them keeps.
+    `pictures` has the leaves (devices, parts, each, ...) of `share_of_batch`. Every device draws all other randomness
+    for the whole batch, so that it does not depend on their number. Each sums the gradient over its own pictures; the
+    sum over all devices of all processes updates the state, of which each keeps a copy.
 
-    Micro-batches are calls of one program, because a program with a loop over them is no way out: unrolled it takes as
-    many times longer to compile, and XLA's CPU backend computes the gradient of a convolution several times more slowly
-    inside a loop.
+    Each micro-batch is a call of one program; a loop inside it would multiply compile time if unrolled, and slow XLA's
+    CPU convolution gradients if not.
 
     Args:
-      draw: `(state, key) -> chance`, leaves (count, ...).
-      nothing: `state -> total`, the total of no pictures.
-      add: `(total, state, pictures, chance, mask) -> total`, for n pictures and what was drawn for them, of which those
+      draw: `(state, key) -> drawn`, leaves (count, ...).
+      zero_total: `state -> total`, the total of no pictures.
+      add: `(total, state, pictures, drawn, mask) -> total`, for n pictures and what was drawn for them, of which those
         of `mask` (n,) count.
       update: `(state, total) -> (state, metrics)`.
       count: pictures in a batch.
@@ -231,9 +225,9 @@ def training_step(
     rows, mask = share_of_batch(count, parts)
 
     def begin(rows: jax.Array, pictures: Any, mask: jax.Array, state: Any, key: jax.Array) -> tuple[Any, Any]:
-        chance = jax.tree.map(lambda leaf: leaf[rows], draw(state, key))
+        drawn = jax.tree.map(lambda leaf: leaf[rows], draw(state, key))
         # What came from the host is given back, so that it is moved once and not with every part.
-        return nothing(state), (pictures, chance, mask)
+        return zero_total(state), (pictures, drawn, mask)
 
     def add_part(total: Any, share: Any, state: Any, index: jax.Array) -> Any:
         return add(total, state, *jax.tree.map(lambda leaf: leaf[index], share))
@@ -260,5 +254,5 @@ def _any() -> Callable[[np.ndarray], jax.Array]:
 
 
 def any_process(said: bool) -> jax.Array:
-    """Whether any process says so: (), the same for all, which must ask equally often. To read it is to wait."""
+    """Whether any process says so: (), the same for all. All must ask equally often; reading it waits for them."""
     return _any()(np.full(jax.local_device_count(), said))

@@ -1,7 +1,7 @@
-"""The stages in their order: pretrain, discover, adapt, evaluate, report. Nothing else knows what is handed on.
+"""The stages in their order: pretrain, discover, adapt, evaluate, report. Only this module passes results on.
 
 A stage is a function of the run and of what earlier stages left. It writes each finished piece to the workdir at once
-and takes it from there the next time, so a run that was stopped, however, goes on where it was.
+and reads it from there the next time, so a run goes on where it was, however it was stopped.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _SMALLER = {
     "adapt": "lower config.adapt.chunk or config.sampling.batch",
     "evaluate": "lower config.sampling.batch",
 }
-"""What to do where a stage's memory is short. None of it changes the results but for rounding."""
+"""What to do where a stage's memory is short. None of it changes the results, except by rounding."""
 
 
 def run(
@@ -56,7 +56,7 @@ def run(
       profile: a folder for traces of a few steps of each stage.
 
     Raises:
-      UserError: for whatever the person can mend.
+      UserError: for every error that the user can fix.
     """
     for stage in stages:
         if stage not in STAGES:
@@ -76,11 +76,11 @@ def run(
             f"{len(this.queries)} queries"
         )
         run_stages(dataclasses.replace(this, profile=profile), stages, export_to)
-        hosts.gather()  # JAX has little patience with processes that end apart
+        hosts.gather()  # JAX gives up on processes that do not end together
 
 
 def machine() -> str:
-    """What a run runs on: cdisc's version, devices, hosts, memory, and the versions of what it rests on."""
+    """What a run runs on: cdisc's version, devices, hosts, memory, and the versions of the libraries under it."""
     found = runtime.versions()
     devices = jax.local_devices()
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
@@ -94,8 +94,8 @@ def machine() -> str:
 
 
 def run_stages(this: Run, stages: Sequence[str], export_to: pathlib.Path | None) -> None:
-    """Runs `stages` in their order, and the export where adaptation is there."""
-    # A stage that nobody asked for is needed only by a later one that was.
+    """Runs `stages` in their order, and the export after adaptation."""
+    # A stage that was not asked for is needed only by a later one that was.
     last = max(STAGES.index(stage) for stage in ([*stages, "adapt"] if export_to else stages))
     with clock(this, "pretrain", stages) as active:
         params = pretrain(this, active)
@@ -123,7 +123,7 @@ def run_stages(this: Run, stages: Sequence[str], export_to: pathlib.Path | None)
 
 @contextlib.contextmanager
 def clock(this: Run, stage: str, stages: Sequence[str]) -> Iterator[bool]:
-    """Keeps the seconds that a stage took in `seconds.json`; gives whether it was asked for; a place to stop."""
+    """Notes the seconds that a stage takes in `seconds.json`; yields whether it was asked for; a run can stop here."""
     signals.obey()
     start = time.monotonic()
     try:

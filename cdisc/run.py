@@ -20,14 +20,14 @@ from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, folde
 from cdisc.data import queries as queries_data
 from cdisc.diffusion import schedule as schedule_lib
 from cdisc.diffusion.sampling import ddim
-from cdisc.errors import UserError, about, require_known
+from cdisc.errors import UserError, about, require_known, require_positive
 from cdisc.evaluation import methods
 from cdisc.networks import backbone as backbone_lib
 from cdisc.networks import interop
 from cdisc.networks.unet import UNetConfig
 
 STAGES = ("pretrain", "discover", "adapt", "evaluate", "report")
-"""In their order; a stage's place in it is part of its key."""
+"""In their order; a stage's place in it determines its key."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Query:
     Attributes:
       name: what it is called in results and report.
       image: (*shape) float32.
-      composition: value indices, one for each factor; None if nobody said.
+      composition: value indices, one for each factor; None if unknown.
       source: where it comes from.
     """
 
@@ -53,11 +53,11 @@ class Run:
 
     Attributes:
       config: the whole configuration.
-      options: what it says to the algorithms.
+      options: the algorithms' part of it.
       workdir: where the stages leave their results.
       dataset: the pictures.
       scheduler: the forward process, and what the network predicts, as diffusers has them.
-      schedule: the same forward process by its numbers.
+      schedule: the same forward process as numbers.
       network: the U-Net's options; None where the score is exact.
       backbone: the model as functions of its parameters.
       queries: the pictures to compose.
@@ -128,12 +128,16 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
     network: UNetConfig | None = None
     if kind == "diffusers":
         network, scheduler = options_lib.pretrained_options(config, options.levels)
+    else:
+        scheduler = options_lib.scheduler_of(config)
+    schedule = scheduler.schedule()
+    options_lib.check_timesteps(config, schedule)
+    if network is not None:
         shape = (network.sample_size, network.sample_size, network.in_channels)
         dataset = queries_data.load(pathlib.Path(config.network.path).resolve().name, shape)
     else:
-        with hosts.first_alone():  # some data are made once and kept
+        with hosts.first_alone():  # some data are made once and kept, which takes minutes
             dataset = loaders[config.data.name](config.data)
-        scheduler = options_lib.scheduler_of(config)
         if kind == "unet":
             network = options_lib.network_options(config, len(dataset.split.trained))
             size, channels = network.sample_size, network.in_channels
@@ -142,8 +146,6 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
                     f"config.network is for pictures of {size}x{size}x{channels} (sample_size, in_channels), and those "
                     f"of {dataset.name} are {'x'.join(map(str, dataset.shape))}: make them agree."
                 )
-    schedule = scheduler.schedule()
-    options_lib.check_timesteps(config, schedule)
     if network is None:
         backbone = backbone_lib.mixture(schedule)
     else:
@@ -152,14 +154,14 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_path
     queries = own_queries(query_paths, dataset.shape) if query_paths else held_out_queries(config, dataset)
     for composition in dict.fromkeys(query.composition for query in queries):
         if composition is not None:
-            # Said now, and not when everything else is done.
+            # Complains now, not when everything else is done.
             dataset.references(composition, config.evaluate.references + config.evaluate.samples)
     return Run(config, options, workdir, dataset, scheduler, schedule, network, backbone, queries)
 
 
 @contextlib.contextmanager
 def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths: Sequence[str]) -> Iterator[Run]:
-    """What `prepare` gives, in a workdir that is this process's alone and bound to this configuration and its queries.
+    """What `prepare` gives, in a workdir locked by this process and bound to this configuration and its queries.
 
     Raises:
       UserError: as `prepare`, and for a workdir that cannot be written, is in use, or was made with others.
@@ -179,10 +181,10 @@ def held_out_queries(config: ml_collections.ConfigDict, dataset: Dataset) -> tup
     if not held_out:
         raise UserError("this configuration has no pictures of its own: give --query=PICTURE.")
     count = config.evaluate.num_queries
-    if count < 1:
-        raise UserError(f"config.evaluate.num_queries is {count}: use a whole number from 1 on.")
+    with about("config."):
+        require_positive(**{"evaluate.num_queries": count})
     order = np.random.default_rng(config.seed).permutation(len(held_out))
-    taken = [  # each composition's pictures at once: for some data, every other number of them is compiled anew
+    taken = [  # each composition's pictures at once: for some data, each number of them compiles a program
         dataset.queries(held_out[j], -(-(count - place) // len(order))) for place, j in enumerate(order[:count])
     ]
     queries = []
@@ -196,7 +198,7 @@ def held_out_queries(config: ml_collections.ConfigDict, dataset: Dataset) -> tup
 
 
 def own_queries(paths: Sequence[str], shape: tuple[int, ...]) -> tuple[Query, ...]:
-    """The person's own pictures, of which nothing else is known."""
+    """The user's own pictures, about which nothing else is known."""
     if len(shape) != 3:
         raise UserError("--query gives a picture, and this configuration's data are points: leave --query out.")
     queries = []
@@ -224,7 +226,7 @@ def bind(
     """
     path = workdir / "config.json"
     content = {
-        "config": json.loads(config_lib.to_json(config)),
+        "config": config.to_dict(),
         "data": fingerprint,
         # With their places: results are kept by place, and two pictures may have one name.
         "queries": {

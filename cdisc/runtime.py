@@ -8,8 +8,8 @@ import pathlib
 import cdisc
 from cdisc import console
 
-# Halves the time of a convolution's training step on a CPU. XLA refuses flags that it does not know, so it is given
-# only to the versions that were tried.
+# Halves the time of a convolution's training step on a CPU. XLA refuses flags that it does not know, so this one is
+# given only to versions that were tried.
 _CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 _CONVOLUTIONS_VERSIONS = ("0.10.", "0.11.", "0.12.")
 
@@ -19,7 +19,7 @@ _COMPILE_QUICKLY = "--xla_backend_optimization_level=1"
 
 
 def configure() -> None:
-    """Sets what the person has not set, and keeps the libraries quiet."""
+    """Sets what the user has not set, and keeps the libraries quiet."""
     console.quiet_libraries()
     wanted = []
     if _only_cpu():
@@ -43,12 +43,12 @@ def versions() -> dict[str, str]:
 
 
 def cache_folder(name: str) -> pathlib.Path:
-    """Where what can be made again is kept for this person."""
+    """Where files that can be made again are kept for this user."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "cdisc" / name
 
 
 def _only_cpu() -> bool:
-    """Whether JAX will find no accelerator, told by what is installed: asking JAX itself would start it."""
+    """Whether JAX will find no accelerator, judged by what is installed: asking JAX itself would start it."""
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return True
     plugins = importlib.metadata.entry_points(group="jax_plugins")

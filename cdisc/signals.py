@@ -1,17 +1,17 @@
 """Ctrl-C and SIGTERM: noted when they come, obeyed where a run can stop.
 
-Python's own way, an exception raised wherever the program happens to be, is no good here: raised in the callback of a
-weak reference or in a finaliser it is lost and the run goes on (2 of 250 interrupts while Orbax wrote), and raised
-elsewhere in Orbax it can end in the traceback of an executor. So a signal leaves a note and nothing else, and the loops
-of the stages look for it between two steps, where nothing is half done (`obey`). What XLA is computing or compiling is
-never interrupted, nor is the training of a judge: a run stops when that is over.
+Python's own way, an exception raised wherever the program happens to be, does not work here: raised in the callback of
+a weak reference or in a finaliser it is lost and the run goes on (2 of 250 interrupts while Orbax wrote), and raised
+elsewhere in Orbax it can end in the traceback of an executor. So a signal only leaves a note, and the loops of the
+stages look for it between two steps, where nothing is half done (`obey`). What XLA is computing or compiling is never
+interrupted, nor is the training of a judge: a run stops when that is over.
 
-A second Ctrl-C does not wait: it ends the process at once, wherever it is. That costs what was not saved and nothing
-else, as a kill does, because every file is written whole or not at all.
+A second Ctrl-C does not wait: it ends the process at once, wherever it is. As with a kill, only what was not saved is
+lost, because every file is written whole or not at all.
 
-SIGINT ends a run with code 2, like everything that the person can mend. SIGTERM, by which schedulers take machines
-back, ends it with 143: 128 + 15, what shells report of a process that SIGTERM has ended, so that a launcher that starts
-preempted runs again needs to know nothing of cdisc.
+SIGINT ends a run with code 2, like every error that the user can fix. SIGTERM, by which schedulers take machines back,
+ends it with 143: 128 + 15, what shells report of a process that SIGTERM has ended, so that a launcher that restarts
+preempted runs need not know cdisc.
 """
 
 import os
@@ -40,11 +40,11 @@ class Stopped(BaseException):
 
 
 def install() -> None:
-    """Has the signals noted, from now to the end of the process; to be called by the main thread."""
+    """Notes the signals from now to the end of the process; call it from the main thread."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     # Python calls its handlers between two instructions of the main thread, so never during a long computation. The
-    # byte of the wake-up pipe is written when the signal comes, and another thread is there to read it.
+    # wake-up pipe gets its byte when the signal comes, and another thread reads it.
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in CODES:
         signal.signal(number, _note)

@@ -1,4 +1,4 @@
-"""What a run can be watched with beside its lines: TensorBoard, and traces by JAX's profiler."""
+"""Ways to watch a run besides the lines it prints: TensorBoard, and traces by JAX's profiler."""
 
 import importlib.util
 import os
@@ -17,22 +17,22 @@ _Item = TypeVar("_Item")
 class Board:
     """A folder for TensorBoard where TensorFlow and TensorBoard are installed; where they are not, it keeps nothing.
 
-    What it is given is in other files too: nothing of a run depends on it.
+    Everything it is given is in other files too: a run does not depend on it.
     """
 
     def __init__(self, folder: pathlib.Path):
         self._writer: Any = None
         if all(importlib.util.find_spec(name) is not None for name in ("tensorflow", "tensorboard")):
-            # Its greetings, of which one is about oneDNN.
+            # Silences its greetings, one of which is about oneDNN.
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
             try:
                 import tensorflow
                 from clu.metric_writers import SummaryWriter
 
-                tensorflow.config.set_visible_devices([], "GPU")  # else it takes their memory for itself
+                tensorflow.config.set_visible_devices([], "GPU")  # otherwise it takes all of their memory
                 self._writer = SummaryWriter(str(folder))
-            except Exception as error:  # whatever ails an installation that is not ours
+            except Exception as error:  # anything can be wrong with an installation that is not ours
                 console.warn(f"nothing is written for TensorBoard: TensorFlow cannot be used ({error}).")
 
     def scalars(self, rows: Sequence[Mapping[str, float]]) -> None:
@@ -53,7 +53,7 @@ class Board:
 def traced(items: Sequence[_Item], folder: pathlib.Path | None, count: int = 1) -> Iterator[_Item]:
     """Yields `items`, and leaves a trace of what is done with some of them in `folder`; with None it only yields.
 
-    The first is left out if there are others: what is compiled is compiled there.
+    The first is left out if there are others, because that is where programs are compiled.
 
     Args:
       items: what is worked through.

@@ -135,7 +135,7 @@ def test_an_embedding_in_the_span_starts_small_or_at_the_likeliest_class():
     [("pool", "query, teacher, both"), ("start", "normal, top1"), ("space", "free, span"), ("loss", "eps, v")],
 )
 def test_an_unknown_option_is_named(field, known):
-    with pytest.raises(ValueError, match=rf"^{field} is 'nearest': use one of {known}\.$"):
+    with pytest.raises(ValueError, match=rf"^{field} has 'nearest', which cdisc does not know: use one of {known}\.$"):
         _change(**{field: "nearest"})
 
 

@@ -49,7 +49,7 @@ RUN = Run(
 )
 CLASSES = ([0, 1, 2], [1, 0, 2])
 LESSONS = [adapt.Lesson(query=TABLE[1].reshape(2, 2, 1), classes=jnp.asarray(classes)) for classes in CLASSES]
-KEYS = parallel.stack_keys([jax.random.key(0), jax.random.key(1)])
+KEYS = jnp.stack([jax.random.key(0), jax.random.key(1)])
 
 
 def _fit(**changes):
@@ -74,6 +74,20 @@ def test_a_query_alone_learns_what_the_stage_teaches_it():
         alone = adapt.Lesson(lesson.query, classes=lesson.classes)
         learnt = adapt.fit(RUN.backbone, TABLE, SCHEDULE, alone, KEYS[place], options)
         np.testing.assert_allclose(learnt.embedding, together.embedding[place], rtol=1e-5, atol=1e-6)
+
+
+def test_a_query_alone_starts_once_at_each_class_and_ends_at_a_loss_that_is_not_finite(monkeypatch):
+    # Catches: the last class again and again, NaN as the smallest loss, another step in the sentence.
+    begun, init = [], adapt._init
+    monkeypatch.setattr(adapt, "_init", lambda *given: begun.append(given[-1]) or init(*given))
+    options = adapt.AdaptOptions(
+        pool="query", start="top1", candidates=5, steps=3, batch_size=1, embedding_learning_rate=0.0
+    )
+    adapt.fit(RUN.backbone, TABLE, SCHEDULE, LESSONS[0], KEYS[0], options)
+    assert begun == [0, 1, 2]
+    endless = dataclasses.replace(options, embedding_learning_rate=float("inf"))
+    with pytest.raises(FloatingPointError, match="not finite at step 2"):
+        adapt.fit(RUN.backbone, TABLE, SCHEDULE, LESSONS[0], KEYS[0], endless)
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step():

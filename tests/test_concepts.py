@@ -174,7 +174,7 @@ def test_the_default_options_keep_to_the_budget():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"start_mode": "near"}, "start_mode is 'near': use one of query, hybrid, random"),
+        ({"start_mode": "near"}, "start_mode has 'near', which cdisc does not know: use one of query, hybrid, random"),
         ({"ascent": "sgd"}, "ascent"),
         ({"estimator": "full"}, "estimator"),
         ({"covariance": "dense"}, "covariance"),

@@ -61,8 +61,8 @@ def test_what_training_keeps_is_what_its_arrays_take(whole):
     )
     numbers = jnp.zeros(8, jnp.int32)
     pictures = jnp.zeros((8, 8, 8, 3))
-    chance = pretrain.Chance(dropped=numbers > 0, t=numbers, noise=pictures)
-    arrays = jax.tree.leaves((state, pretrain.nothing(params), (pictures, numbers), chance))
+    drawn = pretrain.StepNoise(dropped=numbers > 0, t=numbers, noise=pictures)
+    arrays = jax.tree.leaves((state, pretrain.zero_total(params), (pictures, numbers), drawn))
     assert whole.kept == sum(leaf.nbytes for leaf in arrays)
     assert whole.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
     # A gradient cannot do without the activations that it goes back through.
@@ -122,6 +122,8 @@ def test_the_evaluations_of_a_query_are_those_counted_by_hand():
         "evaluate": 8 * 4 * (2 * 2 + 1 + 2 + 4 + 3),
     }
     assert cost.evaluations(config, read(config), 120) == expected
+    unknown = cost.evaluations(config, read(config), None)
+    assert unknown == expected | {"adapt": expected["adapt"] - 120}
 
 
 def test_the_pictures_at_once_follow_from_sizes_and_not_from_how_many_there_are():
@@ -140,6 +142,7 @@ def test_the_pictures_at_once_follow_from_sizes_and_not_from_how_many_there_are(
     config.adapt.levels.lora.prior_weight = 1.0
     assert cost.pictures_at_once(config, read(config), 120) == {"discover": 8, "adapt": 2 * 4 * 2, "evaluate": 4 * 3}
     assert cost.pictures_at_once(config, read(config), 2)["evaluate"] == 2 * 3
+    assert cost.pictures_at_once(config, read(config), None)["evaluate"] == 4 * 3
     # As many at 128x128 as the paper's devices had: with another configuration's chunk no chip has the memory.
     celeba = config_of("celeba.py")
     assert max(cost.pictures_at_once(celeba, read(celeba), 51).values()) <= 64
@@ -156,9 +159,11 @@ def test_a_dry_run_computes_nothing(monkeypatch):
     monkeypatch.setattr(denoiser, "init", abstract)
     config = config_of("colormnist.py", "tiny")
     config.network.update(block_out_channels=(16,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+    config.network.num_class_embeds = None
     config.evaluate.num_queries = 3600
     lines = cost.report(config, 2).splitlines()
     assert "memory of each of 2 device(s)" in lines[2]
+    assert "without a comparison with the data's classes (config.network.num_class_embeds" in lines[3]
     table = {line.split()[0]: line.split()[1:] for line in lines[-len(cost.CHIPS) :]}
     assert list(table) == list(cost.CHIPS)
     for rate, hours, query, queries, fits in table.values():
@@ -172,7 +177,7 @@ def test_a_dry_run_computes_nothing(monkeypatch):
     ("file", "variant", "devices", "message"),
     [
         ("colormnist.py", ("tiny",), 0, "--device_count is 0: use a whole number from 1 on"),
-        ("mixture.py", (), 1, "config.network.kind is 'exact'"),
+        ("mixture.py", (), 1, "this one is 'exact'"),
     ],
 )
 def test_what_has_no_cost_is_refused(file, variant, devices, message):

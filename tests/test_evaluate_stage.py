@@ -15,6 +15,7 @@ from cdisc.evaluation import metrics, protocol
 from cdisc.report import results as results_lib
 from cdisc.stages import evaluate as stage
 from cdisc.stages import report
+from cdisc.stages.judge import bundled_judge, judge_about, judge_bundle, load_judge
 
 NOTHING = types.SimpleNamespace(
     pool=None, selection=types.SimpleNamespace(indices=(), gains=(), mask=()), nfe=np.int32(7)
@@ -46,7 +47,7 @@ def drawn_of(this):
 
 
 def written(this, drawn):
-    stage.write_results(this, [NOTHING] * len(drawn), drawn, stage.load_judge(this))
+    stage.write_results(this, [NOTHING] * len(drawn), drawn, load_judge(this))
     return results_lib.read(this.path("results.json"))
 
 
@@ -128,16 +129,16 @@ def test_the_bundled_judge_is_used_where_it_fits(tmp_path, monkeypatch, capsys):
     this = types.SimpleNamespace(config=config, dataset=types.SimpleNamespace(fingerprint="digits"))
     monkeypatch.setattr(bundled, "FOLDER", tmp_path)
     like = {"x": np.zeros(2, np.float32)}
-    checkpoints.save_npz(stage.judge_bundle(this), {"x": np.ones(2)}, stage.judge_about(this))
+    checkpoints.save_npz(judge_bundle(this), {"x": np.ones(2)}, judge_about(this))
     config.pretrain.update(from_scratch=True, bundle="")
-    np.testing.assert_array_equal(stage.bundled_judge(this, like)["x"], [1.0, 1.0])
+    np.testing.assert_array_equal(bundled_judge(this, like)["x"], [1.0, 1.0])
     this.dataset.fingerprint = "others"
-    assert stage.bundled_judge(this, like) is None
+    assert bundled_judge(this, like) is None
     assert re.search(
         "the judge colormnist_small_judge was trained otherwise .* not comparable", capsys.readouterr().err
     )
     config.evaluate.judge.bundle = ""
-    assert stage.bundled_judge(this, like) is None
+    assert bundled_judge(this, like) is None
     assert capsys.readouterr().err == ""
 
 
@@ -145,5 +146,5 @@ def test_the_bundled_judge_is_used_where_it_fits(tmp_path, monkeypatch, capsys):
 def test_the_judges_that_are_bundled_were_trained_as_their_configuration_says(file):
     # Catches: a field that becomes part of what a judge is, and so leaves the bundled ones unused.
     this = types.SimpleNamespace(config=config_of(file, "small"), dataset=types.SimpleNamespace(fingerprint=""))
-    with np.load(stage.judge_bundle(this), allow_pickle=False) as archive:
-        assert str(archive["about:config"]) == stage.judge_about(this)["config"]
+    with np.load(judge_bundle(this), allow_pickle=False) as archive:
+        assert str(archive["about:config"]) == judge_about(this)["config"]

@@ -328,7 +328,6 @@ def test_a_folder_that_is_not_shared(monkeypatch, tmp_path):
 
     monkeypatch.setattr(run.hosts, "first", lambda: False)
     config = types.SimpleNamespace(to_dict=dict)
-    monkeypatch.setattr(run.config_lib, "to_json", lambda config: "{}")
     with pytest.raises(UserError, match="is not the same folder on all hosts"):
         run.bind(tmp_path, config, "data", ())
 

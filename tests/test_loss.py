@@ -92,7 +92,7 @@ def test_denoising_loss_of_predicting_nothing_is_the_power_of_the_noise():
 
 
 def test_an_unknown_loss_is_named():
-    with pytest.raises(ValueError, match="'x0' is not one of eps, v"):
+    with pytest.raises(ValueError, match="loss has 'x0', which cdisc does not know: use one of eps, v"):
         loss.loss_weight(SCHEDULE, jnp.asarray([1]), "x0")
     with pytest.raises(ValueError, match="'x0'"):
         loss.denoising_loss(lambda x, t: x, SCHEDULE, jax.random.key(0), jnp.ones((1, 2)), "x0")

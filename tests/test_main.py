@@ -108,7 +108,7 @@ def test_command_lines_that_cannot_be_used(refused, arguments, sentence):
             ("--config.discover.timesteps=(0,)",),
             "config.discover.timesteps is (0,): name at least one timestep, each from 1 to T",
         ),
-        (("--config.discover.probes=0",), "config.discover.probes is 0: use a whole number from 1 on."),
+        (("--config.discover.probes=0",), "config.discover.probes is 0: use whole numbers from 1 on."),
         (
             ("--config.data.name=mnist",),
             "config.data.name has 'mnist', which cdisc does not know; did you mean 'colormnist'?",
@@ -156,9 +156,9 @@ def test_command_lines_that_cannot_be_used(refused, arguments, sentence):
         (("--config.adapt.levels.lora.batch_size=0",), "config.adapt.levels.lora.batch_size is 0"),
         (
             ("--config.adapt.levels.lora.pool=teachr",),
-            "config.adapt.levels.lora.pool is 'teachr': use one of query, teacher, both.",
+            "config.adapt.levels.lora.pool has 'teachr', which cdisc does not know; did you mean 'teacher'?",
         ),
-        (("--config.evaluate.num_queries=0",), "config.evaluate.num_queries is 0: use a whole number from 1 on"),
+        (("--config.evaluate.num_queries=0",), "config.evaluate.num_queries is 0: use whole numbers from 1 on"),
         (
             ("--config.evaluate.methods.lora.level=lara",),
             "config.evaluate.methods.lora.level names no level: 'lara'; did you mean 'lora'?",

@@ -87,7 +87,7 @@ def test_starts_round_the_hybrid_half_up_and_refuse_other_modes():
     for part, centred in enumerate(([True, True], [True, False], [False, False])):
         x, _ = modes.starts(SCHEDULE, jax.random.key(0), jnp.full(2, 1e4), jnp.array([50]), 2, "hybrid", part, 3)
         assert (np.abs(np.asarray(x)).max(1) > 1e3).tolist() == centred
-    with pytest.raises(ValueError, match="unknown start mode"):
+    with pytest.raises(ValueError, match="start_mode has"):
         modes.starts(SCHEDULE, jax.random.key(0), jnp.zeros(2), jnp.array([50]), 2, "centred")
 
 
@@ -298,7 +298,7 @@ def test_chains_that_come_in_parts_are_merged_as_if_together(cut):
     chains, t = run(4), jnp.repeat(jnp.array([40, 120, 300]), 6)
     expected = modes.merge(chains, SCHEDULE, t, 0.05, 10)
     assert int(expected.basin.max()) > 2
-    found = modes.nothing(10, chains.x[0])
+    found = modes.empty_pool(10, chains.x[0])
     for rows in (slice(0, cut), slice(cut, 18)):
         part = modes.Chains(chains.x[rows], chains.residual[rows], chains.steps[rows], chains.nfe)
         found = modes.merge(part, SCHEDULE, t[rows], 0.05, 10, found=found)

@@ -30,7 +30,7 @@ def one(item, scale):
 
 
 queries = jnp.linspace(0.1, 0.9, 5 * 3).reshape(5, 3)
-keys = parallel.stack_keys([jax.random.key(i) for i in range(5)])
+keys = jnp.stack([jax.random.key(i) for i in range(5)])
 out = parallel.in_groups(parallel.one_by_one(one, num_shared=1), (queries, keys), jnp.float32(3.0))
 
 
@@ -50,10 +50,10 @@ shared = jax.device_put(queries, jax.sharding.NamedSharding(jax.make_mesh((jax.d
 copy = parallel.one_copy({"x": shared})["x"]
 train = parallel.training_step(
     draw=lambda state, key: jax.random.normal(jax.random.fold_in(key, state["step"]), (6, 3)),
-    nothing=lambda state: {"sum": jnp.zeros(3), "count": jnp.int32(0)},
-    # Products, so that a picture which is given another's chance is seen.
-    add=lambda total, state, pictures, chance, mask: {
-        "sum": total["sum"] + jnp.where(mask[:, None], pictures * chance, 0.0).sum(axis=0),
+    zero_total=lambda state: {"sum": jnp.zeros(3), "count": jnp.int32(0)},
+    # Products, so that a picture which is given another's draw is seen.
+    add=lambda total, state, pictures, drawn, mask: {
+        "sum": total["sum"] + jnp.where(mask[:, None], pictures * drawn, 0.0).sum(axis=0),
         "count": total["count"] + mask.sum(),
     },
     update=lambda state, total: ({"w": state["w"] + total["sum"], "step": state["step"] + 1}, total["count"]),
@@ -125,7 +125,7 @@ def test_spread_repeats_the_last_query_and_gather_removes_it(monkeypatch):
 
 
 def test_keys_are_spread_as_well():
-    keys = parallel.stack_keys([jax.random.key(3), jax.random.key(4)])
+    keys = jnp.stack([jax.random.key(3), jax.random.key(4)])
     assert keys.shape == (2,)
     back = parallel.gather(parallel.spread(keys), 2)
     np.testing.assert_array_equal(jax.random.key_data(back), jax.random.key_data(keys))
@@ -146,9 +146,9 @@ def test_stack_and_unstack():
         assert isinstance(one["x"], np.ndarray)
 
 
-def test_smallest_picks_for_each_query():
+def test_select_best_picks_for_each_query():
     trees = [{"a": jnp.full((1, 3, 2), float(i)), "b": jnp.full((1, 3), i)} for i in range(2)]
     values = [jnp.asarray([[1.0, 5.0, 2.0]]), jnp.asarray([[3.0, 4.0, 2.0]])]
-    best = parallel.smallest(trees, values)
+    best = parallel.select_best(trees, values)
     np.testing.assert_array_equal(best["b"], [[0, 1, 0]])  # the first one on a tie
     np.testing.assert_array_equal(best["a"][..., 1], [[0.0, 1.0, 0.0]])

@@ -88,7 +88,7 @@ def test_trust_is_accuracy_and_calibration_by_factor():
         return jnp.tile(sure, (len(images), 1)), jnp.tile(unsure, (len(images), 1))
 
     judge = judging.Judge(factors=("sure", "unsure"), predict=predict, features=lambda images: images)
-    found = protocol.trust(judge, jnp.zeros((4, 2)), jnp.asarray([(0, 0), (0, 0), (1, 0), (1, 0)]))
+    found = protocol.calibration(judge, jnp.zeros((4, 2)), jnp.asarray([(0, 0), (0, 0), (1, 0), (1, 0)]))
     assert found["joint_accuracy"] == 0.5 and found["attribute_accuracy"] == {"sure": 0.5, "unsure": 1.0}
     # Sure of itself and right half of the time; hardly sure, at 1 / (1 + e^-0.2), and always right.
     assert found["calibration_error"] == pytest.approx({"sure": 0.5, "unsure": 1 - 1 / (1 + np.exp(-0.2))}, abs=1e-6)

@@ -50,6 +50,18 @@ def test_every_composition_is_asked_for_once(asked, tmp_path, count):
         assert query.name.endswith(f" ({i // 4 + 1})") == (i >= 4)
 
 
+def test_what_needs_no_data_is_checked_before_they_are_loaded(monkeypatch, tmp_path):
+    # Catches: minutes of decoding before a mistyped number is reported.
+    config = config_of("mixture.py")
+    monkeypatch.setattr(run.planar, "load", lambda config: pytest.fail("the data were loaded"))
+    config.sampling.num_steps = 1001
+    with pytest.raises(UserError, match=r"config\.sampling\.num_steps has 1001"):
+        run.prepare(config, tmp_path, [])
+    config.diffusion.beta_end = 2.0
+    with pytest.raises(UserError, match=r"config\.diffusion\.beta_end is 2"):
+        run.prepare(config, tmp_path, [])
+
+
 def test_a_network_that_cannot_be_sampled(tmp_path):
     # Catches: a traceback, and an option without its section.
     config = config_of("colormnist.py", "tiny")

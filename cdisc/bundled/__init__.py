@@ -8,7 +8,7 @@ import pathlib
 import jax
 
 from cdisc import checkpoints
-from cdisc.config import options
+from cdisc.config import parse
 from cdisc.errors import UserError, require_known
 from cdisc.networks import denoiser, interop
 from cdisc.networks.unet import UNetConfig
@@ -17,18 +17,18 @@ FOLDER = pathlib.Path(__file__).parent
 
 
 def about(network: UNetConfig, scheduler: interop.SchedulerConfig) -> dict[str, str]:
-    """What a file says of its network, as JSON, so that it can be used without the configuration that made it."""
+    """What a file says of its network, as JSON, so that it can be used without the configuration behind it."""
     return {"network": json.dumps(dataclasses.asdict(network)), "scheduler": json.dumps(dataclasses.asdict(scheduler))}
 
 
 def load(name: str) -> interop.Pretrained:
-    """A network that comes with cdisc, with all that is needed to use it.
+    """A network that comes with cdisc, with everything needed to use it.
 
     Args:
       name: "colormnist_small" or "avatars_small".
 
     Raises:
-      ValueError: for a name that there is not.
+      ValueError: for a name that does not exist.
       UserError: for a file that is damaged or of another version.
     """
     names = [path.stem for path in FOLDER.glob("*.npz")]
@@ -36,8 +36,8 @@ def load(name: str) -> interop.Pretrained:
     path = FOLDER / f"{name}.npz"
     said = checkpoints.npz_about(path)
     try:
-        network = options(UNetConfig, json.loads(said["network"]), "network")
-        scheduler = options(interop.SchedulerConfig, json.loads(said["scheduler"]), "scheduler")
+        network = parse(UNetConfig, json.loads(said["network"]), "network")
+        scheduler = parse(interop.SchedulerConfig, json.loads(said["scheduler"]), "scheduler")
     except (KeyError, ValueError, UserError) as error:
         raise UserError(
             f"{path} does not say what network it holds ({error}): install cdisc again, or run cdisc.bundle."

@@ -261,7 +261,7 @@ def _benchmark(config: Any, known: Attributes, partition: np.ndarray) -> manifes
     """The frozen manifest, or what the rule gives."""
     frozen = pathlib.Path(config.manifest).expanduser()
     if not config.manifest or not frozen.exists():
-        sizes = config_lib.options(manifest_lib.Sizes, config.sizes, "data.sizes")
+        sizes = config_lib.parse(manifest_lib.Sizes, config.sizes, "data.sizes")
         return manifest_lib.choose(known.names, known.files, known.table, partition, sizes, config.seed)
     manifest = manifest_lib.read(frozen)
     if manifest.attributes != known.names:

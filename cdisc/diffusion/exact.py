@@ -9,7 +9,7 @@ Two ways to the same numbers, chosen by the shape of `variances`. One variance p
 `x - sqrt(a) mean_c`, (B, C, d) numbers in memory, and is accurate to float32 everywhere. One variance per component,
 (C, 1, ..., 1), needs only the matrix product of `x` and the means, (B, C) numbers, and serves thousands of pictures;
 the squared distances then carry an absolute error near `1e-7 * |x - centre|^2`, which at t = 1, divided by twice
-`1 - a = 1e-4`, is some tenths of a nat for 32 x 32 pictures, and nothing at all from t = 50 on.
+`1 - a = 1e-4`, is some tenths of a nat for 32 x 32 pictures, and negligible from t = 50 on.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class GaussianMixture:
     """The density `p_0 = sum_c weights_c N(means_c, diag(variances_c))` over arrays of some `shape`.
 
     Attributes:
-      weights: (C,) nonnegative, summing to one; a component of weight zero is as good as absent.
+      weights: (C,) nonnegative, summing to one; a component of weight zero counts as absent.
       means: (C, *shape).
       variances: (C, *shape), or (C, 1, ..., 1) for isotropic components. Zero is allowed: a point mass, whose noised
         densities (t >= 1) are as well defined as any.
@@ -133,7 +133,7 @@ def posterior_mean(mixture: GaussianMixture, schedule: Schedule, x: jax.Array, t
     """`E[x_0 | x_t = x]`, (B, *shape), for `x` (B, *shape) at `t` (B,) in 1..T.
 
     Equal to Tweedie's formula on `mixture_eps`, but formed as an average of the components' posterior means, so that
-    it loses nothing to the division by `sqrt(abar_t)` at high noise.
+    no precision is lost in the division by `sqrt(abar_t)` at high noise.
     """
     flat = _flat(mixture)
     a = schedule.alpha_bar[t]
@@ -187,8 +187,8 @@ def modes(
     responsibilities and `V_c` the noised variances, which climbs at every step (Carreira-Perpinan 2000). The starts are
     a hundredth of a standard deviation off the means, because a mean can sit on a saddle by symmetry and would never
     leave it. In two or more dimensions a mixture can have a mode that no component leads to (three equal Gaussians on
-    a triangle, within a percent of the width at which they fuse); such a mode is missed. Not jit-able: the number of
-    modes is the answer. A step costs 4 C^2 d multiplications, so use it up to a thousand components or so.
+    a triangle, within a percent of the width at which they fuse); such a mode is missed. It cannot be jitted: how
+    many modes there are is the answer. A step costs 4 C^2 d multiplications: use it up to a thousand components or so.
 
     Args:
       mixture: the density `p_0`.

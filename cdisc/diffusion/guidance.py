@@ -1,7 +1,7 @@
 """Guidance: a transform from eps-functions to an eps-function.
 
-`eps = eps_null + sum_i w_i(t) (eps_i - eps_null)` (Ho & Salimans 2022; several terms: Liu et al. 2022; a density
-that is no network as a term: arXiv 2605.07078, Eq. 13). With one constant weight, `w = 0` is the unconditional model,
+`eps = eps_null + sum_i w_i(t) (eps_i - eps_null)` (Ho & Salimans 2022; several terms: Liu et al. 2022; a term that is
+not a network but a density: arXiv 2605.07078, Eq. 13). With one constant weight, `w = 0` is the unconditional model,
 `w = 1` the conditional one.
 """
 

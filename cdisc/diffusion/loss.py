@@ -1,10 +1,11 @@
-"""The denoising loss, on which the backbone, the adapters and the class baselines all rest."""
+"""The denoising loss, by which the backbone and the adapters learn and the class baselines compare classes."""
 
 import jax
 import jax.numpy as jnp
 
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule, add_noise
+from cdisc.errors import require_known
 
 LOSSES = ("eps", "v")
 
@@ -35,14 +36,13 @@ def eps_error(eps_fn: EpsFn, schedule: Schedule, x0: jax.Array, t: jax.Array, no
 def loss_weight(schedule: Schedule, t: jax.Array, loss: str) -> jax.Array:
     """What multiplies the eps error at `t` (B,): 1 for the "eps" loss, `1 / abar_t` for the "v" loss.
 
-    An error of eps is `sqrt(abar_t)` times that of v, so the weighted error is the one of v: it counts what the eps
-    loss hardly sees, the colours and the class at high noise (Salimans & Ho 2022).
+    An error of eps is `sqrt(abar_t)` times that of v, so the weighted error is that of v: it counts what the eps loss
+    hardly sees, the colours and the class at high noise (Salimans & Ho 2022).
 
     Raises:
       ValueError: for another loss.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"{loss!r} is not one of {', '.join(LOSSES)}")
+    require_known("loss", loss, LOSSES)
     return jnp.ones(t.shape) if loss == "eps" else 1.0 / schedule.alpha_bar[t]
 
 

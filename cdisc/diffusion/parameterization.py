@@ -1,4 +1,4 @@
-"""One quantity in five forms: eps, x0, v, score and the posterior mean are linear in each other given `x_t`.
+"""One quantity in four forms: eps, x0 (the posterior mean), v and score are affine in one another given `x_t`.
 
 Every function takes batches: `x` (B, ...) at timesteps `t` (B,), integers in 1..T.
 """
@@ -14,7 +14,7 @@ EpsFn = Callable[[jax.Array, jax.Array], jax.Array]
 """`eps_fn(x, t)`: the noise predicted in `x` (B, ...) at `t` (B,), same shape as `x`.
 
 The one form in which a density enters discovery, guidance and sampling: a network, a mixture and a Gaussian all provide
-it. What learns takes a `cdisc.networks.backbone.Backbone`: such a function for every parameters and class embedding.
+it. Learning takes a `cdisc.networks.backbone.Backbone` instead: such a function of parameters and a class embedding.
 """
 
 

@@ -37,7 +37,7 @@ def linear_beta(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: f
 
 
 def scaled_linear_beta(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Schedule:
-    """The schedule the square roots of whose betas grow linearly (Rombach et al. 2022)."""
+    """The schedule whose betas have square roots that grow linearly (Rombach et al. 2022)."""
     return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps) ** 2)
 
 

@@ -11,6 +11,7 @@ from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery import gaussians as gaussians_lib
 from cdisc.discovery import modes, poe, selection, shares
+from cdisc.errors import require_known, require_positive
 
 _Found = tuple[modes.ModePool, jax.Array]
 """The points found so far, and the evaluations that it took."""
@@ -23,64 +24,67 @@ class DiscoveryOptions:
     """Everything about discovery that is fixed before the query is seen. Hashable: a static argument of `jax.jit`.
 
     The defaults make at most 2,720 evaluations of the network a query (`max_evaluations`).
+
+    Attributes:
+      timesteps: noise levels at which modes are sought, each in 1..T.
+      starts_per_t: chains at each noise level.
+      rounds: parts of these chains that are climbed one after the other, each merged with what the earlier ones found.
+        Bounds the memory: a chain takes five pictures besides those in `lanes`.
+      start_mode: where they start: "query", "hybrid" or "random" (`modes.starts`).
+      ascent: "mean_shift", or "adam" (the paper's).
+      learning_rate: step of Adam, in noisy space; mean shift has none.
+      max_steps: evaluations that a chain may use.
+      tolerance: a chain is done when the root mean square of its `eps` is below this.
+      max_residual: a chain that ended above this found no stationary point.
+      lanes: pictures evaluated together; bounds the memory.
+      merge_radius: root mean square distance in clean space below which two modes are one.
+      capacity: modes kept.
+      curvature_iterations: Jacobian products spent on telling a mode from a saddle.
+      max_curvature: points whose largest curvature, in units of `1 / (1 - abar_t)`, is not below this are saddles and
+        not candidates; `inf` keeps them.
+      probes: Jacobian products spent on each variance.
+      estimator: "lattice" or "hutchinson" (`gaussians.jacobian_diagonal`).
+      covariance: "posterior", "laplace" or "deconvolved" (`gaussians.variance`).
+      delta: the normalised Jacobian diagonal is clipped to [delta, 1 - delta].
+      floor: smallest variance of an expert, for pictures in [-1, 1].
+      num_experts: K, the most experts picked.
+      tau: temperature of the experts' shares.
+      one_per_t: whether at most one expert of each noise level is picked. Low-noise experts copy the query and win on
+        likelihood.
+      background_mean: mean of the background that every expert must beat.
+      background_variance: its variance. The background is also the teacher when no expert beats it.
+      hierarchy: noise levels through which the modes are then followed (`hierarchy.follow`), each in 1..T; () follows
+        none.
+
+    Raises:
+      ValueError: for a value that cannot be run, naming the field.
     """
 
     timesteps: tuple[int, ...] = (50, 100, 150, 200, 250, 300, 350, 400)
-    """Noise levels at which modes are sought, each in 1..T."""
     starts_per_t: int = 6
-    """Chains at each noise level."""
     rounds: int = 1
-    """Parts of these chains that are climbed one after the other, each merged with what the earlier ones found.
-
-    Bounds the memory: a chain takes five pictures beside those in `lanes`.
-    """
     start_mode: modes.StartMode = "hybrid"
-    """Where they start: "query", "hybrid" or "random" (`modes.starts`)."""
     ascent: str = "mean_shift"
-    """"mean_shift", or "adam" (the paper's)."""
     learning_rate: float = 0.1
-    """Step of Adam, in noisy space. Mean shift has none."""
     max_steps: int = 40
-    """Evaluations a chain may use."""
     tolerance: float = 0.005
-    """A chain is done when the root mean square of its `eps` is below this."""
     max_residual: float = 0.05
-    """A chain that ended above this found no stationary point."""
     lanes: int = 16
-    """Pictures evaluated together; bounds the memory."""
     merge_radius: float = 0.1
-    """Root mean square distance in clean space below which two modes are one."""
     capacity: int = 32
-    """Modes kept."""
     curvature_iterations: int = 8
-    """Jacobian products spent on telling a mode from a saddle."""
     max_curvature: float = 0.0
-    """Points whose largest curvature is not below this are saddles and no candidates; `inf` keeps them.
-
-    The unit is `1 / (1 - abar_t)`.
-    """
     probes: int = 16
-    """Jacobian products spent on each variance."""
     estimator: gaussians_lib.Estimator = "lattice"
-    """"lattice" or "hutchinson" (`gaussians.jacobian_diagonal`)."""
     covariance: gaussians_lib.Covariance = "posterior"
-    """"posterior", "laplace" or "deconvolved" (`gaussians.variance`)."""
     delta: float = 1e-3
-    """The normalised Jacobian diagonal is clipped to [delta, 1 - delta]."""
     floor: float = 1e-3
-    """Smallest variance of an expert, for pictures in [-1, 1]."""
     num_experts: int = 3
-    """K, the most experts picked."""
     tau: float = 0.5
-    """Temperature of the experts' shares."""
     one_per_t: bool = False
-    """Pick at most one expert of each noise level. Low-noise experts copy the query and win on likelihood."""
     background_mean: float = 0.0
-    """Mean of the background that every expert must beat."""
     background_variance: float = 1.0
-    """Its variance. It is also the teacher when no expert beats it."""
     hierarchy: tuple[int, ...] = ()
-    """Noise levels through which the modes are then followed (`hierarchy.follow`), each in 1..T; () follows none."""
 
     def __post_init__(self) -> None:
         """Refuses what cannot be run; lists become tuples."""
@@ -92,12 +96,17 @@ class DiscoveryOptions:
             ("estimator", gaussians_lib.ESTIMATORS),
             ("covariance", gaussians_lib.COVARIANCES),
         ):
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} is {getattr(self, field)!r}: use one of {', '.join(allowed)}.")
-        counts = ("starts_per_t", "rounds", "max_steps", "lanes", "capacity", "num_experts")
-        for field in (*counts, "curvature_iterations", "probes"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}: use a whole number from 1 on.")
+            require_known(field, getattr(self, field), allowed)
+        require_positive(
+            starts_per_t=self.starts_per_t,
+            rounds=self.rounds,
+            max_steps=self.max_steps,
+            lanes=self.lanes,
+            capacity=self.capacity,
+            curvature_iterations=self.curvature_iterations,
+            probes=self.probes,
+            num_experts=self.num_experts,
+        )
         if self.starts_per_t % self.rounds:
             raise ValueError(
                 f"rounds is {self.rounds}: the {self.starts_per_t} chains of starts_per_t cannot be divided into so "
@@ -140,8 +149,8 @@ class Discovery:
       gaussians: The N experts, mean and variance (N, *shape).
       selection: The K picks.
       teacher: Their product: the density that stands for the query's class.
-      nfe: () int32, evaluations of the network made, idle lanes included; a Jacobian product counts as one. The one
-        number that depends on how many share the work.
+      nfe: () int32, evaluations of the network made, idle lanes included; a Jacobian product counts as one. It is the
+        only number that depends on how many share the work.
     """
 
     pool: modes.ModePool
@@ -168,7 +177,7 @@ def discover(
 ) -> Discovery:
     """Finds the modes around a query, gives each a Gaussian, picks the few that explain it, and multiplies them.
 
-    A pure function: jit it with `eps_fn` closed over and `options` static.
+    A pure function: jit a function of the parameters that builds `eps_fn` inside; `options` is static.
 
     Args:
       eps_fn: The unconditional noise prediction.
@@ -176,8 +185,8 @@ def discover(
       query: (*shape), the picture.
       key: Random key.
       options: Everything else.
-      axis_name: Whose members divide the chains, the modes and the candidates (`shares`), to the same result but for
-        rounding: a member with fewer rows than `options.lanes` evaluates that many at once.
+      axis_name: Whose members divide the chains, the modes and the candidates (`shares`), to the same result except
+        for rounding: a member with fewer rows than `options.lanes` evaluates that many at once.
     """
     if max(options.timesteps) > schedule.num_timesteps:
         raise ValueError(
@@ -209,7 +218,7 @@ def discover(
         return (found, nfe + chains.nfe), None
 
     keys = starts_key[None] if options.rounds == 1 else jax.random.split(starts_key, options.rounds)
-    none = (modes.nothing(options.capacity, query), jnp.int32(0))
+    none = (modes.empty_pool(options.capacity, query), jnp.int32(0))
     (pool, ascent_nfe), _ = jax.lax.scan(one_round, none, (jnp.arange(options.rounds), keys))
     pool, u, linearise_nfe = gaussians_lib.linearise(
         eps_fn,

@@ -8,7 +8,7 @@ readings are in `variance`.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.struct
 import jax
@@ -19,11 +19,12 @@ from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule, alpha_bar_at, expand
 from cdisc.discovery import shares
 from cdisc.discovery.modes import ModePool, in_lanes, largest_eigenvalue, normal_each, normalised_jacobian
+from cdisc.errors import require_known
 
 Estimator = Literal["hutchinson", "lattice"]
-ESTIMATORS: tuple[str, ...] = ("hutchinson", "lattice")
+ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 Covariance = Literal["posterior", "laplace", "deconvolved"]
-COVARIANCES: tuple[str, ...] = ("posterior", "laplace", "deconvolved")
+COVARIANCES: tuple[str, ...] = get_args(Covariance)
 
 
 @flax.struct.dataclass
@@ -66,10 +67,10 @@ def jacobian_diagonal(
       and between the channels of a pixel, those terms are the small ones. With as many probes as entries it is exact.
 
     Probes go through `jax.linearize`, in forward mode; finite differences would drown in the rounding of TF32 or bf16.
-    A product that a network computes in bf16 is still rounded to three digits, and `U v` is what is left of `v` when a
-    nearly equal vector is taken away: measured on the bundled ColorMNIST network, which predicts v, the variances of
+    A product that a network computes in bf16 is still rounded to three digits, and `U v` is what remains of `v` when a
+    nearly equal vector is subtracted: measured on the bundled ColorMNIST network, which predicts v, the variances of
     `variance` move by 2% or less (root mean square) up to t = 400. A prediction of eps itself loses more the higher the
-    noise, an exact one rounded so 6% at t = 300 and 18% at 400.
+    noise: an exact one, rounded likewise, loses 6% at t = 300 and 18% at 400.
 
     Args:
       eps_fn: The noise prediction.
@@ -92,7 +93,7 @@ def exact_diagonal(eps_fn: EpsFn, schedule: Schedule, x: jax.Array, t: jax.Array
 
     For few entries, or as a reference.
     """
-    keys = jax.random.split(jax.random.key(0), x.shape[0])  # any signs do: they multiply twice
+    keys = jax.random.split(jax.random.key(0), x.shape[0])  # any signs will do: each is multiplied by itself
     apply = normalised_jacobian(eps_fn, schedule, x, t)
     return _diagonal(apply, keys, x, probes=int(np.prod(x.shape[1:])), estimator="lattice")
 
@@ -114,8 +115,7 @@ def variance(
       delta: `u` is clipped to [delta, 1 - delta], where all three are positive.
       floor: Smallest variance returned.
     """
-    if kind not in COVARIANCES:
-        raise ValueError(f"unknown covariance {kind!r}: use one of {COVARIANCES}")
+    require_known("covariance", kind, COVARIANCES)
     a = alpha_bar_at(schedule, t, u)
     r = (1.0 - a) / a
     u = jnp.clip(u, delta, 1.0 - delta)
@@ -135,7 +135,7 @@ def linearise(
     lanes: int,
     axis_name: str | None = None,
 ) -> tuple[ModePool, jax.Array, jax.Array]:
-    """What the Jacobian tells of each point of a pool: whether it is a mode, and how wide.
+    """What the Jacobian says about each point of a pool: whether it is a mode, and how wide.
 
     The Hessian of `log p_t` is `(U - I) / (1 - abar_t)` with `U = sqrt(abar_t) d x0hat / dx`, positive semi-definite
     for an exact score: its largest eigenvalue tells saddles from modes (`modes.largest_eigenvalue`), its diagonal gives
@@ -173,7 +173,7 @@ def linearise(
         return in_lanes(measure, rows, mask, lanes=lanes, cost=cost)
 
     (largest, u), nfe = shares.by_rows(of_rows, (pool.x, pool.t, first, keys), pool.mask, axis_name)
-    u = jnp.where(expand(pool.mask, u), u, 0.0)  # of idle lanes too, which depend on how the points were divided
+    u = jnp.where(expand(pool.mask, u), u, 0.0)  # idle lanes too: they depend on how the points were divided
     return dataclasses.replace(pool, curvature=jnp.where(pool.mask, largest - 1.0, jnp.inf)), u, nfe
 
 
@@ -221,8 +221,7 @@ def _diagonal(
     apply: Callable[[jax.Array], jax.Array], keys: jax.Array, like: jax.Array, *, probes: int, estimator: Estimator
 ) -> jax.Array:
     """`jacobian_diagonal` of the map `apply` on rows shaped as `like` (B, *shape), with a key for each row."""
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {estimator!r}: use one of {ESTIMATORS}")
+    require_known("estimator", estimator, ESTIMATORS)
     shape = like.shape[1:]
     products = products_of(estimator, probes, int(np.prod(shape)))
     if estimator == "lattice":

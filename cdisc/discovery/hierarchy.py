@@ -1,7 +1,7 @@
-"""The hierarchy of modes: which of them become one as the noise grows (arXiv 2605.07078, section 3.1).
+"""The hierarchy of modes: which of them merge as the noise grows (arXiv 2605.07078, section 3.1).
 
 A mode at a fine noise level is a start at the next coarser one, where the ascent takes it to a mode again. Noise blurs
-the density, so modes fuse; paths that met stay together, which makes a tree: pictures at its leaves, concepts above.
+the density, so modes merge; paths that have met stay together and form a tree: pictures at its leaves, concepts above.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class Hierarchy:
       t: (L,) int32 timesteps, from fine to coarse.
       m: (L, N, *shape), the clean modes of each level, the present ones first; zero where absent.
       residual: (L, N), as in `modes.Chains`; infinite where absent.
-      place: (L, N) int32, which of the level's modes each point has come to; -1 before it enters. Points in one place
+      place: (L, N) int32, which of the level's modes each point has reached; -1 before it enters. Points in one place
         stay together from there on.
       nfe: () int32, evaluations of the network made.
     """
@@ -42,18 +42,18 @@ def follow(
 ) -> Hierarchy:
     """Follows points through the noise levels `options.hierarchy`, each from its own level on.
 
-    At every level the modes of the level below, and the points that enter there, are where the ascent begins; those
-    that end in one place are one mode from there on, so that each mode is climbed from once. At most
+    At every level the ascent begins at the modes of the level below and at the points that enter there; those that end
+    in one place are one mode from there on, so that the ascent starts only once from each mode. At most
     `L * ceil(N / lanes) * lanes * max_steps` evaluations are made.
 
-    A pure function: jit it with `eps_fn` closed over and `options` static.
+    A pure function: jit a function of the parameters that builds `eps_fn` inside; `options` is static.
 
     Args:
       eps_fn: The unconditional noise prediction.
       schedule: The noise schedule.
       points: (N, *shape), clean: modes that were found, or pictures.
       t: (N,) int32, the timesteps at which they were found. A point enters at the first level that is not finer; one
-        that is coarser than all levels never does. For pictures, zero.
+        from a coarser timestep than all levels never does. For pictures, zero.
       options: The levels, the ascent, and the radius within which modes are one.
     """
     count = points.shape[0]
@@ -79,7 +79,7 @@ def follow(
             lanes=options.lanes,
             count=chains,
         )
-        # What is no number is forgotten by `merge`.
+        # `merge` drops chains whose residual is NaN.
         residual = jnp.where(jnp.arange(count) < chains, ends.residual, jnp.nan)
         pool = modes.merge(
             dataclasses.replace(ends, residual=residual), schedule, at, options.merge_radius, capacity=count
@@ -100,17 +100,17 @@ def follow(
 
 
 def tree(hierarchy: Hierarchy, basins: np.ndarray, sources: list[str]) -> dict[str, Any]:
-    """The hierarchy as JSON has it, without the modes' arrays.
+    """The hierarchy in the form of JSON, without the modes' arrays.
 
     Args:
       hierarchy: N points followed.
-      basins: (N,) how many chains each of the points stands for.
+      basins: (N,) how many chains each of the points represents.
       sources: N names of what each point was found from, such as a picture.
 
     Returns:
       `nfe`, and `levels` from fine to coarse, each with its `t` and its `modes`. The mode at index i is `m[level, i]`;
       its `parent` is the index of the next level's mode that it becomes, null if there is none; `basin` counts the
-      chains that came to it, `sources` names what they started from, and `residual` is as in `modes.Chains`.
+      chains that reached it, `sources` names what they started from, and `residual` is as in `modes.Chains`.
     """
     place, t = np.asarray(hierarchy.place), np.asarray(hierarchy.t)
     levels = []

@@ -8,7 +8,7 @@ the memory they need does not depend on the number of chains.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.struct
 import jax
@@ -18,9 +18,10 @@ import optax
 
 from cdisc.diffusion.parameterization import EpsFn, score_from_eps, x0_from_eps
 from cdisc.diffusion.schedule import Schedule, alpha_bar_at, expand
+from cdisc.errors import require_known
 
 StartMode = Literal["query", "hybrid", "random"]
-START_MODES: tuple[str, ...] = ("query", "hybrid", "random")
+START_MODES: tuple[str, ...] = get_args(StartMode)
 
 
 class Kernel(NamedTuple):
@@ -43,7 +44,7 @@ class Chains:
       x: (N, *shape), end points in noisy space.
       residual: (N,), root mean square over the entries of `eps` at `x`; zero at a stationary point.
       steps: (N,) int32, evaluations that each chain used, the one of its residual included.
-      nfe: () int32, evaluations of single points truly made, idle lanes included.
+      nfe: () int32, evaluations of single points actually made, idle lanes included.
     """
 
     x: jax.Array
@@ -65,7 +66,7 @@ class ModePool:
       curvature: (N,), the largest eigenvalue of the Hessian of `log p_t`, in units of `1 / (1 - abar_t)`; it is at
         least -1. Negative at a mode, positive at a saddle. Infinite where it was not measured
         (`gaussians.linearise` does).
-      mask: (N,) bool, which places hold a point. The arrays of absent places hold harmless numbers.
+      mask: (N,) bool, which places hold a point. The arrays of absent places hold harmless values.
     """
 
     x: jax.Array
@@ -103,8 +104,7 @@ def starts(
     Returns:
       Points (M * per_t, *shape) and their timesteps (M * per_t,), timestep by timestep.
     """
-    if mode not in START_MODES:
-        raise ValueError(f"unknown start mode {mode!r}: use one of {START_MODES}")
+    require_known("start_mode", mode, START_MODES)
     count = per_t * parts
     centred = {"query": count, "hybrid": (count + 1) // 2, "random": 0}[mode]
     repeated = jnp.repeat(t, per_t)
@@ -190,8 +190,8 @@ def ascend(
       max_steps: Evaluations a chain may use; the last one measures its residual.
       tolerance: A chain is done when its residual is below this. The unit is that of `eps`, 1 for pure noise.
       lanes: Points evaluated together.
-      count: How many chains there are: the rows after the first `count` are never climbed from, and are returned as
-        zeros. None for all N.
+      count: How many chains there are: rows after the first `count` are never climbed from, and come back as zeros.
+        None for all N.
     """
     n = x.shape[0]
     count = n if count is None else count
@@ -247,8 +247,8 @@ def ascend(
     return Chains(x=end.out_x, residual=end.out_residual, steps=end.out_steps, nfe=lanes * end.iterations)
 
 
-def nothing(capacity: int, like: jax.Array) -> ModePool:
-    """A pool without a point, for points such as `like` (*shape)."""
+def empty_pool(capacity: int, like: jax.Array) -> ModePool:
+    """A pool without points, for points such as `like` (*shape)."""
     points = jnp.zeros((capacity, *like.shape), like.dtype)
     none, far = jnp.zeros(capacity, jnp.int32), jnp.full(capacity, jnp.inf, like.dtype)
     return ModePool(x=points, m=points, t=none + 1, basin=none, residual=far, curvature=far, mask=none > 0)
@@ -276,11 +276,11 @@ def merge(
       t: (N,) int32, the chains' timesteps.
       radius: Root mean square distance between clean prototypes below which two are one.
       capacity: Places in the pool.
-      max_residual: A chain that ended with a larger residual joins a leader or is forgotten; one whose residual is not
-        finite is forgotten.
-      found: What earlier chains came to, of which each point counts for all of its basin. Chains that come in parts
-        are merged as if they had come together, as long as nothing was forgotten, for want of places or for its
-        residual, and no two leaders are within `radius`.
+      max_residual: A chain that ended with a larger residual joins a leader or is dropped; one whose residual is not
+        finite is dropped.
+      found: What earlier chains reached; each point counts for all of its basin. Chains that come in parts are merged
+        as if they had come together, as long as none was dropped, for lack of places or for its residual, and no two
+        leaders are within `radius`.
 
     Returns:
       A pool ordered by timestep, then basin, whose absent places come last.
@@ -304,7 +304,7 @@ def merge(
         joins = jnp.any(within)
         may_lead = finite[chain] & (residual[chain] <= max_residual)
         nearest = jnp.argmin(jnp.where(within, squared[chain], jnp.inf)).astype(jnp.int32)
-        # n lies outside: a forgotten chain is counted nowhere.
+        # n lies outside: a dropped chain is counted nowhere.
         own = jnp.where(may_lead, chain.astype(jnp.int32), n)
         return leads.at[chain].set(~joins & may_lead), leader.at[chain].set(jnp.where(joins, nearest, own))
 
@@ -341,13 +341,13 @@ def largest_eigenvalue(apply: Callable[[jax.Array], jax.Array], first: jax.Array
     """The largest eigenvalue of a linear map at each point of a batch: (L,).
 
     It is taken over the Krylov space of `products` products with the map (Lanczos, with full orthogonalisation). Power
-    iteration would need as many products and look at the last one only. The result is a lower bound. With the map of
+    iteration would need as many products and use only the last one. The result is a lower bound. With the map of
     `normalised_jacobian` it is 1 + `ModePool.curvature`: a point that it calls a saddle is one.
 
     Args:
       apply: the map, symmetric or nearly so; rows (L, *shape) do not depend on each other.
       first: (L, *shape) the vectors that span the space, such as noise.
-      products: how many. More than the entries of a row change nothing.
+      products: how many. More than a row has entries change nothing.
     """
     count, shape = first.shape[0], first.shape[1:]
     size = int(np.prod(shape))

@@ -43,7 +43,7 @@ def ownership(l_selected: jax.Array, mask: jax.Array, tau: float) -> jax.Array:
       (K, *shape), zero at masked places; zero everywhere if no place holds an expert.
     """
     present = expand(mask, l_selected)
-    # A finite stand-in for -inf: with no expert at all the softmax stays a number, and the product below is zero.
+    # A finite stand-in for -inf: even without any expert the softmax stays finite, and the result below is zero.
     logits = jnp.where(present, l_selected / tau, jnp.finfo(l_selected.dtype).min)
     return jnp.where(present, jax.nn.softmax(logits, axis=0), 0.0)
 
@@ -99,11 +99,11 @@ def adaptive_weight(
 ) -> Callable[[jax.Array], jax.Array]:
     """The guidance weight of the teacher, `w(t) = min(w0 * mean(a S_T + 1 - a), w_max)` (Eq. 14).
 
-    Near `w0` at high noise, near `w0 mean(S_T)` at low noise: a narrow teacher leaves it to the network to clean the
-    picture up. The cap binds only if `mean(a S_T + 1 - a) > w_max / w0`: for the paper's 1.2 and 2 that takes a mean
+    Near `w0` at high noise, near `w0 mean(S_T)` at low noise: a narrow teacher leaves it to the network to clean up the
+    picture. The cap binds only if `mean(a S_T + 1 - a) > w_max / w0`: for the paper's 1.2 and 2 that takes a mean
     variance above 1.67, which no density of pictures in [-1, 1] has, though the "laplace" reading of a Jacobian
     (`gaussians.variance`), which contains the noise, can. The paper's settings also name a variance mode
-    "entropy-adaptive" without defining it; nothing here stands for it.
+    "entropy-adaptive" without defining it; it is not implemented.
 
     Args:
       teacher: The product of experts.

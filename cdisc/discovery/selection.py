@@ -1,4 +1,4 @@
-"""Which few experts explain the query, entry by entry (arXiv 2605.07078, Eq. 8, 9).
+"""The choice of a few experts that explain the query, entry by entry (arXiv 2605.07078, Eq. 8, 9).
 
 `F(S) = sum_r max(b_r, max_{j in S} l_jr) - sum_r b_r` is monotone and submodular with `F(empty) = 0`, so greedy picks
 reach at least `1 - 1/e` of the best K experts (Nemhauser, Wolsey & Fisher 1978), or 1/2 with at most one expert per
@@ -68,11 +68,11 @@ def greedy(
       num_experts: K.
       candidates: (N,) bool, which experts may be picked.
       t: (N,) timesteps if at most one expert of each may be picked; None for no such rule.
-      axis_name: Whose members divide the candidates (`shares`): each knows the gains of its own, and the largest gain
-        is sought among those of all.
+      axis_name: Whose members divide the candidates (`shares`): each computes the gains of its own, and the largest of
+        all wins.
 
     Returns:
-      K picks. Of equal gains the lowest index wins.
+      K picks. Among equal gains the lowest index wins.
     """
     count = likelihood.shape[0]
     index = shares.rows_of(count, axis_name)
@@ -87,7 +87,7 @@ def greedy(
         gains = jnp.sum(jnp.maximum(margin - covered[None], 0.0), axis=1)
         gains = jnp.where(allowed, gains, -jnp.inf)
         own = jnp.argmax(gains)
-        best = shares.best_of_all(shares.Offer(gains[own], index[own], (margin[own], kind[own])), axis_name)
+        best = shares.best_of_all(shares.Candidate(gains[own], index[own], (margin[own], kind[own])), axis_name)
         best_margin, best_kind = best.content
         picked = best.value > 0.0
         covered = jnp.where(picked, jnp.maximum(covered, best_margin), covered)

@@ -1,8 +1,8 @@
 """How the members of a named axis divide the rows of one computation among them: chains, modes, candidates.
 
 A function that is given an `axis_name` is run by every member of that axis, as `jax.vmap`, `jax.pmap` and
-`jax.shard_map` do, on the same arguments. Each member works on its own rows, and each is left with the whole result.
-None is a computation that nobody shares.
+`jax.shard_map` do, on the same arguments. Each member works on its own rows, and each ends up with the whole result.
+None means that the computation is not shared.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 def rows_of(count: int, axis_name: str | None) -> jax.Array:
     """The rows out of `count` that fall to this member: (ceil(count / members),) int32.
 
-    A member has every `members`-th row, because neighbours tend to take equally long. Numbers from `count` on stand for
-    no row; they come last.
+    A member has every `members`-th row, because neighbours tend to take equally long. Numbers from `count` on are not
+    rows; they come last.
     """
     if axis_name is None:
         return jnp.arange(count, dtype=jnp.int32)
@@ -50,7 +50,7 @@ def by_rows(fn: Callable[[Any, jax.Array], Any], rows: Any, mask: jax.Array, axi
     return jax.tree.map(whole, out)
 
 
-class Offer(NamedTuple):
+class Candidate(NamedTuple):
     """The best row that a member has.
 
     Attributes:
@@ -64,11 +64,11 @@ class Offer(NamedTuple):
     content: Any
 
 
-def best_of_all(offer: Offer, axis_name: str | None) -> Offer:
-    """The offer of the largest value; of equal ones that of the lowest row, as in an `argmax` over all rows."""
+def best_of_all(candidate: Candidate, axis_name: str | None) -> Candidate:
+    """The candidate of the largest value; of equal ones that of the lowest row, as in an `argmax` over all rows."""
     if axis_name is None:
-        return offer
-    offers = jax.lax.all_gather(offer, axis_name)
-    in_order = jnp.argsort(offers.row)
-    winner = in_order[jnp.argmax(offers.value[in_order])]
-    return jax.tree.map(lambda leaf: leaf[winner], offers)
+        return candidate
+    candidates = jax.lax.all_gather(candidate, axis_name)
+    in_order = jnp.argsort(candidates.row)
+    winner = in_order[jnp.argmax(candidates.value[in_order])]
+    return jax.tree.map(lambda leaf: leaf[winner], candidates)

@@ -35,7 +35,7 @@ def class_losses(
 
     All classes meet the same draws of (t, eps), so that their differences carry little of the draws' noise. The
     timesteps are stratified: one in each of `num_draws` equal parts of 1..T. Costs C * `num_draws` network
-    evaluations, in batches of `batch_size` pairs of a class and a draw, which alone decides the memory.
+    evaluations, in batches of `batch_size` pairs of a class and a draw; only that size determines the memory.
 
     Args:
       conditional: the network with its class as an argument.

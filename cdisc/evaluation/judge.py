@@ -3,13 +3,12 @@
 No pretrained vision network comes with cdisc, so the judge is a small classifier with one head for each factor.
 It is trained on real pictures only, never on samples, and on EVERY combination of the factors' values, the held-out
 ones included: it must recognise what the diffusion network never saw, and a judge with the network's own blind spots
-would find fault with every success. It shares no weight with the network, nor are its pictures ever shown to it.
-Train it on the training digits, measure it on the query digits, and keep the reference digits for precision and
-recall alone.
+would find fault with every success. It shares no weights with the network. Train it on the training digits, measure it
+on the query digits, and keep the reference digits for precision and recall alone.
 
-Two augmentations, both mild. Gaussian noise of a random scale, because samples carry a little noise that real
-pictures lack and the verdict must not turn on it. Shifts of a few pixels, because thousands of pictures alone leave a
-classifier at about 98% of the digits.
+There are two augmentations, both mild: Gaussian noise of a random scale, because samples carry a little noise that real
+pictures lack and the verdict must not depend on it; and shifts of a few pixels, without which thousands of pictures
+leave a classifier at about 98% of the digits.
 """
 
 from collections.abc import Callable, Sequence
@@ -130,7 +129,7 @@ def train(
       network: the classifier.
       params: where to start, from `init`.
       batch: draws labelled real pictures.
-      data: what `batch` draws from; an argument and not part of `batch`, so that it is no constant of the program.
+      data: what `batch` draws from; an argument and not part of `batch`, so that it is not a constant of the program.
       key: a random key.
       steps: number of batches.
       learning_rate: its peak.

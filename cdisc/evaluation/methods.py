@@ -2,7 +2,7 @@
 
 Every method is the null model moved by guidance towards a Gaussian teacher, towards classes, or both:
 `eps_null + w_T(t) (eps_T - eps_null) + sum_c w_c (eps_c - eps_null)` (arXiv 2605.07078, Eq. 13, with
-classes beside the teacher). A method differs from another in its teacher, its classes and its weights, nothing else.
+classes next to the teacher). Methods differ only in their teacher, their classes and their weights.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from cdisc.networks.backbone import Backbone, class_eps
 
 @flax.struct.dataclass
 class Recipe:
-    """The guided density that a method samples; without anything, the null model's own.
+    """The guided density that a method samples; by default, the null model's own.
 
     Recipes of one structure share one compiled sampler.
 

@@ -30,8 +30,8 @@ def precision_recall(real: jax.Array, fake: jax.Array, *, k: int = 3) -> Precisi
     nearest neighbour in its own set, itself not counted. Samples that copy one picture have tiny balls: whatever their
     precision, their recall is near 0.
 
-    Distances come from differences. The expansion |a|^2 - 2ab + |b|^2 would cancel in float32, give near-copies balls
-    as wide as its rounding error, and so invent recall. Memory is of the order of (N + M) D, not of N M D.
+    Distances are computed from differences: the expansion |a|^2 - 2ab + |b|^2 would cancel in float32, give near-copies
+    balls as wide as its rounding error, and so invent recall. Memory is of the order of (N + M) D, not of N M D.
 
     Args:
       real: (N, D) features of real pictures, N > k.
@@ -39,7 +39,7 @@ def precision_recall(real: jax.Array, fake: jax.Array, *, k: int = 3) -> Precisi
       k: which neighbour sets the radius.
 
     Raises:
-      ValueError: if a set has k members or fewer, for then its k-th neighbours do not exist.
+      ValueError: if a set has k members or fewer, so that k-th neighbours do not exist.
     """
     for name, features in (("real", real), ("fake", fake)):
         if features.shape[0] <= k:

@@ -4,10 +4,10 @@ The protocol's own question is the user's: from ONE query, do the samples show i
 of it, and cover it? So each query's samples are measured on their own (`score_samples`), against reference pictures of
 the same composition that no model and no judge has seen. The paper pools one sample from each of many queries
 (`score_pooled`; arXiv 2605.07078, section 4.2), which lets a method that copies its query pass for a diverse one; so
-the pooled figures stand beside each query's own, and not in their place.
+the pooled figures come in addition to each query's own, not instead of them.
 
-A figure that cannot be computed is None: accuracies without the attributes wanted, precision, recall and KID without
-references or with too few samples for them, as one sample of a query always is.
+A figure that cannot be computed is None: accuracies without the attributes wanted; precision, recall and KID without
+references or with too few samples, as with one sample of a query.
 """
 
 import math
@@ -38,11 +38,11 @@ def accuracy(judge: Judge, images: jax.Array, attributes: jax.Array) -> Figures:
     }
 
 
-def trust(judge: Judge, images: jax.Array, attributes: jax.Array) -> Figures:
+def calibration(judge: Judge, images: jax.Array, attributes: jax.Array) -> Figures:
     """How far to trust the judge: its accuracies, and whether its confidence says how often it is right.
 
     Args:
-      judge: to be tried.
+      judge: the judge to test.
       images: (N, *shape) real pictures that it has not seen.
       attributes: (N, F) their value indices.
 
@@ -144,7 +144,7 @@ def aggregate(queries: Sequence[Mapping[str, Figures]], groups: Sequence[Hashabl
     Args:
       queries: for each query, method name to figures from `score_samples`.
       groups: for each query, what it is a repetition of, such as its composition. Queries are then averaged within
-        their group, and the means and errors are over groups, for queries of one group are not independent. None: each
+        their group, and means and errors are over groups, because queries of one group are not independent. None: each
         query is a group of its own.
 
     Returns:
@@ -217,12 +217,12 @@ def _moments(values: Sequence[tuple[Hashable, float | None]]) -> tuple[float | N
 
 
 def best_sigma(figures: Mapping[float, Mapping[str, Any]]) -> float:
-    """The width at which Query-only is at its best, for a fair comparison beside a width as in the paper.
+    """The width at which Query-only is at its best, for a fair comparison next to a width as in the paper.
 
-    The paper's Query-only scores far below what a good width reaches, so one fixed width would be a straw man. Chosen
-    is the highest joint accuracy; on a tie the highest recall, for a method that copies is easily accurate; if that
-    ties too, the smallest sigma. The choice sees the very figures that are then reported, so it errs in favour of the
-    baseline and never of what is compared with it.
+    The paper's Query-only scores far below what a good width reaches, so one fixed width would be a straw man. The
+    highest joint accuracy wins; on a tie the highest recall, because copying makes accuracy easy; if that ties too, the
+    smallest sigma. The choice sees the very figures that are then reported, so it can favour only the baseline, never
+    what is compared with it.
 
     Args:
       figures: sigma to the method's figures at that sigma, from `aggregate` or `score_samples`.
@@ -238,7 +238,7 @@ def best_sigma(figures: Mapping[float, Mapping[str, Any]]) -> float:
 
     def merit(sigma: float) -> tuple[float, float, float]:
         recall = figures[sigma]["recall"]
-        # Rounded, so that means that are equal but for the order of summation tie.
+        # Rounded, so that means that differ only by the order of summation tie.
         return (round(figures[sigma]["joint_accuracy"], 9), -1.0 if recall is None else round(recall, 9), -sigma)
 
     return max(figures, key=merit)

@@ -1,7 +1,7 @@
 """Adaptation: what one picture, or the pool of its teacher, can teach a frozen backbone.
 
 The levels differ in what is learnt (a class embedding, free or in the span of the trained ones; low-rank adapters
-beside it) and from what (the query, the teacher's samples, or both). All are the plain eps loss on a handful of
+with it) and from what (the query, the teacher's samples, or both). All minimise the plain eps loss over a handful of
 numbers: arXiv 2605.07078, Eq. 15, is the level with LoRA on the teacher's pool. Textual inversion (Gal et al. 2023) is
 the free embedding on the query; LoRA on the query alone is close to DreamBooth (Ruiz et al. 2023).
 
@@ -21,6 +21,7 @@ import optax
 from cdisc.diffusion.loss import LOSSES, denoising_loss
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
+from cdisc.errors import require_known
 from cdisc.networks import lora
 from cdisc.networks.backbone import Backbone
 
@@ -36,10 +37,10 @@ class AdaptOptions:
     Attributes:
       pool: "query", "teacher" (samples of the product of experts) or "both" (each half of the time).
       start: the class embedding starts at "normal", N(0, 0.01^2), or at the "top1" class.
-      after: the level whose embedding this one goes on from, in the place of `start`; "" for none.
-      candidates: how many classes are tried as the start, for "top1": each of the best ones gets all the steps, and the
-        fit with the smallest mean loss over its second half is kept: all fits meet the same noise. The digit that a fit
-        ends at is mostly the one it started at, and the losses of whole classes tell colours better than digits.
+      after: the level whose embedding this one goes on from, instead of `start`; "" for none.
+      candidates: how many classes are tried as the start, for "top1": each of the best ones gets all the steps and the
+        same noise, and the fit with the smallest mean loss over its second half is kept. A fit mostly ends at the digit
+        it started at, and the losses of whole classes tell colours apart better than digits.
       space: the embedding is "free", or a combination of the trained ones: in their "span".
       l1: weight of the L1 norm of the combination's coefficients, for "span".
       rank: inner dimension of the LoRA factors; 0 learns the embedding alone.
@@ -78,8 +79,7 @@ class AdaptOptions:
         """Refuses what would fail when the first step is traced."""
         choices = {"pool": POOLS, "start": STARTS, "space": SPACES, "loss": LOSSES}
         for field, known in choices.items():
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field} is {getattr(self, field)!r}: use one of {', '.join(known)}.")
+            require_known(field, getattr(self, field), known)
         if self.rank < 0:
             raise ValueError(f"rank is {self.rank}: use a whole number, 0 for the embedding alone.")
         if self.rank and not self.alpha > 0:
@@ -106,7 +106,7 @@ class Adaptation:
 
 @flax.struct.dataclass
 class Lesson:
-    """What there is to learn from, for one query; a level needs no more of it than its options say.
+    """What there is to learn from, for one query; a level needs only the fields that its options call for.
 
     Attributes:
       query: (H, W, C) the picture.
@@ -121,7 +121,7 @@ class Lesson:
     given: jax.Array | None = None
 
     def need(self, field: str) -> jax.Array:
-        """A field that a level cannot do without.
+        """The value of a field that a level needs.
 
         Raises:
           ValueError: if it is None.
@@ -134,7 +134,7 @@ class Lesson:
 
 @flax.struct.dataclass
 class Prior:
-    """Pictures of trained classes, which an adapter should leave as they are.
+    """Pictures of trained classes, which an adapter should not change.
 
     Attributes:
       images: (R, H, W, C).
@@ -271,7 +271,7 @@ def step(
 
 
 def _decode(embedding: jax.Array, table: jax.Array, options: AdaptOptions) -> jax.Array:
-    """The class embedding (E,) that the trained numbers stand for."""
+    """The class embedding (E,) that the learnt numbers stand for."""
     return embedding if options.space == "free" else embedding @ table
 
 
@@ -280,6 +280,7 @@ def result(state: FitState, backbone: Backbone, params: Any, options: AdaptOptio
     return Adaptation(_decode(state.embedding, backbone.table(params), options), state.adapter)
 
 
+_init = jax.jit(init, static_argnames=("backbone", "options"))
 _step = jax.jit(step, static_argnames=("backbone", "options"))
 
 
@@ -292,13 +293,22 @@ def fit(
     options: AdaptOptions,
     prior: Prior | None = None,
 ) -> Adaptation:
-    """One level for one query, from its start to what was learnt, on one device; the arguments are those of `step`."""
+    """One level for one query, from its start to what was learnt, on one device; the arguments are those of `step`.
+
+    Raises:
+      FloatingPointError: if the loss is not finite, naming the step.
+    """
     fits = []
-    for candidate in range(options.candidates):
-        state, losses = init(backbone, params, lesson, key, options, candidate), []
+    classes = 1 if lesson.classes is None else lesson.classes.shape[0]
+    for candidate in range(min(options.candidates, classes)):
+        state, losses = _init(backbone, params, lesson, key, options, candidate), []
         for _ in range(options.steps):
             state, loss = _step(state, backbone, params, schedule, lesson, prior, key, options)
             losses.append(loss)
-        fits.append((float(jnp.mean(jnp.stack(losses[options.steps // 2 :]))), state))
+        course = jnp.stack(losses)
+        finite = jnp.isfinite(course)
+        if not finite.all():
+            raise FloatingPointError(f"the loss is not finite at step {int(jnp.argmin(finite)) + 1}: lower the rates")
+        fits.append((float(jnp.mean(course[options.steps // 2 :])), state))
     _, best = min(fits, key=lambda fit: fit[0])
     return result(best, backbone, params, options)

@@ -30,11 +30,11 @@ class PretrainOptions:
       decay_steps: last steps, in which it falls linearly to zero.
       weight_decay: of AdamW.
       clip_norm: largest global norm of a gradient.
-      ema_decay: of the averaged parameters, which are the ones that are used; lower in the first steps.
+      ema_decay: of the averaged parameters, which are the ones used afterwards; lower in the first steps.
       null_dropout: share of the labels replaced by the null class.
       loss: "eps" or "v" (`diffusion.loss.loss_weight`).
-      accumulate: micro-batches that a batch is divided into, one after the other, which bounds the memory; what is
-        learnt does not depend on it but for rounding.
+      accumulate: micro-batches that a batch is divided into, one after the other, which bounds the memory; except for
+        rounding, what is learnt does not depend on it.
 
     Raises:
       ValueError: for a loss that does not exist, counts below one, a batch that cannot be divided into so many, and
@@ -111,8 +111,8 @@ def init(network: UNetConfig, options: PretrainOptions, key: jax.Array) -> Train
 
 
 @flax.struct.dataclass
-class Chance:
-    """What one step draws beside its pictures; what belongs to some of them are rows of it.
+class StepNoise:
+    """The random draws of one step other than its pictures; row i belongs to picture i.
 
     Attributes:
       dropped: (B,) bool, which labels give way to the null class.
@@ -126,19 +126,19 @@ class Chance:
 
 
 Total = tuple[jax.Array, denoiser.Params]
-"""The loss () and its gradient, summed up over pictures of the batch."""
+"""The loss () and its gradient, summed over pictures of the batch."""
 
 
 def keys(key: jax.Array, step: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """What the pictures of the step after `step` others are drawn from, and what the rest of it is."""
-    for_pictures, for_chance = jax.random.split(jax.random.fold_in(key, step))
-    return for_pictures, for_chance
+    """The keys of step `step`: one for its pictures, one for dropout, timesteps and noise."""
+    for_pictures, for_noise = jax.random.split(jax.random.fold_in(key, step))
+    return for_pictures, for_noise
 
 
 def draw(
     state: TrainState, key: jax.Array, shape: tuple[int, ...], *, options: PretrainOptions, schedule: Schedule
-) -> Chance:
-    """What the next step draws beside its pictures, which follows from `key` and `state.step` alone.
+) -> StepNoise:
+    """The random draws of the next step besides its pictures; they follow from `key` and `state.step` alone.
 
     Args:
       state: before the step.
@@ -150,15 +150,15 @@ def draw(
     key_dropped, key_noise = jax.random.split(keys(key, state.step)[1])
     dropped = jax.random.bernoulli(key_dropped, options.null_dropout, (options.batch_size,))
     t, noise = draw_noise(key_noise, schedule, (options.batch_size, *shape))
-    return Chance(dropped=dropped, t=t, noise=noise)
+    return StepNoise(dropped=dropped, t=t, noise=noise)
 
 
-def nothing(params: denoiser.Params) -> Total:
+def zero_total(params: denoiser.Params) -> Total:
     """The total of no picture."""
     return jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
 
 
-def errors(
+def example_losses(
     params: denoiser.Params,
     pictures: Pictures,
     t: jax.Array,
@@ -168,7 +168,7 @@ def errors(
     schedule: Schedule,
     loss: str,
 ) -> jax.Array:
-    """The weighted error (B,) of each picture, noised by `noise` to `t` (B,), under its own class."""
+    """The loss (B,) of each picture, noised by `noise` to `t` (B,), under its own class."""
     x0, labels = pictures
 
     def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -181,31 +181,31 @@ def add_gradient(
     total: Total,
     params: denoiser.Params,
     pictures: Pictures,
-    chance: Chance,
+    drawn: StepNoise,
     mask: jax.Array,
     *,
     backbone: Backbone,
     options: PretrainOptions,
     schedule: Schedule,
 ) -> Total:
-    """Adds to `total` the share of some pictures in the loss of the whole batch and in its gradient.
+    """Adds to `total` what some pictures contribute to the loss of the whole batch and to its gradient.
 
     Args:
       total: of other pictures.
       params: the parameters.
       pictures: n of the batch.
-      chance: what belongs to them.
+      drawn: their rows of it.
       mask: (n,) bool, which of them count.
       backbone: the network as a function of its parameters.
       options: the training's.
       schedule: the forward process.
     """
     x0, labels = pictures
-    labels = jnp.where(chance.dropped, backbone.table(params).shape[0], labels)
+    labels = jnp.where(drawn.dropped, backbone.table(params).shape[0], labels)
 
     def loss_fn(params: denoiser.Params) -> jax.Array:
-        found = errors(
-            params, (x0, labels), chance.t, chance.noise, backbone=backbone, schedule=schedule, loss=options.loss
+        found = example_losses(
+            params, (x0, labels), drawn.t, drawn.noise, backbone=backbone, schedule=schedule, loss=options.loss
         )
         return jnp.sum(jnp.where(mask, found, 0.0)) / options.batch_size
 

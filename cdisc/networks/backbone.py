@@ -1,6 +1,6 @@
-"""What every stage asks of a pretrained model: an eps-function that takes its class as a vector.
+"""What every stage needs of a pretrained model: an eps-function that takes its class as a vector.
 
-A U-Net and a Gaussian mixture both provide it, so that the whole path from a query to samples runs on either.
+A U-Net and a Gaussian mixture both provide it, so the whole path from a query to samples runs on either.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Backbone:
     Attributes:
       apply: `(params, x (B, *shape), t (B,), embeddings (B, E)) -> eps (B, *shape)`.
       table: `params -> (classes, E)`, the embeddings of the trained classes.
-      null: `params -> (E,)`, the embedding that stands for no class at all: the unconditional model.
+      null: `params -> (E,)`, the embedding that means no class at all: the unconditional model.
     """
 
     apply: Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -41,7 +41,7 @@ def unet(config: UNetConfig, schedule: Schedule, prediction_type: str = "epsilon
     Args:
       config: the network's options.
       schedule: the forward process.
-      prediction_type: what the network puts out: "epsilon", "v_prediction" or "sample", the clean picture (diffusers'
+      prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample", the clean picture (diffusers'
         names).
 
     Raises:

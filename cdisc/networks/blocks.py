@@ -21,7 +21,8 @@ class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018) with the parameters of `nn.GroupNorm`, in two passes over the picture.
 
     The statistics of a group are averages of those of its channels, so the picture is never reshaped. XLA's CPU
-    backend compiles and runs the small network's sampler in three quarters of the time that `nn.GroupNorm` takes.
+    backend compiles and runs the small network's sampler in three quarters of the time that it needs with
+    `nn.GroupNorm`.
     """
 
     num_groups: int

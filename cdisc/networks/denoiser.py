@@ -1,8 +1,8 @@
 """The U-Net as pure functions of its parameters.
 
 Parameters are one dict: those of `UNet2D`, and `class_embedding`, the table (classes + 1, E) whose last row is the
-null class. An embedding enters as a vector, so that one that the table does not have can take its place. An
-unconditional network has no table: it is its own null class, whose embedding is zero.
+null class. An embedding enters as a vector, so that one from outside the table can be used too. An unconditional
+network has no table: it is its own null class, whose embedding is zero.
 
 Timesteps are the paper's, 1..T. The network counts 0..T-1, as diffusers does: the shift happens here and only here.
 """
@@ -22,7 +22,7 @@ def init(config: UNetConfig, key: jax.Array) -> Params:
     """Random parameters; the class table starts at N(0, 0.02^2), small against the time embedding."""
     key_unet, key_table = jax.random.split(key)
     x = jnp.zeros((1, config.sample_size, config.sample_size, config.in_channels))
-    # Tracing the initialiser as one program is much quicker than running it operation by operation.
+    # Jitting the initialiser is much quicker than running it operation by operation.
     params = jax.jit(UNet2D(config).init)(key_unet, x, jnp.zeros((1,), jnp.int32))["params"]
     if config.class_embed_type == "timestep":
         projected = jnp.zeros((1, params["time_embedding"]["linear_1"]["kernel"].shape[0]))
@@ -39,7 +39,7 @@ def apply(
 ) -> jax.Array:
     """The predicted noise in `x` (B, H, W, C) at `t` (B,) in 1..T, given `class_embedding` (B, E)."""
     out = UNet2D(config).apply({"params": params}, x, t - 1, class_embedding)
-    assert isinstance(out, jax.Array)  # and not a pair with collections, of which the network has none
+    assert isinstance(out, jax.Array)  # not a pair: the network has no mutable collections
     return out
 
 
@@ -60,7 +60,7 @@ def null_embedding(params: Params) -> jax.Array:
 
 
 def embed(params: Params, labels: jax.Array) -> jax.Array:
-    """The embeddings of `labels` (B,), where `classes` stands for the null class: (B, E)."""
+    """The embeddings of `labels` (B,), in which the number of classes means the null class: (B, E)."""
     return _table(params)[labels]
 
 
@@ -74,7 +74,7 @@ def embed_number(config: UNetConfig, params: Params, numbers: jax.Array) -> jax.
 
 
 def null_last(params: Params, row: int) -> Params:
-    """The parameters with the table's row `row`, the null class wherever they come from, made the last one."""
+    """The parameters with row `row` of the table, the null class, moved to the end."""
     table = _table(params)
     table = jnp.concatenate([table[:row], table[row + 1 :], table[row][None]])
     return {**params, "class_embedding": {"embedding": table}}

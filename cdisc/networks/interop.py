@@ -5,9 +5,9 @@ the `unet/` and `scheduler/` of a whole pipeline, `scheduler_config.json` says w
 the same names here and there (`cdisc.networks.blocks`), so a weight needs its path rewritten and its axes turned:
 `down_blocks_0/resnets_1/conv1/kernel` (H, W, in, out) is `down_blocks.0.resnets.1.conv1.weight` (out, in, H, W).
 
-The null class has no counterpart in diffusers. It is a class like any other there: the last row of
+The null class has no counterpart in diffusers, where it is a class like any other: the last row of
 `class_embedding.weight`, chosen with `class_labels = num_class_embeds - 1`. A table that was trained elsewhere without
-a null class is read as it is; its last row is then what cdisc takes for the null class.
+a null class is read unchanged; cdisc then takes its last row for the null class.
 
 Published folders leave out options whose values were the defaults of their day, which have not changed since; those
 are diffusers', not `UNetConfig`'s. Checkpoints of 2022 name the projections of attention as `_LEGACY` lists.
@@ -92,7 +92,7 @@ _SAMPLING_OPTIONS = frozenset(
     }
 )
 
-# Options of which cdisc has some values only.
+# Options of which cdisc supports only some values.
 _NETWORK_KNOWN = {"act_fn": ("silu", "swish"), "mid_block_type": ("UNetMidBlock2D",)}
 _SCHEDULER_KNOWN = {
     "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
@@ -104,7 +104,7 @@ _SCHEDULER_KNOWN = {
 # Dropout is off once a network is trained; num_train_timesteps belongs to learned time embeddings.
 _NETWORK_IGNORED = frozenset({"dropout", "num_train_timesteps"})
 
-# Where diffusers' defaults are not those of `UNetConfig`. It has none for the size, which its networks do not need.
+# Where diffusers' defaults differ from those of `UNetConfig`. It has none for the size, which its networks do not need.
 _NETWORK_DEFAULTS = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
@@ -149,7 +149,7 @@ class SchedulerConfig:
     clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses what no schedule can be made of."""
+        """Refuses values from which no schedule can be made."""
         require_known("beta_schedule", self.beta_schedule, tuple(BETA_SCHEDULES))
         require_known("prediction_type", self.prediction_type, PREDICTION_TYPES)
         require_positive(num_train_timesteps=self.num_train_timesteps)
@@ -172,7 +172,7 @@ class SchedulerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A network with what is needed to use it.
+    """A network with everything needed to use it.
 
     Attributes:
       network: its options.
@@ -255,7 +255,7 @@ def save(
 def save_adapter(
     folder: str | os.PathLike[str], network: UNetConfig, adapter: Adapter, alpha: float, embedding: jax.Array
 ) -> None:
-    """Writes a LoRA adapter for PEFT, `PeftModel.from_pretrained(unet, folder)`, and its class beside it.
+    """Writes a LoRA adapter for PEFT, `PeftModel.from_pretrained(unet, folder)`, and its class next to it.
 
     The file `class_embedding.safetensors` holds `class_embedding.weight` (1, E). In diffusers it becomes a row of the
     network's table: before the adapter is loaded, set `unet.class_embedding` to `torch.nn.Embedding.from_pretrained` of
@@ -281,7 +281,7 @@ def save_adapter(
             a, b = (np.asarray(leaves[f"{path}/{name}"]) for name in "ab")
             prefix = f"base_model.model.{_module_name(path)}"
             tensors[ADAPTER_FILE][f"{prefix}.lora_A.weight"] = _turned("kernel", a)
-            # To PEFT the second factor of a convolution is a convolution too, of one pixel.
+            # In PEFT the second factor of a convolution is a convolution too, of one pixel.
             b = b.reshape((1,) * (a.ndim - 2) + b.shape)
             tensors[ADAPTER_FILE][f"{prefix}.lora_B.weight"] = _turned("kernel", b)
         (rank,) = {factors["b"].shape[0] for factors in adapter.values()}
@@ -315,7 +315,7 @@ def network_config(options: Mapping[str, Any]) -> UNetConfig:
         options["sample_size"] = size[0]
     for name in ("down_block_types", "up_block_types"):
         if _fits(options[name], tuple[str, ...]):
-            # As blocks were called in diffusers 0.0; it still reads the names.
+            # The names of blocks in diffusers 0.0, which it still reads.
             options[name] = [kind.removeprefix("UNetRes") for kind in options[name]]
     return _options(UNetConfig, options, _NETWORK_KNOWN, _NETWORK_IGNORED)
 
@@ -388,7 +388,7 @@ def _turned(path: str, array: np.ndarray) -> np.ndarray:
 
 
 def _part(folder: str | os.PathLike[str], name: str) -> pathlib.Path:
-    """Where the files of a part lie: in the folder itself, or in one of that name where it is a whole pipeline's."""
+    """Where the files of a part are: in the folder itself or, in a whole pipeline, in a subfolder of that name."""
     folder = pathlib.Path(folder)
     return folder / name if (folder / "unet").is_dir() else folder
 
@@ -435,7 +435,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is tuple:
         return isinstance(value, list | tuple) and all(_fits(item, typing.get_args(kind)[0]) for item in value)
     if kind in (int, float):
-        # To Python True is a number.
+        # In Python True is a number.
         return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
     return isinstance(value, kind)
 
@@ -506,7 +506,7 @@ def _read_params(path: pathlib.Path, network: UNetConfig) -> denoiser.Params:
 
 
 def _compare(path: pathlib.Path, keys: Mapping[str, tuple[str, tuple[int, ...]]], stored: Mapping[str, Any]) -> None:
-    """Names every key of a file that is not as the network needs it.
+    """Names every tensor of a file that is not as the network needs it.
 
     Raises:
       UserError: one, for all of them.
@@ -528,7 +528,7 @@ def _compare(path: pathlib.Path, keys: Mapping[str, tuple[str, tuple[int, ...]]]
 def _write(
     folder: pathlib.Path, texts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Mapping[str, np.ndarray]]
 ) -> None:
-    """Writes JSON and safetensors files, the weights first so that a folder with its configuration is whole."""
+    """Writes JSON and safetensors files, the weights first: a folder that has its configuration is complete."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in tensors.items():

@@ -37,7 +37,7 @@ def init(params: Params, key: jax.Array, rank: int) -> Adapter:
     """
     shapes = {path: kernel.shape for path, kernel in sorted(kernels(params).items())}
     sizes = [math.prod(shape[:-1]) * rank for shape in shapes.values()]
-    # One draw for all: XLA takes longer to compile a draw for each of a network's kernels than to compile the network.
+    # One draw for all: XLA takes longer to compile one for each of a network's kernels than to compile the network.
     numbers = jax.random.uniform(key, (sum(sizes),), minval=-1.0, maxval=1.0)
     parts = jnp.split(numbers, list(itertools.accumulate(sizes))[:-1])
     return {
@@ -59,7 +59,7 @@ def merge(params: Params, adapter: Adapter, scale: float) -> Params:
 
 def _low_rank(module: nn.Conv | nn.Dense, x: jax.Array, factors: dict[str, jax.Array]) -> jax.Array:
     """The adapter's part of a layer's output, before scaling."""
-    # In the layer's own type: a wider one would carry over to all that follows.
+    # In the layer's own type: a wider one would spread to everything that follows.
     dtype = x.dtype if module.dtype is None else module.dtype
     x, a, b = (array.astype(dtype) for array in (x, factors["a"], factors["b"]))
     if isinstance(module, nn.Dense):
@@ -80,7 +80,7 @@ def _interceptor(adapter: Adapter, scale: float, next_fun: Any, args: Any, kwarg
 
 
 def adapt(eps_fn: EpsFn, adapter: Adapter, scale: float) -> EpsFn:
-    """The eps-function whose network is adapted on the fly: the base kernels stay as they are.
+    """The eps-function with its network adapted on the fly: the base kernels stay unchanged.
 
     Equal to the same function of `merge(params, adapter, scale)`; under `vmap` over adapters the base's work is shared.
     """

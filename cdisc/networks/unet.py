@@ -55,7 +55,7 @@ class UNetConfig:
       freq_shift: shift of the frequencies of the positional time embedding.
       patch_size: side of the pixel patches that the stem folds into channels.
       dtype: type in which the activations are computed, "float32" or "bfloat16"; parameters are float32.
-      remat: whether a gradient computes the activations within each block anew instead of keeping them.
+      remat: whether a gradient recomputes the activations within each block instead of keeping them.
 
     Raises:
       ValueError: for a value that no network can have, naming the option.

@@ -1,7 +1,7 @@
 """Figures as arrays: functions from numbers to uint8 RGB or RGBA pictures, with no global plotting state.
 
-Pictures are (H, W, C) in [-1, 1], C = 1 or 3. The charts have a transparent background and come in a `Theme`, so that
-a page can show the one that suits it. Everything is a function of its arguments alone: the same input, the same bytes.
+Pictures are (H, W, C) in [-1, 1], C = 1 or 3. The charts have a transparent background and are drawn in a `Theme`, so
+that a page can show the one that suits it. Everything depends on its arguments alone: the same input, the same bytes.
 """
 
 import dataclasses

@@ -6,6 +6,7 @@ resolution; the browser scales them up without smoothing. Every text from outsid
 
 import base64
 import dataclasses
+import functools
 import html
 import itertools
 import math
@@ -21,7 +22,7 @@ from cdisc import checkpoints
 from cdisc.data import pictures
 from cdisc.report import figures
 
-_TILE = 112  # CSS pixels that a picture is scaled to, about.
+_TILE = 112  # CSS pixels to which a picture is scaled, roughly.
 _SHEET = 264  # The same for a sheet of samples.
 _MODE = 80  # The same for one of many modes.
 _COORDINATES = ("x", "y")
@@ -256,7 +257,7 @@ def _source(pixels: pictures.Pixels) -> str:
 
 
 def _image(pixels: pictures.Pixels, alt: str, target: int) -> str:
-    """A picture scaled up by a whole factor to about `target` CSS pixels, or down to it, smoothly."""
+    """A picture scaled up by a whole factor to about `target` CSS pixels, or smoothly down to it."""
     height, width = pixels.shape[:2]
     factor = max(1, round(target / width))
     shown = width * factor if width <= target else target
@@ -265,9 +266,9 @@ def _image(pixels: pictures.Pixels, alt: str, target: int) -> str:
     return f'<img{kind} src="{_source(pixels)}" alt="{_text(alt)}" {size}>'
 
 
-def _chart(draw: Callable[[figures.Theme], pictures.Pixels], alt: str) -> str:
-    """A chart in both themes, of which the browser shows one, at half its pixels: sharp on dense screens."""
-    light, dark = draw(figures.LIGHT), draw(figures.DARK)
+def _chart(draw: Callable[..., pictures.Pixels], alt: str) -> str:
+    """A chart in both themes, one of which the browser shows, at half its pixels: sharp on dense screens."""
+    light, dark = draw(theme=figures.LIGHT), draw(theme=figures.DARK)
     height, width = light.shape[:2]
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_source(dark)}">'
@@ -370,7 +371,7 @@ def _definitions(entries: Iterable[tuple[str, str]]) -> str:
 
 
 def _method_colours(page: Page) -> dict[str, str]:
-    """One colour a method throughout the page."""
+    """One colour for each method throughout the page."""
     return figures.method_colours(list(page.results["methods"]))
 
 
@@ -384,7 +385,7 @@ def _methods_section(page: Page) -> str:
     blocks = []
     if len(comparable) > 1:
         chart = _chart(
-            lambda theme: figures.tradeoff(methods, colours, theme=theme),
+            functools.partial(figures.tradeoff, methods, colours),
             "joint accuracy against recall, one mark with its standard errors for each method",
         )
         blocks.append(f'<div class="chart">{chart}</div>')
@@ -398,7 +399,7 @@ def _methods_section(page: Page) -> str:
 
 
 def _legend(page: Page) -> str:
-    """What a panel shows, beside what the methods are where the page was told."""
+    """What a panel shows, and next to it the methods' sentences if the page has them."""
     half = (len(_TERMS) + 1) // 2
     columns = (_TERMS, tuple(page.methods.items())) if page.methods else (_TERMS[:half], _TERMS[half:])
     return (
@@ -485,7 +486,7 @@ def _hierarchy_section(page: Page) -> str:
         return ""
     levels = hierarchy["levels"]
     chart = _chart(
-        lambda theme: figures.dendrogram(levels, page.hierarchy_modes, theme=theme),
+        functools.partial(figures.dendrogram, levels, page.hierarchy_modes),
         f"the tree of modes from t = {levels[0]['t']} at the bottom to t = {levels[-1]['t']} at the top",
     )
     return (
@@ -501,9 +502,7 @@ def _planar_discovery(panel: QueryPanel, plane: figures.Plane) -> str:
     means = np.array([np.asarray(prototype.mean) for prototype in panel.prototypes])
     variances = np.array([np.asarray(prototype.variance) for prototype in panel.prototypes])
     overview = _chart(
-        lambda theme: figures.planar_overview(
-            plane, panel.query, means, variances, panel.mean, panel.variance, theme=theme
-        ),
+        functools.partial(figures.planar_overview, plane, panel.query, means, variances, panel.mean, panel.variance),
         f"the plane with the query {panel.name}, {len(means)} concepts and their product as 1-sigma ellipses",
     )
     product = "<br>".join(
@@ -517,7 +516,7 @@ def _planar_discovery(panel: QueryPanel, plane: figures.Plane) -> str:
     if panel.prototypes:
         weights = np.stack([np.asarray(prototype.ownership) for prototype in panel.prototypes])
         bars = _chart(
-            lambda theme: figures.ownership_bars(weights, _COORDINATES, theme=theme),
+            functools.partial(figures.ownership_bars, weights, _COORDINATES),
             f"ownership of each coordinate for {panel.name}",
         )
         captions = "".join(
@@ -552,7 +551,8 @@ def _samples(panel: QueryPanel, page: Page, plane: figures.Plane | None) -> str:
             picture = _image(pictures.grid(np.asarray(samples)[:shown]), alt, _SHEET)
         else:
             shown = total
-            picture = _planar_sheet(plane, panel, np.asarray(samples), colours[name], alt)
+            draw = functools.partial(figures.planar_samples, plane, samples, panel.query, colour=colours[name])
+            picture = _chart(draw, alt)
         sheets.append(_figure(picture, _sample_caption(name, shown, total, panel.measures.get(name))))
     if not sheets:
         return ""
@@ -560,10 +560,6 @@ def _samples(panel: QueryPanel, page: Page, plane: figures.Plane | None) -> str:
         '<div class="samples"><h3>Samples from this query alone</h3>'
         f'<div class="tiles sheets">{"".join(sheets)}</div></div>'
     )
-
-
-def _planar_sheet(plane: figures.Plane, panel: QueryPanel, samples: np.ndarray, colour: str, alt: str) -> str:
-    return _chart(lambda theme: figures.planar_samples(plane, samples, panel.query, colour=colour, theme=theme), alt)
 
 
 def _panel(panel: QueryPanel, page: Page) -> str:

@@ -16,7 +16,7 @@ import jsonschema
 from cdisc import checkpoints, errors
 
 SCHEMA_VERSION = 2
-"""Grows when a key is renamed, removed or changes its meaning; a new optional key leaves it as it is."""
+"""Grows when a key is renamed, removed or changes its meaning, but not for a new optional key."""
 
 
 def _record(description: str, properties: dict[str, Any], optional: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -173,8 +173,8 @@ SCHEMA: dict[str, Any] = {
                     {
                         **_MEANS,
                         "standard_error": _record(
-                            "Standard errors of the means; null where one class leaves none. A query of which nobody "
-                            "said the composition is a class of its own.",
+                            "Standard errors of the means; null where there is only one class. A query of unknown "
+                            "composition is a class of its own.",
                             _ERRORS,
                             optional=("kid",),
                         ),

@@ -1,1 +1,1 @@
-"""Each stage: where its pure functions meet the workdir, the devices and the person."""
+"""Each stage: where its pure functions meet the workdir, the devices and the user."""

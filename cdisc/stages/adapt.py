@@ -22,12 +22,12 @@ from cdisc.stages.saved import saved_by_query
 
 @flax.struct.dataclass
 class QueryModel:
-    """All that is known of one query when it is sampled.
+    """Everything known about one query when it is sampled.
 
     Attributes:
       teacher: the product of its experts.
-      losses: (classes,) the query's denoising loss under each trained class; None where there is no class, for Orbax
-        does not save arrays without entries.
+      losses: (classes,) the query's denoising loss under each trained class; None where there is no class, because
+        Orbax does not save empty arrays.
       levels: its adaptation at each level.
     """
 
@@ -46,8 +46,8 @@ def draw(
 ) -> np.ndarray:
     """`count` samples of each of Q recipes of one structure, on the host: (Q, count, *shape).
 
-    A device makes at most `config.sampling.batch` of them at once, which bounds its memory whatever `count` is. Each
-    recipe's starting noise is drawn at once, so that its samples do not depend on how they are divided; recipes given
+    A device makes at most `config.sampling.batch` of them at once, which bounds its memory whatever `count` is. All of
+    a recipe's starting noise is drawn together, so that its samples do not depend on how they are divided; recipes with
     the same key start from the same noise.
     """
     batches = -(-count // this.config.sampling.batch)
@@ -83,7 +83,7 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
     def work(indices: Sequence[int]) -> list[QueryModel]:
         images = parallel.stack([this.queries[i].image for i in indices])
         split_keys = [jax.random.split(this.key("adapt", this.queries[i]), 3) for i in indices]
-        key_compare, key_pool, key_fit = (parallel.stack_keys(keys) for keys in zip(*split_keys, strict=True))
+        key_compare, key_pool, key_fit = (jnp.stack(keys) for keys in zip(*split_keys, strict=True))
         teachers = [discoveries[i].teacher for i in indices]
         losses: Any = [None] * len(indices)
         best_first: Any = None
@@ -165,7 +165,7 @@ def fit_level(
     """One level, compiled, for a chunk of queries, all trained side by side; leaves lead with the queries."""
     begin, advance, finish = compiled
     count = parallel.size(lessons.query)
-    # Where the steps find them, so that none of them moves anything.
+    # Moved once, to where the steps need them.
     lessons, keys = parallel.spread(lessons), parallel.spread(keys)
     params, prior = parallel.replicate((params, prior))
     fits: list[adapt_lib.FitState] = []
@@ -187,5 +187,5 @@ def fit_level(
                 "learning rates; what was finished before is kept."
             )
     if len(fits) > 1:
-        state = parallel.smallest(fits, [course[options.steps // 2 :].mean(axis=0) for course in losses])
+        state = parallel.select_best(fits, [course[options.steps // 2 :].mean(axis=0) for course in losses])
     return parallel.gather(finish(state, params), count)

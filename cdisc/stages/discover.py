@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cdisc import checkpoints, parallel
@@ -30,7 +31,7 @@ def discover(this: Run, params: Any, active: bool) -> Sequence[concepts.Discover
     def work(indices: Sequence[int]) -> list[concepts.Discovery]:
         queries = [this.queries[i] for i in indices]
         images = parallel.stack([query.image for query in queries])
-        keys = parallel.stack_keys([this.key("discover", query) for query in queries])
+        keys = jnp.stack([this.key("discover", query) for query in queries])
         found = parallel.unstack(mapped((images, keys), params))
         for query, discovery in zip(queries, found, strict=True):
             if not np.isfinite(discovery.teacher.mean).all() or not discovery.pool.mask.any():
@@ -41,7 +42,7 @@ def discover(this: Run, params: Any, active: bool) -> Sequence[concepts.Discover
         return found
 
     key = this.key("discover", this.queries[0])
-    first = (parallel.stack([this.queries[0].image]), parallel.stack_keys([key]))
+    first = (parallel.stack([this.queries[0].image]), key[None])
     like = jax.eval_shape(lambda *given: jax.tree.map(lambda leaf: leaf[0], mapped(*given)), first, params)
     # Few queries leave no process idle, for each of them can be divided over the devices of one.
     at_once = min(jax.local_device_count(), -(-len(this.queries) // jax.process_count()))
@@ -51,9 +52,9 @@ def discover(this: Run, params: Any, active: bool) -> Sequence[concepts.Discover
 def follow(
     this: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool
 ) -> tuple[dict[str, Any], hierarchy_lib.Hierarchy] | None:
-    """The hierarchy of all queries' modes, as JSON has it and with its arrays; None where nobody asked for one.
+    """The hierarchy of all queries' modes, as JSON and with its arrays; None where it was not asked for.
 
-    Its leaves are the modes that the discoveries found and that are no saddles, at their own noise levels.
+    Its leaves are the modes that the discoveries found, without the saddles, at their own noise levels.
     """
     options = this.options.discovery
     if not options.hierarchy:

@@ -1,8 +1,6 @@
 """Samples of every method for every query, and their figures."""
 
 import dataclasses
-import functools
-import pathlib
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -10,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import bundled, checkpoints, console, hosts, parallel, runtime, signals
 from cdisc import config as config_lib
+from cdisc import hosts, parallel, runtime, signals
 from cdisc.data import compositions
 from cdisc.discovery import concepts, poe
 from cdisc.errors import UserError
@@ -19,12 +17,11 @@ from cdisc.evaluation import baselines, judge, methods, protocol
 from cdisc.report import results as results_lib
 from cdisc.run import Query, Run
 from cdisc.stages.adapt import QueryModel, draw, teacher_recipe
+from cdisc.stages.judge import judge_report, load_judge
 from cdisc.stages.saved import read_seconds, saved_by_query
 
 PRODUCT = "product"
 REAL = "real pictures"
-_JUDGED = 1000
-"""Real pictures on which the judge is tried."""
 
 
 def recipes_of(this: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.Recipe]:
@@ -81,7 +78,7 @@ def evaluate(
             if not np.isfinite(samples).all():
                 raise UserError(f"evaluate: samples of {name} are not finite: lower its guidance.")
             drawn[name] = samples
-        # The product itself, without the network: right where the teacher is, but no picture.
+        # The product itself, without the network: right where the teacher is, but not a realistic picture.
         drawn[PRODUCT] = np.stack(
             [poe.sample(model.teacher, key, settings.samples) for model, key in zip(known, keys, strict=True)]
         )
@@ -98,77 +95,6 @@ def evaluate(
     return samples
 
 
-def judge_network(this: Run) -> judge.JudgeNetwork:
-    """The classifier with one head for each factor."""
-    return judge.JudgeNetwork(num_values=tuple(len(values) for values in this.dataset.split.factors.values))
-
-
-def train_judge(this: Run) -> judge.Params:
-    """The judge's parameters, trained on real pictures of every composition."""
-    key_init, key_train = jax.random.split(jax.random.fold_in(jax.random.key(this.config.evaluate.judge.seed), 0))
-    settings, network = this.config.evaluate.judge, judge_network(this)
-    images, attributes = this.dataset.labelled("train", settings.pictures, settings.seed)
-    data = judge.Labelled(jnp.asarray(images), jnp.asarray(attributes))
-    params = judge.init(network, key_init, this.dataset.shape)
-    console.say(f"evaluate: training the judge, {settings.steps} steps")
-    return judge.train(network, params, judge.draw, data, key_train, steps=settings.steps)[0]
-
-
-def load_judge(this: Run) -> judge.Judge | None:
-    """The judge of the samples: exact for points; for pictures restored, bundled or trained on real ones.
-
-    None where there are no real ones.
-    """
-    factors = this.dataset.split.factors
-    if not factors.names:
-        return None
-    if this.network is None:
-        return judge.nearest_level_judge(factors.names, [[float(v) for v in values] for values in factors.values])
-    network = judge_network(this)
-    like = jax.eval_shape(functools.partial(judge.init, network, shape=this.dataset.shape), jax.random.key(0))
-    path = this.path("evaluate", "judge")
-    if checkpoints.exists(path):
-        params = checkpoints.restore(path, like)
-    else:
-        params = bundled_judge(this, like) or train_judge(this)
-        checkpoints.save(path, params)
-    return judge.network_judge(network, params, factors.names)
-
-
-def bundled_judge(this: Run, like: judge.Params) -> judge.Params | None:
-    """The bundled judge; None where there is none, or it was trained otherwise or on other data."""
-    if not this.config.evaluate.judge.bundle:
-        return None
-    try:
-        return checkpoints.restore_npz(judge_bundle(this), like, judge_about(this))
-    except checkpoints.OtherError:
-        console.warn(
-            f"the judge {this.config.evaluate.judge.bundle} was trained otherwise or on other data: this run trains "
-            "one of its own, and figures by the two are not comparable."
-        )
-        return None
-
-
-def trust_in(this: Run, judged_by: judge.Judge) -> dict[str, Any]:
-    """What a trained judge makes of real pictures of the query part, none of which it has seen."""
-    images, attributes = this.dataset.labelled("query", _JUDGED, 0)
-    found = protocol.trust(judged_by, jnp.asarray(images), jnp.asarray(attributes))
-    single = ", ".join(f"{name} {share:.1%}" for name, share in found["attribute_accuracy"].items())
-    console.say(f"evaluate: of unseen real pictures the judge has {found['joint_accuracy']:.1%} right ({single})")
-    return found
-
-
-def judge_bundle(this: Run) -> pathlib.Path:
-    """Where the bundled judge lies."""
-    return bundled.FOLDER / f"{this.config.evaluate.judge.bundle}.npz"
-
-
-def judge_about(this: Run) -> dict[str, str]:
-    """What a bundled judge must agree with."""
-    settings = {name: value for name, value in this.config.evaluate.judge.items() if name != "bundle"}
-    return {"config": config_lib.digest(settings), "data": this.dataset.fingerprint}
-
-
 def score_class(
     this: Run, queries: Sequence[Query], samples: Iterable[dict[str, np.ndarray]], judged_by: judge.Judge | None
 ) -> tuple[list[dict[str, protocol.Figures]], dict[str, dict[str, protocol.Figures]]]:
@@ -176,7 +102,7 @@ def score_class(
 
     Args:
       this: the run.
-      queries: of one composition, or one of which nobody said it.
+      queries: of one composition, or a single one of unknown composition.
       samples: for each of them, method name to samples; taken one by one.
       judged_by: see `load_judge`.
 
@@ -189,7 +115,7 @@ def score_class(
     if composition is not None:
         pictures = this.dataset.references(composition, settings.references + settings.samples)
         references = jnp.asarray(pictures[: settings.references])
-        # Other real pictures of the composition in the place of samples: what a perfect method would reach.
+        # Other real pictures of the composition in place of samples: what a perfect method would reach.
         real = {REAL: pictures[settings.references :]}
     together = len(queries) > 1 and len(queries) * settings.samples > settings.k
     figures: list[dict[str, protocol.Figures]] = []
@@ -203,7 +129,7 @@ def score_class(
                 figures[-1][name] = protocol.unjudged(shown, image)
                 continue
             figures[-1][name] = protocol.score_samples(judged_by, shown, image, composition, references, k=settings.k)
-            # The same real pictures stand beside every query: together they would be copies of one another.
+            # The same real pictures are compared with every query: pooled, they would be copies of one another.
             if together and name != REAL:
                 pools.setdefault(name, []).append(np.asarray(judged_by.features(shown)))
     if judged_by is None or references is None or not together:
@@ -224,7 +150,7 @@ def write_results(
     judged_by: judge.Judge | None,
 ) -> None:
     """Measures the samples, class by class, and writes `results.json`."""
-    # A picture of which nobody said the composition is a class of its own.
+    # A picture of unknown composition is a class of its own.
     labels = [i if query.composition is None else query.composition for i, query in enumerate(this.queries)]
     classes: dict[Hashable, list[int]] = {}
     for i, label in enumerate(labels):
@@ -263,8 +189,8 @@ def write_results(
             "seed": this.config.seed,
             "versions": runtime.versions(),
             "seconds": read_seconds(this.path("seconds.json")),
-            # An exact judge is right.
-            **({} if judged_by is None or this.network is None else {"judge": trust_in(this, judged_by)}),
+            # An exact judge needs no calibration.
+            **({} if judged_by is None or this.network is None else {"judge": judge_report(this, judged_by)}),
             "queries": queries,
             "methods": methods,
         },

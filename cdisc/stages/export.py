@@ -14,7 +14,7 @@ from cdisc.stages.adapt import QueryModel
 def export(this: Run, params: Any, models: Sequence[QueryModel], folder: pathlib.Path) -> None:
     """Writes the backbone to `folder/backbone`, and every level of every query as an adapter of that backbone.
 
-    `folder/query_0000/LEVEL` is what `interop.save_adapter` writes; `folder/queries.json` says which query that is.
+    `interop.save_adapter` writes each to `folder/query_0000/LEVEL`; `folder/queries.json` says which query that is.
     """
     assert this.network is not None  # `pipeline.run` has refused an exact score
     interop.save(folder / "backbone", this.network, params, this.scheduler)

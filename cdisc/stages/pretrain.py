@@ -28,16 +28,16 @@ from cdisc.run import Run
 from cdisc.stages.saved import meet, unfinished
 
 _METRICS_EVERY = 50
-"""Steps after which their metrics are read and written: to read them is to wait for the device."""
+"""How many steps pass before their metrics are read and written: reading them waits for the device."""
 
 _SAMPLE_CLASSES, _SAMPLES_A_CLASS = 8, 4
-"""At most so many columns, and rows, of the pictures that are drawn while training goes on."""
+"""At most this many columns, and this many rows, of the pictures drawn during training."""
 
 _ABOUT = "about.json"
 """What a trained backbone says of itself."""
 
 _VALIDATED = 128
-"""At least so many noisy pictures, which training does not show, tell how good the averaged parameters are."""
+"""At least this many noisy pictures, which training does not use, measure how good the averaged parameters are."""
 
 _TRACED_STEPS = 5
 """Steps in a trace: enough to see what repeats, and a file that can be opened."""
@@ -51,7 +51,7 @@ def pretrain(this: Run, active: bool) -> Any:
         return import_backbone(this, active)
     like = jax.eval_shape(functools.partial(denoiser.init, this.network), this.key("pretrain"))
     path = this.path("pretrain", "params")
-    # As the first process sees it, for it writes while others may still have to look.
+    # Ask the first process: it writes, and may have written before a slower one looks.
     if hosts.gather(str(checkpoints.exists(path)))[0] == "True":
         meet([path])
         return checkpoints.restore(path, like)
@@ -76,7 +76,7 @@ def pretrain(this: Run, active: bool) -> Any:
 
 
 def weights_about(this: Run) -> dict[str, str]:
-    """What must be the same where a trained backbone is used again; where its data lie is no part of it."""
+    """What must be the same where a trained backbone is reused; where its data are stored does not count."""
     digest = config_lib.backbone_digest(this.config, ("diffusion", "network", "pretrain"))
     return {"data": this.dataset.fingerprint, "diffusion, network or pretrain": digest}
 
@@ -106,7 +106,7 @@ def restore_backbone(this: Run, like: Any) -> denoiser.Params:
 
 
 def import_backbone(this: Run, active: bool) -> denoiser.Params:
-    """The parameters in the folder `config.network.path`, which stay there: the workdir keeps their digest alone.
+    """The parameters in the folder `config.network.path`, which stay there: the workdir keeps only their digest.
 
     Raises:
       UserError: for weights that cannot be read, or that are not those which the workdir's results were made with.
@@ -161,7 +161,7 @@ def compiled_step(
     known: dict[str, Any] = {"options": options, "schedule": schedule}
     return parallel.training_step(
         draw=functools.partial(pretrain_lib.draw, shape=shape, **known),
-        nothing=lambda state: pretrain_lib.nothing(state.params),
+        zero_total=lambda state: pretrain_lib.zero_total(state.params),
         add=lambda total, state, *share: pretrain_lib.add_gradient(
             total, state.params, *share, backbone=backbone, **known
         ),
@@ -198,20 +198,20 @@ def read_share(dataset: Dataset, options: pretrain_lib.PretrainOptions, key: jax
 def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     """Trains the backbone, from its last checkpoint if there is one; returns averaged parameters.
 
-    They are the last ones or, with `config.pretrain.result` "best", those of the smallest validation loss, which is
-    taken every `save_every` steps and is in `pretrain/best` in any case.
+    They are the last ones or, with `config.pretrain.result` "best", those with the smallest validation loss, which is
+    measured every `save_every` steps and whose parameters are in `pretrain/best` in any case.
 
     Leaves the last checkpoints in `pretrain/train`, in `pretrain/metrics.jsonl` a line for each step with its `step`,
-    `loss`, `grad_norm` and perhaps `validation_loss`, and now and then in `pretrain/samples` what the averaged
-    parameters draw; all the same for an interrupted training as for an unbroken one. A signal that stops the run has
-    the present step saved first.
+    `loss`, `grad_norm` and perhaps `validation_loss`, and in `pretrain/samples`, every `samples_every` steps, what the
+    averaged parameters draw; all this is the same whether or not the training was interrupted. When a signal stops the
+    run, the current step is saved first.
     """
     options = this.options.training
     assert options is not None  # there is a network to train
     key_init, key_train, key_pictures, key_validation = jax.random.split(this.key("pretrain"), 4)
     folder = this.path("pretrain", "train")
     init = functools.partial(pretrain_lib.init, network, options)
-    with hosts.first_alone():  # it removes what is damaged
+    with hosts.first_alone():  # it removes damaged checkpoints
         state = checkpoints.restore_newest(folder, jax.eval_shape(init, key_init))
     if state is None:
         state = init(key_init)
@@ -227,7 +227,7 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     first = int(state.step)
     hosts.require_alike(checkpoint=first)
     metrics_path, best_path = this.path("pretrain", "metrics.jsonl"), this.path("pretrain", "best")
-    # Steps that are done again write their metrics again.
+    # Steps that are repeated write their metrics again.
     if hosts.first():
         board = watch.Board(this.path("pretrain", "tensorboard"))
         found = metrics_path.read_text(encoding="utf-8") if metrics_path.exists() else ""
@@ -252,7 +252,7 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
             if hosts.first():
                 if validating:
                     rows[-1]["validation_loss"] = validate(state.ema)
-                # Before the checkpoint, so that no step that is not done again lacks its metrics.
+                # Before the checkpoint: steps that a resumed run skips must already have their metrics.
                 with metrics_path.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(row) + "\n" for row in rows)
                 board.scalars(rows)
@@ -275,7 +275,7 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
 
 
 def class_pictures(this: Run, key: jax.Array) -> Callable[[denoiser.Params], Pixels]:
-    """What parameters draw of some trained classes, each a column, from noise that is one for each row and fixed."""
+    """Draws some trained classes, a column each, with given parameters, from fixed noise that a row shares."""
     trained = len(this.dataset.split.trained)
     columns, rows = min(_SAMPLE_CLASSES, trained), _SAMPLES_A_CLASS
     labels = jnp.asarray(np.tile(np.rint(np.linspace(0, trained - 1, columns)).astype(np.int32), rows))
@@ -293,7 +293,7 @@ def class_pictures(this: Run, key: jax.Array) -> Callable[[denoiser.Params], Pix
 
 
 def validation(this: Run, options: pretrain_lib.PretrainOptions, key: jax.Array) -> Callable[[denoiser.Params], float]:
-    """The loss of parameters on pictures of the trained classes that training does not show, always the same ones."""
+    """The loss of parameters on pictures of the trained classes that training does not use, always the same ones."""
     trained = this.dataset.split.trained
     count = len(trained) * -(-_VALIDATED // len(trained))
     labels = np.arange(count, dtype=np.int32) % len(trained)
@@ -301,12 +301,12 @@ def validation(this: Run, options: pretrain_lib.PretrainOptions, key: jax.Array)
     given = ((x0, labels), *map(np.asarray, draw_noise(key, this.schedule, x0.shape)))
 
     known: dict[str, Any] = {"backbone": this.backbone, "schedule": this.schedule, "loss": options.loss}
-    errors = jax.jit(functools.partial(pretrain_lib.errors, **known))
+    example_losses = jax.jit(functools.partial(pretrain_lib.example_losses, **known))
 
     def validate(params: denoiser.Params) -> float:
         params, batch = parallel.one_copy(params), this.config.sampling.batch
         batches = [jax.tree.map(lambda array, i=i: array[i : i + batch], given) for i in range(0, count, batch)]
-        found = [errors(params, *arrays) for arrays in batches]
+        found = [example_losses(params, *arrays) for arrays in batches]
         return float(np.mean(np.concatenate(found)))
 
     return validate

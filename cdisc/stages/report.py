@@ -57,7 +57,7 @@ def panels(
     samples: Sequence[dict[str, np.ndarray]],
     results: dict[str, Any],
 ) -> Iterator[html.QueryPanel]:
-    """What the page shows of each query, read when it is asked for: all of it may not fit in memory."""
+    """What the page shows of each query, read when asked for: all of it may not fit in memory."""
     for query, discovery, drawn, entry in zip(this.queries, discoveries, samples, results["queries"], strict=True):
         signals.obey()
         picks = discovery.selection

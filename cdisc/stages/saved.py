@@ -17,12 +17,12 @@ _SHOWN_LATE = 90.0
 
 
 def unfinished(stage: str, path: pathlib.Path) -> UserError:
-    """The complaint that a stage was not asked for and has left no result."""
+    """The error for a stage that was not asked for and has left no result."""
     return UserError(f"{path} is not there: add {stage} to --stages.")
 
 
 def meet(paths: Sequence[pathlib.Path]) -> None:
-    """Waits for all processes, and until each of them is shown the checkpoints at `paths`, which they have written.
+    """Waits for all processes, and until each of them sees the checkpoints at `paths`, which they have written.
 
     Raises:
       UserError: if one is not there.
@@ -32,7 +32,7 @@ def meet(paths: Sequence[pathlib.Path]) -> None:
 
 
 class Saved(Sequence[Any]):
-    """What a stage left for each query, on the host. Read when it is asked for: all of it may not fit in memory."""
+    """What a stage left for each query, on the host. Read when asked for: all of it may not fit in memory."""
 
     def __init__(self, paths: Sequence[pathlib.Path], like: Any):
         self._paths, self._like = paths, like
@@ -58,13 +58,13 @@ def saved_by_query(
       work: from indices into `this.queries` to their results.
 
     Raises:
-      UserError: if a result is missing and the stage was not asked for, or cannot be written, or is lost meanwhile.
+      UserError: if a result is missing and the stage was not asked for, or cannot be written, or disappears.
     """
     paths = [this.path(stage, f"query_{i:04d}") for i in range(len(this.queries))]
     missing = [i for i, path in enumerate(paths) if not checkpoints.exists(path)]
     if missing and not active:
         raise unfinished(stage, paths[missing[0]])
-    # Always the same queries side by side: in other company, a query's last bits may be others.
+    # Always batch the same queries together: other batch-mates can change a result's last bits.
     share = list(parallel.groups(range(len(paths)), at_once))[jax.process_index() :: jax.process_count()]
     batches = [batch for batch in share if not set(batch).isdisjoint(missing)]
     for batch in console.progress(watch.traced(batches, this.trace_folder(stage)), stage, len(batches)):
@@ -77,7 +77,7 @@ def saved_by_query(
 
 
 def note_seconds(path: pathlib.Path, stage: str, seconds: float, finished: bool) -> None:
-    """Adds up the times of a stage that was stopped; one that only restored its results keeps what they took."""
+    """Adds to the time of a stage that was stopped; one that only restored its results keeps the time they took."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     before = known.get(stage, {"seconds": 0.0, "finished": False})
     if not before["finished"]:
