@@ -79,6 +79,7 @@ def _results() -> dict[str, Any]:
     return {
         "schema_version": results_lib.SCHEMA_VERSION,
         "dataset": "colormnist",
+        "data_hash": "def",
         "config_hash": "c0ffee",
         "seed": 5,
         "versions": {"jax": "0.10.2"},

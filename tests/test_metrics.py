@@ -121,6 +121,15 @@ def test_distance_to_query_is_the_mean_of_the_rms_differences():
     assert metrics.distance_to_query(jnp.stack([query, query - 1.0]), query) == pytest.approx(0.5)
 
 
+def test_balanced_accuracy_counts_a_rare_value_as_much_as_a_common_one():
+    # Nine of ten show no hat: "no" to all is right in 0.9 of the pictures and in one of the two values. The third value
+    # does not occur. Catches: the plain accuracy, and a value without pictures that counts as missed.
+    values = jnp.asarray([0] * 9 + [1])
+    no = jnp.tile(jnp.asarray([1.0, 0.0, 0.0]), (10, 1))
+    assert float(metrics.balanced_accuracy(no, values)) == pytest.approx(0.5)
+    assert float(metrics.balanced_accuracy(jax.nn.one_hot(values, 3), values)) == 1.0
+
+
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
     # Catches: a mean over bins instead of pictures, signs that cancel between bins, a confidence of 1 in no bin.
     def logits(confidence, says):

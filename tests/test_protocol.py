@@ -91,6 +91,7 @@ def test_trust_is_accuracy_and_calibration_by_factor():
     found = protocol.calibration(judge, jnp.zeros((4, 2)), jnp.asarray([(0, 0), (0, 0), (1, 0), (1, 0)]))
     assert found["joint_accuracy"] == 0.5 and found["attribute_accuracy"] == {"sure": 0.5, "unsure": 1.0}
     # Sure of itself and right half of the time; hardly sure, at 1 / (1 + e^-0.2), and always right.
+    assert found["balanced_accuracy"] == {"sure": 0.5, "unsure": 1.0}
     assert found["calibration_error"] == pytest.approx({"sure": 0.5, "unsure": 1 - 1 / (1 + np.exp(-0.2))}, abs=1e-6)
 
 
@@ -193,6 +194,7 @@ def test_figures_follow_the_schema_of_the_results():
         {
             "schema_version": results.SCHEMA_VERSION,
             "dataset": "planar",
+            "data_hash": "def",
             "config_hash": "",
             "seed": 0,
             "versions": {},

@@ -38,6 +38,7 @@ def valid() -> dict[str, Any]:
     return {
         "schema_version": results.SCHEMA_VERSION,
         "dataset": "planar",
+        "data_hash": "def",
         "config_hash": "abc",
         "seed": -3,
         "versions": {"jax": "0.10"},
@@ -84,7 +85,7 @@ def test_validate_takes_a_complete_file(valid: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_put("schema_version", value=1), "results.schema_version: must be 2, is 1"),
+        (_put("schema_version", value=1), "results.schema_version: must be 3, is 1"),
         (_put("seed", value=True), "results.seed: True is not of type 'integer'"),
         (_put("dataset", value=None), "results.dataset: None is not of type 'string'"),
         (_put("seconds", "discover", value=-1.0), "results.seconds.discover: -1.0 is less than the minimum of 0"),

@@ -1,10 +1,10 @@
 """The judge: which attributes a picture shows, and the feature space in which sets of pictures are compared.
 
 No pretrained vision network comes with cdisc, so the judge is a small classifier with one head for each factor.
-It is trained on real pictures only, never on samples, and on EVERY combination of the factors' values, the held-out
-ones included: it must recognise what the diffusion network never saw, and a judge with the network's own blind spots
-would find fault with every success. It shares no weights with the network. Train it on the training digits, measure it
-on the query digits, and keep the reference digits for precision and recall alone.
+It is trained on real pictures only, never on samples, and on EVERY combination of the factors' values that there are
+other pictures of, the held-out ones included: it must recognise what the diffusion network never saw, and a judge with
+the network's own blind spots would find fault with every success. It shares no weights with the network. Train it on
+the training digits, measure it on the query digits, and keep the reference digits for precision and recall alone.
 
 There are two augmentations, both mild: Gaussian noise of a random scale, because samples carry a little noise that real
 pictures lack and the verdict must not depend on it; and shifts of a few pixels, without which thousands of pictures

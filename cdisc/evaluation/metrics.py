@@ -137,6 +137,22 @@ def distance_to_query(samples: jax.Array, query: jax.Array) -> jax.Array:
     return jnp.mean(jnp.sqrt(jnp.mean(squares, axis=tuple(range(1, squares.ndim)))))
 
 
+def balanced_accuracy(logits: jax.Array, values: jax.Array) -> jax.Array:
+    """The accuracy of each value that occurs, averaged over values: a rare one counts as much as a common one.
+
+    Args:
+      logits: (N, V) of a classifier.
+      values: (N,) the true value indices.
+
+    Returns:
+      (): in 0..1; a classifier that always says "no" has 1/2, however rare "yes" is.
+    """
+    right = (jnp.argmax(logits, axis=-1) == values).astype(jnp.float32)
+    of_value = jax.nn.one_hot(values, logits.shape[-1])
+    counts = of_value.sum(axis=0)
+    return jnp.mean(right @ of_value / jnp.maximum(counts, 1.0), where=counts > 0)
+
+
 def calibration_error(logits: jax.Array, values: jax.Array, *, bins: int = 10) -> jax.Array:
     """Expected calibration error (Guo et al. 2017, arXiv 1706.04599, Eq. 3): how far confidence is from being right.
 

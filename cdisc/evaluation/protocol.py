@@ -47,10 +47,13 @@ def calibration(judge: Judge, images: jax.Array, attributes: jax.Array) -> Figur
       attributes: (N, F) their value indices.
 
     Returns:
-      What `accuracy` returns, and for each factor the `calibration_error`, 0 at best.
+      What `accuracy` returns, and for each factor the `balanced_accuracy` and the `calibration_error`, 0 at best.
     """
-    errors = [metrics.calibration_error(logits, attributes[:, f]) for f, logits in enumerate(judge.predict(images))]
-    return accuracy(judge, images, attributes) | {"calibration_error": _by_factor(judge, jnp.stack(errors))}
+    heads = list(zip(judge.predict(images), attributes.T, strict=True))
+    return accuracy(judge, images, attributes) | {
+        of.__name__: _by_factor(judge, jnp.stack([of(logits, values) for logits, values in heads]))
+        for of in (metrics.balanced_accuracy, metrics.calibration_error)
+    }
 
 
 def score_samples(

@@ -15,7 +15,7 @@ import jsonschema
 
 from cdisc import checkpoints, errors
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Grows when a key is renamed, removed or changes its meaning, but not for a new optional key."""
 
 
@@ -144,6 +144,7 @@ SCHEMA: dict[str, Any] = {
         {
             "schema_version": {"const": SCHEMA_VERSION, "description": "The version of this layout."},
             "dataset": {"type": "string", "description": "The data set's name."},
+            "data_hash": {"type": "string", "description": "Hash of all that decides the data, where they lie aside."},
             "config_hash": {"type": "string", "description": "Hash of the configuration that the run had."},
             "seed": {"type": "integer", "description": "The seed of the run's root key."},
             "versions": _table(
@@ -159,6 +160,10 @@ SCHEMA: dict[str, Any] = {
                 {
                     "joint_accuracy": _FIGURES["joint_accuracy"],
                     "attribute_accuracy": _FIGURES["attribute_accuracy"],
+                    "balanced_accuracy": _table(
+                        "For each factor, the accuracy for each of its values, averaged: rare values count fully.",
+                        _share("Balanced accuracy of this factor."),
+                    ),
                     "calibration_error": _table(
                         "For each factor, how far the judge's confidence is from how often it is right.",
                         _share("Expected calibration error of this factor, in ten bins of the confidence."),

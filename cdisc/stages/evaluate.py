@@ -185,6 +185,7 @@ def write_results(
         {
             "schema_version": results_lib.SCHEMA_VERSION,
             "dataset": this.dataset.name,
+            "data_hash": this.dataset.fingerprint,
             "config_hash": config_lib.digest(this.config.to_dict()),
             "seed": this.config.seed,
             "versions": runtime.versions(),
