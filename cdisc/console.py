@@ -55,9 +55,9 @@ def progress(items: Iterable[_Item], what: str, total: int | None = None, first:
     """Yields `items` with a progress bar on a terminal, and a line now and then elsewhere.
 
     Args:
-      items: what is worked through.
-      what: what the bar is called.
-      total: how many items the whole work has; None takes the length of `items`.
+      items: the work to do.
+      what: the bar's label.
+      total: how many items there are in all; None takes the length of `items`.
       first: how many of them an earlier run has done.
     """
     if total is None:

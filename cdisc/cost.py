@@ -237,7 +237,7 @@ def pictures_at_once(config: ml_collections.ConfigDict, options: Options, classe
     return {
         "discover": min(discovery.lanes, max(discovery.chains, discovery.capacity)),
         "adapt": max(config.adapt.chunk * max(learning, default=0), batch),
-        # A guided sample is the null model's and that of each of its classes, of which Top-3 has most.
+        # A guided sample evaluates the null model and each of its classes; Top-3 has most.
         "evaluate": min(batch, config.evaluate.samples) * (4 if classes is None or classes >= 3 else 2),
     }
 

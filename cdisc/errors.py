@@ -13,8 +13,8 @@ from typing import Any
 class UserError(Exception):
     """Something that the user gave cannot be used.
 
-    The message is one sentence: what is wrong, where, and what to do. `cdisc.main` prints it
-    without a traceback and exits with code 2.
+    The message is one sentence: what is wrong, where, and what to do. `cdisc.main` prints it without a traceback and
+    exits with code 2.
     """
 
 

@@ -27,7 +27,7 @@ def spread(tree: Any) -> Any:
     return jax.device_put(split(tree, jax.local_device_count()), _sharding(jax.sharding.PartitionSpec(_DEVICES)))
 
 
-# One small program for a whole tree, where leaf by leaf each shape would be compiled by itself.
+# One small program for a whole tree; leaf by leaf, each shape would compile a program of its own.
 @functools.partial(jax.jit, static_argnums=1)
 def split(tree: Any, parts: int) -> Any:
     """Reshapes leaves (Q, ...) to (parts, ceil(Q / parts), ...), the last row repeated as padding."""
@@ -50,7 +50,7 @@ def one_copy(tree: Any) -> Any:
 def side_by_side(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
     """`fn(item, *shared)` for spread items: at once on all devices, and vectorised over the items of each.
 
-    The result takes and gives spread trees, so that a loop over steps moves nothing between devices.
+    The result takes and returns spread trees, so that a loop over steps moves nothing between devices.
 
     Args:
       fn: treats one item.
@@ -159,7 +159,7 @@ def unstack(tree: Any) -> list[Any]:
 
 
 def replicate(tree: Any) -> Any:
-    """`tree` on every device of this process, as `training_step` takes and gives it; leaves keep their shapes."""
+    """`tree` on every device of this process, as `training_step` takes and returns it; leaves keep their shapes."""
     return jax.device_put(tree, _sharding(jax.sharding.PartitionSpec()))
 
 
@@ -176,7 +176,7 @@ def host_device() -> jax.Device:
 
 
 def share_of_batch(count: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which pictures of a batch the devices of this process are given.
+    """Which pictures of a batch go to the devices of this process.
 
     Args:
       count: pictures in the batch.
@@ -216,8 +216,8 @@ def training_step(
     Args:
       draw: `(state, key) -> drawn`, leaves (count, ...).
       zero_total: `state -> total`, the total of no pictures.
-      add: `(total, state, pictures, drawn, mask) -> total`, for n pictures and what was drawn for them, of which those
-        of `mask` (n,) count.
+      add: `(total, state, pictures, drawn, mask) -> total`, for n pictures and what was drawn for them; only those in
+        `mask` (n,) count.
       update: `(state, total) -> (state, metrics)`.
       count: pictures in a batch.
       parts: micro-batches of count / parts pictures each, one after the other.
@@ -226,7 +226,7 @@ def training_step(
 
     def begin(rows: jax.Array, pictures: Any, mask: jax.Array, state: Any, key: jax.Array) -> tuple[Any, Any]:
         drawn = jax.tree.map(lambda leaf: leaf[rows], draw(state, key))
-        # What came from the host is given back, so that it is moved once and not with every part.
+        # What came from the host is returned, so that it is moved once and not with every part.
         return zero_total(state), (pictures, drawn, mask)
 
     def add_part(total: Any, share: Any, state: Any, index: jax.Array) -> Any:

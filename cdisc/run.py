@@ -32,7 +32,7 @@ STAGES = ("pretrain", "discover", "adapt", "evaluate", "report")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Query:
-    """One picture to compose, and what is known of it.
+    """One picture to compose, and what is known about it.
 
     Attributes:
       name: what it is called in results and report.
@@ -213,7 +213,7 @@ def own_queries(paths: Sequence[str], shape: tuple[int, ...]) -> tuple[Query, ..
 def bind(
     workdir: pathlib.Path, config: ml_collections.ConfigDict, fingerprint: str, queries: tuple[Query, ...]
 ) -> None:
-    """Writes the configuration to the workdir, or makes sure that it is the one that is there.
+    """Writes the configuration to the workdir, or checks that it is the one already there.
 
     Args:
       workdir: the folder.

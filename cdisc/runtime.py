@@ -13,8 +13,8 @@ from cdisc import console
 _CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 _CONVOLUTIONS_VERSIONS = ("0.10.", "0.11.", "0.12.")
 
-# Compiles in two thirds of the time, and what it compiles is about as fast: on a CPU the work is in the convolutions,
-# which are library calls. It would reach an accelerator's compiler too, where the work is in what is compiled.
+# Compiles in two thirds of the time, and the programs are about as fast: on a CPU the work is in convolutions, which
+# are library calls. It would affect an accelerator's compiler too, where the work is in the compiled code.
 _COMPILE_QUICKLY = "--xla_backend_optimization_level=1"
 
 

@@ -51,12 +51,12 @@ class Board:
 
 
 def traced(items: Sequence[_Item], folder: pathlib.Path | None, count: int = 1) -> Iterator[_Item]:
-    """Yields `items`, and leaves a trace of what is done with some of them in `folder`; with None it only yields.
+    """Yields `items`, and leaves a trace of the work on some of them in `folder`; with None it only yields.
 
     The first is left out if there are others, because that is where programs are compiled.
 
     Args:
-      items: what is worked through.
+      items: the work to do.
       folder: where JAX's profiler writes.
       count: how many items are traced.
     """
@@ -70,6 +70,6 @@ def traced(items: Sequence[_Item], folder: pathlib.Path | None, count: int = 1) 
             jax.profiler.start_trace(folder)
         yield item
         if index == last:
-            jax.block_until_ready(jax.live_arrays())  # a step has returned long before the device is done with it
+            jax.block_until_ready(jax.live_arrays())  # a step returns long before the device is done with it
             jax.profiler.stop_trace()
             console.say(f"a trace is in {folder}")

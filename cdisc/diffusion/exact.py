@@ -62,7 +62,7 @@ def empirical(images: jax.Array, *, bandwidth: float = 0.0) -> GaussianMixture:
 
 
 def restrict(mixture: GaussianMixture, keep: jax.Array) -> GaussianMixture:
-    """The mixture given that the component is one of `keep`, its weights made to sum to one again.
+    """The mixture given that the component is one of `keep`, with weights renormalised to sum to one.
 
     Args:
       mixture: C components.

@@ -1,4 +1,4 @@
-"""Concept discovery: from one picture to the teacher that stands for its class (arXiv 2605.07078, section 3)."""
+"""Concept discovery: from one picture to the teacher that represents its class (arXiv 2605.07078, section 3)."""
 
 import dataclasses
 import math
@@ -148,7 +148,7 @@ class Discovery:
       pool: The N distinct stationary points, with their certificates.
       gaussians: The N experts, mean and variance (N, *shape).
       selection: The K picks.
-      teacher: Their product: the density that stands for the query's class.
+      teacher: Their product: the density that represents the query's class.
       nfe: () int32, evaluations of the network made, idle lanes included; a Jacobian product counts as one. It is the
         only number that depends on how many share the work.
     """

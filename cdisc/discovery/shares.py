@@ -25,7 +25,7 @@ def rows_of(count: int, axis_name: str | None) -> jax.Array:
 
 
 def by_rows(fn: Callable[[Any, jax.Array], Any], rows: Any, mask: jax.Array, axis_name: str | None) -> Any:
-    """`fn(rows, mask)`, each member's rows treated by itself.
+    """`fn(rows, mask)`, each member treating its own rows.
 
     Args:
       fn: From rows, and which of them matter, to a tree of arrays that lead with the same rows, and of totals over
@@ -56,7 +56,7 @@ class Candidate(NamedTuple):
     Attributes:
       value: (), by which rows are compared.
       row: () int32, its number among the rows of all members.
-      content: what is to be known of it, a tree of arrays.
+      content: what else is needed of it, a tree of arrays.
     """
 
     value: jax.Array
@@ -65,7 +65,7 @@ class Candidate(NamedTuple):
 
 
 def best_of_all(candidate: Candidate, axis_name: str | None) -> Candidate:
-    """The candidate of the largest value; of equal ones that of the lowest row, as in an `argmax` over all rows."""
+    """The candidate with the largest value; on a tie the lowest row, as in an `argmax` over all rows."""
     if axis_name is None:
         return candidate
     candidates = jax.lax.all_gather(candidate, axis_name)

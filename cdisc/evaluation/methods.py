@@ -1,4 +1,4 @@
-"""How each method turns what is known of a query into samples: one recipe, one sampler for all.
+"""How each method turns what is known about a query into samples: one recipe, one sampler for all.
 
 Every method is the null model moved by guidance towards a Gaussian teacher, towards classes, or both:
 `eps_null + w_T(t) (eps_T - eps_null) + sum_c w_c (eps_c - eps_null)` (arXiv 2605.07078, Eq. 13, with

@@ -71,7 +71,7 @@ def score_samples(
     with so few samples.
 
     Args:
-      judge: sees attributes and gives the feature space.
+      judge: tells the attributes and provides the feature space.
       samples: (n, *shape), all made from this query.
       query: (*shape).
       attributes: (F,) value indices wanted, or None where the query's composition is not known.
@@ -90,7 +90,7 @@ def score_samples(
 
 
 def unjudged(samples: jax.Array, query: jax.Array, factors: Sequence[str] = ()) -> Figures:
-    """What `score_samples` gives, as far as it needs neither a judge nor other pictures; the rest is None."""
+    """The figures of `score_samples` that need neither a judge nor other pictures; the rest is None."""
     return {
         "joint_accuracy": None,
         "attribute_accuracy": dict.fromkeys(factors),
@@ -107,8 +107,8 @@ def score_pooled(samples: jax.Array, queries: jax.Array, references: jax.Array, 
 
     Args:
       samples: (n, D) features of samples, as many from each of the queries; one in the paper.
-      queries: (m, D) those of the queries themselves.
-      references: (N, D) those of other pictures of the composition.
+      queries: (m, D) features of the queries themselves.
+      references: (N, D) features of other pictures of the composition.
       k: see `metrics.precision_recall`.
 
     Returns:
@@ -182,7 +182,7 @@ def aggregate(queries: Sequence[Mapping[str, Figures]], groups: Sequence[Hashabl
 
 
 def aggregate_pooled(classes: Sequence[Mapping[str, Mapping[str, Figures]]]) -> dict[str, Figures]:
-    """Each method's means and standard errors over classes of what `score_pooled` gives.
+    """Each method's means and standard errors, over classes, of the figures of `score_pooled`.
 
     Args:
       classes: for each class, method name to its pooled figures.

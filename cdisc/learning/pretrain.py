@@ -105,7 +105,7 @@ def optimizer(options: PretrainOptions) -> optax.GradientTransformation:
 def init(network: UNetConfig, options: PretrainOptions, key: jax.Array) -> TrainState:
     """The state before the first step."""
     params = denoiser.init(network, key)
-    # A copy, so that a jitted step may be given the whole state to overwrite.
+    # A copy, so that a jitted step may overwrite the whole state.
     ema = jax.tree.map(jnp.copy, params)
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=optimizer(options).init(params))
 

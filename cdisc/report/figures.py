@@ -33,7 +33,7 @@ _MARKERS = "osD^vPXph<>"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Theme:
-    """The colours of a chart that lies on a page: text, what stands back, and grid lines."""
+    """The colours of a chart on a page: text, less important text, and grid lines."""
 
     ink: str
     muted: str
@@ -229,9 +229,9 @@ def ownership_bars(weights: ArrayLike, names: Sequence[str], *, theme: Theme = L
 
 
 def dendrogram(levels: Sequence[Mapping[str, Any]], modes: Sequence[ArrayLike], *, theme: Theme = LIGHT) -> Pixels:
-    """Which modes become one as the noise grows: fine noise at the bottom, coarse at the top, the modes as pictures.
+    """Which modes merge as the noise grows: fine noise at the bottom, coarse at the top, the modes as pictures.
 
-    Below each mode stands its basin; the more chains went along a line, the wider it is.
+    Below each mode is its basin; the more chains followed a line, the wider it is.
 
     Args:
       levels: L levels from fine to coarse, as `cdisc.discovery.hierarchy.tree` gives them.

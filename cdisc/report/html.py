@@ -120,7 +120,7 @@ class Page:
       queries_shown: how many panels the page has at most.
       samples_shown: how many pictures of each method a panel shows; points are all shown.
       modes_shown: how many modes of each noise level a panel shows.
-      hierarchy: which modes become one as the noise grows, as `cdisc.discovery.hierarchy.tree` gives it; None where
+      hierarchy: which modes merge as the noise grows, as `cdisc.discovery.hierarchy.tree` gives it; None where
         they were not followed.
       hierarchy_modes: the modes of each of its levels, (M, H, W, C) or (M, 2).
     """

@@ -107,8 +107,8 @@ def score_class(
       judged_by: see `load_judge`.
 
     Returns:
-      For each query, method name to its figures; and method name to those of all queries together, empty where these
-      have too few samples for precision and recall.
+      For each query, method name to its figures; and method name to the figures of all queries together, empty where
+      these have too few samples for precision and recall.
     """
     settings, composition = this.config.evaluate, queries[0].composition
     references, real = None, {}

@@ -68,7 +68,7 @@ def bundled_judge(this: Run, like: judge.Params) -> judge.Params | None:
 
 
 def judge_report(this: Run, judged_by: judge.Judge) -> dict[str, Any]:
-    """What a trained judge makes of real pictures of the query part, none of which it has seen."""
+    """How a trained judge does on real pictures of the query part, none of which it has seen."""
     images, attributes = this.dataset.labelled("query", _JUDGED, 0)
     found = protocol.calibration(judged_by, jnp.asarray(images), jnp.asarray(attributes))
     single = ", ".join(f"{name} {share:.1%}" for name, share in found["attribute_accuracy"].items())

@@ -133,7 +133,7 @@ def import_backbone(this: Run, active: bool) -> denoiser.Params:
 
 
 def bundle_about(this: Run) -> dict[str, str]:
-    """What a bundled backbone must agree with."""
+    """What must match for a bundled backbone to be used."""
     return {"config": config_lib.backbone_digest(this.config), "data": this.dataset.fingerprint}
 
 
@@ -275,7 +275,7 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
 
 
 def class_pictures(this: Run, key: jax.Array) -> Callable[[denoiser.Params], Pixels]:
-    """Draws some trained classes, a column each, with given parameters, from fixed noise that a row shares."""
+    """A function of parameters that draws some trained classes, a column each, from fixed noise shared by a row."""
     trained = len(this.dataset.split.trained)
     columns, rows = min(_SAMPLE_CLASSES, trained), _SAMPLES_A_CLASS
     labels = jnp.asarray(np.tile(np.rint(np.linspace(0, trained - 1, columns)).astype(np.int32), rows))

@@ -1,4 +1,4 @@
-"""What stages leave in the workdir for one another, and for the same command given again."""
+"""What stages leave in the workdir for one another, and for the same command run again."""
 
 import json
 import pathlib
