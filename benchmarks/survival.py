@@ -132,9 +132,8 @@ def contents(workdir: pathlib.Path) -> dict[str, str]:
     results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
     del results["seconds"]
     found["results.json"] = json.dumps(results)
-    metrics = workdir / "pretrain" / "metrics.jsonl"
-    if metrics.exists():
-        found["metrics.jsonl"] = metrics.read_text(encoding="utf-8")
+    for metrics in workdir.rglob("*.jsonl"):
+        found[str(metrics.relative_to(workdir))] = metrics.read_text(encoding="utf-8")
     return found
 
 

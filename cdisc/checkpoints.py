@@ -271,7 +271,7 @@ def step_path(folder: pathlib.Path, step: int) -> pathlib.Path:
     return folder / f"step_{step:08d}"
 
 
-def save_step(folder: pathlib.Path, step: int, tree: Any, keep: int = 2) -> None:
+def save_step(folder: pathlib.Path, step: int, tree: Any, keep: int) -> None:
     """Saves `tree` as step `step` of `folder`; removes all but the last `keep` steps, and what a kill left there."""
     save(step_path(folder, step), tree)
     kept = [step_path(folder, last) for last in steps(folder)[-keep:]]

@@ -18,7 +18,7 @@ BACKBONE_SECTIONS = ("data", "diffusion", "network", "pretrain")
 _NOT_IN_WEIGHTS = {
     "data": ("cache",),
     "network": ("remat",),
-    "pretrain": ("from_scratch", "bundle", "save_every", "samples_every", "result", "restore", "accumulate"),
+    "pretrain": ("from_scratch", "bundle", "save_every", "samples_every", "keep", "result", "restore", "accumulate"),
 }
 """Fields of those sections that do not change what is trained."""
 
@@ -29,6 +29,7 @@ NOT_IN_RESULTS = (
     "network.path",
     "network.remat",
     "pretrain.accumulate",
+    "pretrain.keep",
     "pretrain.restore",
     "pretrain.samples_every",
     "pretrain.save_every",

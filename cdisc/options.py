@@ -126,11 +126,11 @@ def _training(section: Mapping[str, Any]) -> PretrainOptions:
     """`config.pretrain` as options; its intervals, which are not among them, are checked too."""
     with about("config.pretrain."):
         require_known("result", section.get("result"), ("last", "best"))
-        for name, least in (("save_every", 1), ("samples_every", 0)):
+        for name, least in (("save_every", 1), ("keep", 1), ("samples_every", 0)):
             value = section.get(name)
             if value is None or value < least:
                 raise ValueError(f"{name} is {value}: use a whole number from {least} on.")
-    ignore = ("seed", "from_scratch", "bundle", "save_every", "samples_every", "result", "restore")
+    ignore = ("seed", "from_scratch", "bundle", "save_every", "keep", "samples_every", "result", "restore")
     return parse(PretrainOptions, section, "pretrain", ignore)
 
 

@@ -83,6 +83,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
         null_dropout=0.1,
         loss="eps",  # "v" weighs high noise more, where the colours and the class are decided
         save_every=1000,  # steps between checkpoints, each with a validation loss
+        keep=2,  # how many of them are kept, the best one aside
         result="last",  # or "best": the averaged parameters of the smallest validation loss
         samples_every=2500,  # steps between pictures of samples, in pretrain/samples; 0 draws none
     )

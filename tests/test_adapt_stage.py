@@ -1,6 +1,7 @@
 """The stage that fits the levels, on a backbone whose best embedding is known, and the samples that it draws."""
 
 import dataclasses
+import json
 import pathlib
 import types
 
@@ -56,19 +57,26 @@ def _fit(**changes):
     settings = {"pool": "query", "start": "top1", "candidates": 2, "steps": 4, "batch_size": 4}
     options = adapt.AdaptOptions(**(settings | {"embedding_learning_rate": 0.0} | changes))
     compiled = stage.compiled_level(RUN, options)
-    return stage.fit_level(compiled, TABLE, parallel.stack(LESSONS), None, KEYS, "embedding", options)
+    learnt, losses = stage.fit_level(compiled, TABLE, parallel.stack(LESSONS), None, KEYS, "embedding", options)
+    assert losses.shape == (len(LESSONS), options.steps)
+    return learnt, losses
 
 
 def test_each_query_keeps_the_fit_with_the_smaller_loss():
     # Nothing is learnt at rate zero: the fit that starts at the query's own class, here second or first, is exact.
-    np.testing.assert_array_equal(_fit().embedding, [TABLE[1], TABLE[1]])
-    np.testing.assert_array_equal(_fit(candidates=1).embedding, [TABLE[0], TABLE[1]])
+    # So are its losses. Catches: those of the first or the last fit.
+    learnt, losses = _fit()
+    np.testing.assert_array_equal(learnt.embedding, [TABLE[1], TABLE[1]])
+    np.testing.assert_allclose(losses, 0.0, atol=1e-6)
+    learnt, losses = _fit(candidates=1)
+    np.testing.assert_array_equal(learnt.embedding, [TABLE[0], TABLE[1]])
+    assert losses[0].min() > 0.1 and losses[1].max() < 1e-6
 
 
 def test_a_query_alone_learns_what_the_stage_teaches_it():
     # Catches: `fit` with another number of steps or candidates, the first fit or that of the largest loss, other keys.
     changes = {"embedding_learning_rate": 0.05, "candidates": 3, "steps": 5}
-    together = _fit(**changes)
+    together, _ = _fit(**changes)
     options = adapt.AdaptOptions(pool="query", start="top1", batch_size=4, **changes)
     for place, lesson in enumerate(LESSONS):
         alone = adapt.Lesson(lesson.query, classes=lesson.classes)
@@ -145,6 +153,8 @@ def test_the_samples_that_are_learnt_from_have_a_guidance_of_their_own(monkeypat
     shown = evaluate.recipes_of(run, TABLE, query, models[0])
     found = [(float(r.teacher_weight), r.w_max, r.elementwise) for r in (*drawn, shown["poe"])]
     assert found == [(1.5, 2.5, False), (3.0, 4.0, True)]
+    (row,) = map(json.loads, (tmp_path / "adapt" / "query_0000.jsonl").read_text().splitlines())
+    assert (row["level"], row["step"]) == ("taught", 1) and row["loss"] > 0.0
     assert (shown["top1"].w_max, shown["top1"].elementwise) == (4.0, True)  # as of every teacher beside a class
 
 

@@ -133,7 +133,7 @@ def test_what_cannot_be_read_now_is_not_removed(saved, monkeypatch, name):
     # Catches: taking a network folder that does not answer for a damaged checkpoint, of which the newest is removed.
     steps = saved.parent / "steps"
     for step in (1, 2):
-        checkpoints.save_step(steps, step, make_tree())
+        checkpoints.save_step(steps, step, make_tree(), keep=2)
 
     def stale(*args, **kwargs):
         raise OSError(errno.ESTALE, "Stale file handle")

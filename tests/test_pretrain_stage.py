@@ -66,7 +66,9 @@ def test_fewer_classes_than_columns():
     assert pictures_of(3).shape == (4, 3, 3)
 
 
-@pytest.mark.parametrize(("field", "value"), [("save_every", 0), ("samples_every", -1), ("samples_every", None)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("save_every", 0), ("keep", 0), ("samples_every", -1), ("samples_every", None)]
+)
 def test_intervals_that_cannot_be_used(field, value):
     config = config_of("colormnist.py", "tiny")
     del config.pretrain[field]

@@ -44,7 +44,8 @@ def run(workdir: pathlib.Path, result: str = "last") -> tuple[list[np.ndarray], 
         loss="eps",
         accumulate=2,
     )
-    config = {**vars(options), "seed": 0, "from_scratch": True, "bundle": "", "save_every": 10, "samples_every": 0}
+    config = {**vars(options), "seed": 0, "from_scratch": True, "bundle": "", "save_every": 10, "keep": 2}
+    config["samples_every"] = 0
     config["result"] = result
     this = types.SimpleNamespace(
         config=ml_collections.ConfigDict({"pretrain": config, "sampling": {"batch": 64}}),

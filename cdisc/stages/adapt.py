@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import console, parallel, signals
+from cdisc import checkpoints, console, parallel, signals
 from cdisc.discovery import concepts, poe
 from cdisc.errors import UserError
 from cdisc.evaluation import baselines, methods
@@ -64,7 +65,10 @@ def draw(
 
 
 def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool) -> Sequence[QueryModel]:
-    """What every query's picture and teacher teach the backbone, level by level."""
+    """What every query's picture and teacher teach the backbone, level by level.
+
+    Leaves, beside each query's model, `adapt/query_*.jsonl`: a line for each step with its `level`, `step` and `loss`.
+    """
     settings, levels = this.config.adapt, this.options.levels
     needs_pool = any(options.pool != "query" for options in levels.values())
     needs_prior = any(options.prior_weight > 0 for options in levels.values())
@@ -96,10 +100,18 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
             pool = draw(this, params, recipes, list(key_pool), settings.pool_size)
         lessons = adapt_lib.Lesson(query=images, pool=pool, classes=best_first)
         fitted: dict[str, adapt_lib.Adaptation] = {}
+        courses: dict[str, jax.Array] = {}  # (indices, steps) losses
         for name, options in levels.items():
             given = fitted[options.after].embedding if options.after else None
             lessons = dataclasses.replace(lessons, given=given)
-            fitted[name] = fit_level(compiled[name], params, lessons, prior, key_fit, name, options)
+            fitted[name], courses[name] = fit_level(compiled[name], params, lessons, prior, key_fit, name, options)
+        for j, i in enumerate(indices):
+            rows = [
+                json.dumps({"level": name, "step": step, "loss": loss}) + "\n"
+                for name, course in courses.items()
+                for step, loss in enumerate(course[j].tolist(), start=1)
+            ]
+            checkpoints.write_text(this.path("adapt", f"query_{i:04d}.jsonl"), "".join(rows))
         by_query = {name: parallel.unstack(adaptations) for name, adaptations in fitted.items()}
         return [
             QueryModel(teacher, losses[j], {name: by_query[name][j] for name in levels})
@@ -161,15 +173,18 @@ def fit_level(
     keys: jax.Array,
     name: str,
     options: adapt_lib.AdaptOptions,
-) -> adapt_lib.Adaptation:
-    """One level, compiled, for a chunk of queries, all trained side by side; leaves lead with the queries."""
+) -> tuple[adapt_lib.Adaptation, jax.Array]:
+    """One level, compiled, for a chunk of Q queries, all trained side by side.
+
+    Returns:
+      What each has learnt, leaves (Q, ...), and its losses (Q, steps).
+    """
     begin, advance, finish = compiled
     count = parallel.size(lessons.query)
     # Moved once, to where the steps need them.
     lessons, keys = parallel.spread(lessons), parallel.spread(keys)
     params, prior = parallel.replicate((params, prior))
-    fits: list[adapt_lib.FitState] = []
-    losses: list[np.ndarray] = []  # (steps, devices, each), for each fit
+    fits: list[tuple[adapt_lib.FitState, np.ndarray]] = []
     classes = 1 if lessons.classes is None else lessons.classes.shape[-1]
     for candidate in range(min(options.candidates, classes)):
         state = begin((lessons, keys), params, jnp.int32(candidate))
@@ -178,14 +193,14 @@ def fit_level(
             signals.obey()
             state, loss = advance((state, lessons, keys), params, prior)
             course.append(loss)
-        fits.append(state)
-        losses.append(parallel.stack(course))  # waits for the last step
-        finite = np.isfinite(losses[-1]).all(axis=(1, 2))
+        losses = np.moveaxis(parallel.stack(course), 0, -1)  # (devices, each, steps); waits for the last step
+        fits.append((state, losses))
+        finite = np.isfinite(losses).all(axis=(0, 1))
         if not finite.all():
             raise UserError(
                 f"adapt: the loss of level {name} is not finite at step {int(np.argmin(finite)) + 1}: lower its "
                 "learning rates; what was finished before is kept."
             )
     if len(fits) > 1:
-        state = parallel.select_best(fits, [course[options.steps // 2 :].mean(axis=0) for course in losses])
-    return parallel.gather(finish(state, params), count)
+        state, losses = parallel.select_best(fits, [seen[..., options.steps // 2 :].mean(axis=-1) for _, seen in fits])
+    return parallel.gather((finish(state, params), losses), count)

@@ -265,7 +265,7 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
                     best = rows[-1]["validation_loss"]
                     checkpoints.save(best_path, state.ema)
                 if saving:
-                    checkpoints.save_step(folder, done, state)
+                    checkpoints.save_step(folder, done, state, this.config.pretrain.keep)
         if stopping:
             signals.obey()
     if this.config.pretrain.result == "last":
