@@ -75,7 +75,7 @@ def write_bytes(path: pathlib.Path, pieces: Iterable[bytes], instead: str = _ELS
     Args:
       path: of the file; its folder is made.
       pieces: of the content, in their order.
-      instead: what the person may do if it cannot be written.
+      instead: what the user may do if it cannot be written.
 
     Raises:
       UserError: if it cannot be written.
@@ -378,7 +378,7 @@ def restore_npz(path: pathlib.Path, like: Any, about: dict[str, str]) -> Any:
 
 
 def writable(folder: pathlib.Path, instead: str = _ELSEWHERE) -> None:
-    """Makes sure that `folder` exists and can be written; `instead` says what the person may do if it cannot.
+    """Makes sure that `folder` exists and can be written; `instead` says what the user may do if it cannot.
 
     Raises:
       UserError: if not.

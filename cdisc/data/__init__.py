@@ -1,4 +1,4 @@
-"""Compositions, the pictures that show them, and the pictures that a person brings."""
+"""Compositions, the pictures that show them, and the pictures that a user brings."""
 
 import dataclasses
 from collections.abc import Callable

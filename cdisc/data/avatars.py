@@ -174,7 +174,7 @@ def load(config: Any) -> Dataset:
 
     Args:
       config: Has the attributes `name`, `seed`, `size` (pixels a side), `train`, `query` and `reference` (faces of each
-        composition in each part), `cache` (a folder; empty for the person's cache folder) and `held_out` (partial
+        composition in each part), `cache` (a folder; empty for the user's cache folder) and `held_out` (partial
         assignments, see `compositions.parse`).
 
     Returns:

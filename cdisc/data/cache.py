@@ -11,13 +11,13 @@ from cdisc import checkpoints, console, runtime, signals
 from cdisc.errors import UserError
 
 INSTEAD = "set --config.data.cache to another folder"
-"""What the person may do where a cache cannot be written."""
+"""What the user may do where a cache cannot be written."""
 
 _ABOUT, _IMAGES, _DONE = "about.json", "images.npy", "done.txt"
 
 
 def folder(given: str, name: str) -> pathlib.Path:
-    """The folder `config.data.cache`, or the one called `name` in the person's cache folder where it is empty."""
+    """The folder `config.data.cache`, or the one called `name` in the user's cache folder where it is empty."""
     return pathlib.Path(given).expanduser() if given else runtime.cache_folder(name)
 
 
@@ -49,7 +49,7 @@ def pictures(
     label = json.dumps({**about, "shape": "x".join(map(str, shape))}, indent=2, sort_keys=True) + "\n"
     note, file, done = home / _ABOUT, home / _IMAGES, home / _DONE
     try:
-        # A finished cache may be another person's, and read-only.
+        # A finished cache may be another user's, and read-only.
         if not done.exists() or done.read_text(encoding="utf-8") != str(shape[0]):
             checkpoints.writable(home, INSTEAD)
         if not note.exists():

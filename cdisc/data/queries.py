@@ -1,4 +1,4 @@
-"""No data but the pictures that a person brings, for a network that was trained elsewhere on data that are not here."""
+"""No data but the pictures that a user brings, for a network that was trained elsewhere on data that are not here."""
 
 import hashlib
 from typing import NoReturn
