@@ -3,9 +3,10 @@
 Command:  python -m cdisc.main --config=configs/celeba.py --workdir=runs/celeba --config.data.root=FOLDER
 
 FOLDER holds what people have: `img_align_celeba/` or its zip, `list_attr_celeba.txt` or Kaggle's .csv, and
-`list_eval_partition.*` if there; or it is the version folder of a `celeb_a` that TensorFlow Datasets has prepared as
-array_record (pip install '.[tfds]'). CelebA is for non-commercial research and is never downloaded. How the classes are
-chosen is said in `cdisc.data.manifest`; `--config.data.manifest=FILE` freezes them.
+`list_eval_partition.*` if there; or it is a `celeb_a` that TensorFlow Datasets has prepared as array_record
+(pip install '.[tfds]'). The pictures, their zip, and the folder around all these may be named too. CelebA is for
+non-commercial research and is never downloaded. How the classes are chosen is said in `cdisc.data.manifest`;
+`--config.data.manifest=FILE` freezes them.
 
 Variants: the file alone has the paper's settings (arXiv 2605.07078, tables 4 and 5), a network of 113 M parameters at
 128x128 for GPUs; it was not trained for this repository. `:avatars` runs the whole code path at small size: CelebA's

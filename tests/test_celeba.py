@@ -181,7 +181,7 @@ def write_prepared(root, copy):
             "identity": {"Identity_No": np.int64},
         }
     )
-    root.mkdir()
+    root.mkdir(parents=True)
     features.save_config(str(root))
     serialize = serializer.ExampleSerializer(features.get_serialized_info()).serialize_example
     known = celeba.read_attributes(copy, stand_in.NAMES)
@@ -207,7 +207,7 @@ def write_prepared(root, copy):
 def test_a_prepared_celeb_a_is_the_same_data(config, copy, tmp_path, monkeypatch):
     # Catches: attributes or partitions of another record, pictures out of step with them, TensorFlow, a signal that
     # waits for all records.
-    root = write_prepared(tmp_path / "celeb_a", copy)
+    root = write_prepared(tmp_path / "celeb_a" / "2.1.0", copy)
     known, partition, read = celeba.read_prepared(root, WANTED)
     files = celeba.read_attributes(copy, WANTED)
     assert known.files[0] == "train/000000" and known.files[-1] == "test/000015"
@@ -217,8 +217,12 @@ def test_a_prepared_celeb_a_is_the_same_data(config, copy, tmp_path, monkeypatch
     assert sorted(numbers) == list(range(1, COUNT + 1)) != numbers
     np.testing.assert_array_equal(known.table, files.table[np.asarray(numbers) - 1])
     np.testing.assert_array_equal(partition, celeba.read_partition(copy, files.files)[np.asarray(numbers) - 1])
-    config.root = str(root)
-    data = celeba.load(config)
+    loaded = []
+    for place in (root, tmp_path / "celeb_a", tmp_path):  # those around it find it
+        config.root = str(place)
+        loaded.append(celeba.load(config))
+    data = loaded[0]
+    assert {one.fingerprint for one in loaded} == {data.fingerprint}
     images, attributes = data.labelled("train", 300, 0)
     np.testing.assert_array_equal(attributes, files.table[numbers_of(images) - 1])
     assert "tensorflow" not in sys.modules
@@ -228,7 +232,7 @@ def test_a_prepared_celeb_a_is_the_same_data(config, copy, tmp_path, monkeypatch
         asked.setattr(signals, "_asked", signal.SIGTERM)
         celeba.read_prepared(root, WANTED)
     (root / "celeb_a-test.array_record-00000-of-00001").write_bytes(b"cut")
-    with pytest.raises(UserError, match=r"celeb_a cannot be read as celeb_a \(.*splits train, validation, test"):
+    with pytest.raises(UserError, match=r"2\.1\.0 cannot be read as celeb_a \(.*splits train, validation, test"):
         celeba.load(config)
 
 
