@@ -18,6 +18,7 @@ import cdisc
 from cdisc import checkpoints, pipeline, signals
 from cdisc.errors import UserError
 from cdisc.report import results as results_lib
+from cdisc.stages import saved
 from cdisc.stages.saved import read_seconds, saved_by_query
 
 PLANAR_OVERRIDES = {
@@ -145,6 +146,28 @@ def test_a_query_is_made_again_in_the_same_company(tmp_path):
     batches[:] = [[]] * 3
     assert values() == [1, 1, 2, 4, 5]
     assert batches[3:] == [[2, 3], [4]]
+
+
+@pytest.mark.parametrize(("at_once", "batches"), [(64, [6, 6, 6, 5]), (4, [4 + 4, 4 + 3, 4, 4])])
+def test_few_queries_leave_no_process_idle(tmp_path, monkeypatch, at_once, batches):
+    # Catches: one batch of all queries, which is the first process's alone; more at a time than a stage has room for.
+    given, queries = [], []
+
+    def work(batch):
+        assert len(batch) <= at_once
+        queries.extend(batch)
+        return batch
+
+    this = types.SimpleNamespace(queries=range(23), path=tmp_path.joinpath, trace_folder=lambda _: None)
+    monkeypatch.setattr(checkpoints, "save", lambda path, result: None)
+    monkeypatch.setattr(saved, "meet", lambda paths: None)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    for index in range(4):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, at_once, work)
+        given.append(len(queries) - sum(given))
+    assert given == batches
+    assert sorted(queries) == list(range(23))
 
 
 def test_one_result_is_in_memory_at_a_time(tmp_path, monkeypatch):

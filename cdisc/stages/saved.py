@@ -54,7 +54,7 @@ def saved_by_query(
       stage: its name, and its folder's.
       active: whether the stage was asked for; if not, everything must be there.
       like: the structure, shapes and types of one result.
-      at_once: how many queries `work` is given at a time.
+      at_once: at most how many queries `work` is given at a time; fewer where a process would else have none.
       work: from indices into `this.queries` to their results.
 
     Raises:
@@ -64,6 +64,7 @@ def saved_by_query(
     missing = [i for i, path in enumerate(paths) if not checkpoints.exists(path)]
     if missing and not active:
         raise unfinished(stage, paths[missing[0]])
+    at_once = min(at_once, -(-len(paths) // jax.process_count()))
     # Always the same queries side by side: in other company, a query's last bits may be others.
     share = list(parallel.groups(range(len(paths)), at_once))[jax.process_index() :: jax.process_count()]
     batches = [batch for batch in share if not set(batch).isdisjoint(missing)]
