@@ -15,9 +15,11 @@ import ctypes
 import itertools
 import json
 import os
+import pathlib
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -152,6 +154,23 @@ def require_alike(**facts: Any) -> None:
                     f"process {i} on {other} has {name} {theirs}, and process 0 on {host} has {ours}: "
                     "run the same command with the same software on hosts that are alike."
                 )
+
+
+def require_shared(folder: pathlib.Path) -> None:
+    """Makes sure that `folder` is one and the same for all processes.
+
+    Raises:
+      UserError: if not; in every process, naming the first one that has another.
+    """
+    # A file of a new name, for which nobody has looked: NFS keeps for a minute that a file was not there.
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="shared.") if first() else contextlib.nullcontext() as mark:
+        name = gather("" if mark is None else os.path.basename(mark.name))[0]
+        seen = gather(str((folder / name).exists()))
+    if "False" in seen:
+        raise UserError(
+            f"{folder} of process {seen.index('False')} is another folder than that of process 0: choose a --workdir "
+            "that all hosts share."
+        )
 
 
 class Stopping:

@@ -156,13 +156,15 @@ def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths
     """What `prepare` gives, in a workdir that is this process's alone and bound to this configuration and its queries.
 
     Raises:
-      UserError: as `prepare`, and for a workdir that cannot be written, is in use, or was made with others.
+      UserError: as `prepare`, and for a workdir that cannot be written, is in use, or was made with others, or
+        that processes do not share.
     """
     this = prepare(config, workdir, query_paths)
     pictures_found = config_lib.digest([zlib.crc32(query.image.tobytes()) for query in this.queries])
     hosts.require_alike(data=this.dataset.fingerprint[:12], queries=pictures_found[:12])
     checkpoints.writable(workdir)
     with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
+        hosts.require_shared(workdir)
         bind(workdir, config, this.queries)
         yield this
 
@@ -219,8 +221,6 @@ def bind(workdir: pathlib.Path, config: ml_collections.ConfigDict, queries: tupl
     with hosts.first_alone():
         if hosts.first() and not path.exists():
             checkpoints.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
-    if not path.exists():
-        raise UserError(f"{workdir} is not the same folder on all hosts: choose a --workdir that they share.")
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,5 +1,6 @@
 """Several processes over the loopback address: they compute what one does, and end together."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -8,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -323,14 +323,30 @@ def test_unequal_processes_are_refused(monkeypatch):
         hosts.require_alike(jax="1", devices=4)
 
 
-def test_a_folder_that_is_not_shared(monkeypatch, tmp_path):
-    from cdisc import run
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_folder_that_is_not_shared(monkeypatch, tmp_path, shared):
+    # Catches: taking for shared what was copied to each host or left there by a run before; a file that stays.
+    own, other = tmp_path / "own", tmp_path / ("own" if shared else "other")
+    for folder in (own, other):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text("{}")
+    said = []
 
-    monkeypatch.setattr(run.hosts, "first", lambda: False)
-    config = types.SimpleNamespace(to_dict=dict)
-    monkeypatch.setattr(run.config_lib, "to_json", lambda config: "{}")
-    with pytest.raises(UserError, match="is not the same folder on all hosts"):
-        run.bind(tmp_path, config, ())
+    def gather(value):
+        said.append(value)
+        return [value, ""] if len(said) == 1 else [value, str((other / said[0]).exists())]
+
+    monkeypatch.setattr(hosts, "gather", gather)
+    with contextlib.nullcontext() if shared else pytest.raises(UserError, match="of process 1 is another folder"):
+        hosts.require_shared(own)
+    assert [path.name for path in own.iterdir()] == ["config.json"]
+
+    (own / "mark").touch()
+    answers = iter([lambda value: ["mark", value], lambda value: ["True", value]])
+    monkeypatch.setattr(hosts, "gather", lambda value: next(answers)(value))
+    monkeypatch.setattr(hosts, "first", lambda: False)
+    with contextlib.nullcontext() if shared else pytest.raises(UserError, match="of process 1 is another folder"):
+        hosts.require_shared(other)
 
 
 def test_a_coordinator_that_does_not_answer():

@@ -190,6 +190,7 @@ def test_a_pod_is_deleted_however_its_run_ends(pod, fails, options, code, last):
         (("--workdir=/tmp/one",), "give --workdir=runs/NAME"),
         (("--config=configs/mixture.py",), "give --workdir=runs/NAME"),
         (("--workdir=runs/one", "--tpu_name=mine"), "there is no option --tpu_name=mine"),
+        (("--workdir=runs/one", "--tpu_type=v4-16"), "a v4-16 is several workers: give --tpu_share=HOST:PATH"),
     ],
 )
 def test_what_the_pod_script_refuses(pod, arguments, sentence):
