@@ -16,7 +16,7 @@ from absl import app, flags
 from commands import ONE_BLOCK, ROOT, command, run_command
 from PIL import Image
 
-from cdisc import checkpoints, cost, main, pipeline, signals
+from cdisc import checkpoints, cost, hosts, main, pipeline, signals
 
 # ml_collections reads config files in a way that Python is about to drop.
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\):DeprecationWarning")
@@ -374,6 +374,25 @@ def test_a_signal_in_the_last_moment(cdisc, tmp_path, monkeypatch):
         2,
         "cdisc: stopped by SIGINT; the same command goes on from what was finished.\n",
     )
+
+
+def test_how_one_of_several_processes_ends(cdisc, tmp_path, monkeypatch):
+    # Catches: a traceback of which the others are not told, for whose end Python then waits; a signal that comes when
+    # all have agreed that the run is done, and that one of them alone obeys.
+    def run(*_, **__):
+        signals._note(signal.SIGTERM, None)
+        if failing:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    left = []
+    monkeypatch.setattr(signals, "_asked", None)
+    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(hosts, "connect", lambda *_: None)
+    monkeypatch.setattr(hosts, "leave", left.append)
+    for failing in (True, False):
+        _, _, err = cdisc(TINY, f"--workdir={tmp_path}", "--coordinator=here:1")
+        assert err.endswith("OSError: [Errno 24] Too many open files\n" if failing else "")
+    assert left == [1, 0]
 
 
 def test_where_traces_go(cdisc, tmp_path, monkeypatch):
