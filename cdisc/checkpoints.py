@@ -79,9 +79,16 @@ def write_bytes(path: pathlib.Path, pieces: Iterable[bytes]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.writelines(pieces)
+        _to_disk(partial)
         partial.replace(path)
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def _to_disk(path: pathlib.Path) -> None:
+    """Waits until a file is on its disk: one that is renamed earlier may be empty after a power failure."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _of_system(error: BaseException) -> OSError | None:
@@ -156,11 +163,14 @@ def save(path: pathlib.Path, tree: Any) -> None:
         partial.mkdir(parents=True)
         with _orbax() as checkpointer:
             checkpointer.save(partial / "arrays", leaves)
+        files = _checksums(partial)
         manifest = {
             "leaves": {name: [list(leaf.shape), leaf.dtype.name] for name, leaf in leaves.items()},
-            "files": _checksums(partial),
+            "files": files,
         }
         (partial / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        for name in (*files, _MANIFEST):
+            _to_disk(partial / name)
         if path.exists():
             path.rename(old)
         partial.rename(path)

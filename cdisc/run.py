@@ -226,6 +226,8 @@ def bind(workdir: pathlib.Path, config: ml_collections.ConfigDict, queries: tupl
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): choose another --workdir.") from error
     free = {f"config.{name}" for name in config_lib.NOT_IN_RESULTS}
+    if config.pretrain.get("result") == "best":
+        free.remove("config.pretrain.save_every")  # the best is one of those that are saved
     changed = [name for name in config_lib.differences(before, content) if name not in free]
     if changed:
         names = ", ".join(changed[:3]) + (" and others" if len(changed) > 3 else "")

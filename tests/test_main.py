@@ -244,7 +244,8 @@ def test_a_picture_of_another_size_is_resized_with_a_warning(refused, picture, t
 
 
 def test_a_workdir_belongs_to_one_configuration_and_its_queries(refused, picture, tmp_path):
-    # Catches: comparing the configuration alone, or the queries without their order.
+    # Catches: comparing the configuration alone, or the queries without their order; other steps of which the best one
+    # is taken.
     workdir, stages = f"--workdir={tmp_path / 'run'}", "--stages=report"
     mine = [f"--query={picture(32, 32)}", f"--query={picture(40, 40)}"]
     assert "add pretrain to --stages" in refused(TINY, workdir, stages, *mine)
@@ -255,8 +256,11 @@ def test_a_workdir_belongs_to_one_configuration_and_its_queries(refused, picture
         assert "choose another --workdir" in error
     assert "(config.seed differ)" in refused(TINY, workdir, stages, *mine, "--config.seed=1")
     # What is no more than where and how may change.
-    for free in ("--config.sampling.batch=3", "--config.network.remat=True", "--config.pretrain.restore=elsewhere"):
-        assert "add pretrain to --stages" in refused(TINY, workdir, stages, *mine, free)
+    for free in ("sampling.batch=3", "network.remat=True", "pretrain.restore=elsewhere", "pretrain.save_every=7"):
+        assert "add pretrain to --stages" in refused(TINY, workdir, stages, *mine, f"--config.{free}")
+    best = (f"--workdir={tmp_path / 'best'}", "--config.pretrain.result=best", stages)
+    assert "add pretrain to --stages" in refused(TINY, *best)
+    assert "(config.pretrain.save_every differ)" in refused(TINY, *best, "--config.pretrain.save_every=7")
     (tmp_path / "run" / "config.json").write_text('{"config')
     assert "config.json cannot be read" in refused(TINY, workdir, stages, *mine)
 

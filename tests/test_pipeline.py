@@ -199,6 +199,16 @@ def test_the_seconds_of_a_stopped_stage_add_up(tmp_path, monkeypatch):
         assert read_seconds(tmp_path / "seconds.json") == {"adapt": 7.0}
 
 
+@pytest.mark.parametrize("damage", ["", "\0\0", '{"adapt"'])
+def test_damaged_seconds_are_counted_anew(tmp_path, damage):
+    # Catches: a run that a power failure has made useless for its times alone.
+    path = tmp_path / "seconds.json"
+    path.write_text(damage)
+    assert read_seconds(path) == {}
+    saved.note_seconds(path, "adapt", 3.0, True)
+    assert read_seconds(path) == {"adapt": 3.0}
+
+
 def test_a_device_without_memory_is_no_traceback(tmp_path, monkeypatch):
     # Catches: a stage's own advice lost, other errors of XLA taken for it.
     monkeypatch.setattr(signals, "_asked", None)

@@ -79,7 +79,7 @@ def saved_by_query(
 
 def note_seconds(path: pathlib.Path, stage: str, seconds: float, finished: bool) -> None:
     """Adds up the times of a stage that was stopped; one that only restored its results keeps what they took."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = _read_times(path)
     before = known.get(stage, {"seconds": 0.0, "finished": False})
     if not before["finished"]:
         known[stage] = {"seconds": before["seconds"] + seconds, "finished": finished}
@@ -88,5 +88,12 @@ def note_seconds(path: pathlib.Path, stage: str, seconds: float, finished: bool)
 
 def read_seconds(path: pathlib.Path) -> dict[str, float]:
     """Seconds by stage, in the order in which they ran; empty if none has."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {stage: spent["seconds"] for stage, spent in known.items()}
+    return {stage: spent["seconds"] for stage, spent in _read_times(path).items()}
+
+
+def _read_times(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """What `note_seconds` wrote; nothing where the file is damaged, for these are only times."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
