@@ -398,7 +398,7 @@ def test_a_process_that_is_stopped_while_it_waits_for_the_others():
     # Catches: waiting on until all have come, which may take an hour, and a launcher's patience less.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         coordinator = f"127.0.0.1:{silent.getsockname()[1]}"
-        options = [f"--coordinator={coordinator}", "--num_processes=2", "--process_id=1", "--connect_seconds=600"]
+        options = [f"--coordinator={coordinator}", "--num_processes=2", "--process_id=1", "--connect_seconds=100"]
         process = subprocess.Popen(
             command(CONFIG, "--workdir=nowhere", *options), cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
