@@ -85,9 +85,16 @@ def write_bytes(path: pathlib.Path, pieces: Iterable[bytes], instead: str = _ELS
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.writelines(pieces)
+        _to_disk(partial)
         partial.replace(path)
     except OSError as error:
         raise unwritable(path, error, instead) from error
+
+
+def _to_disk(path: pathlib.Path) -> None:
+    """Waits until a file is on its disk: one that is renamed earlier may be empty after a power failure."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _of_system(error: BaseException) -> OSError | None:
@@ -162,11 +169,14 @@ def save(path: pathlib.Path, tree: Any) -> None:
         partial.mkdir(parents=True)
         with _orbax() as checkpointer:
             checkpointer.save(partial / "arrays", leaves)
+        files = _checksums(partial)
         manifest = {
             "leaves": {name: [list(leaf.shape), leaf.dtype.name] for name, leaf in leaves.items()},
-            "files": _checksums(partial),
+            "files": files,
         }
         (partial / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        for name in (*files, _MANIFEST):
+            _to_disk(partial / name)
         if path.exists():
             path.rename(old)
         partial.rename(path)

@@ -15,12 +15,13 @@ import ctypes
 import itertools
 import json
 import os
+import pathlib
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,7 +75,8 @@ def connect(coordinator: str | None, num_processes: int | None, process_id: int 
       seconds: how long to wait for the others.
 
     Raises:
-      UserError: if they cannot be brought together. Where others are only awaited, the process ends here, with 2.
+      UserError: if they cannot be brought together. Where others have not come in time, or the process is asked to stop
+        meanwhile, it ends here.
     """
     global _connected
     if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
@@ -84,30 +86,41 @@ def connect(coordinator: str | None, num_processes: int | None, process_id: int 
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = (ctypes.c_int, _Handler)
     libc.signal(signal.SIGABRT, _abort)  # Python's own handlers would only run after the abort
-    # JAX aborts when its own time is up.
-    timer = threading.Timer(seconds, _nobody_there, (seconds,))
-    timer.start()
+    done = threading.Event()
+    threading.Thread(target=_end_before, args=(done, seconds), daemon=True).start()
     try:
         jax.distributed.initialize(
             coordinator,
             num_processes,
             process_id,
-            initialization_timeout=int(seconds) + 60,
+            initialization_timeout=int(seconds) + 60,  # when it is over, JAX aborts
             heartbeat_timeout_seconds=_HEARTBEAT,
         )
+        if _alone_on_host() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+            # Under Slurm and Open MPI, JAX has given it one GPU, that of its rank on the host.
+            jax.config.update("jax_cuda_visible_devices", "all")
+            jax.config.update("jax_rocm_visible_devices", "all")
         _connected = True
         speaks = first()  # starts the devices, of which all processes hear now
-    except (KeyError, RuntimeError, ValueError) as error:
+        libc.signal(signal.SIGABRT, _abort)  # again, for libtpu may have a handler of its own
+    except Exception as error:  # JAX asks each kind of cluster through a library with errors of its own
         raise UserError(
             f"the processes cannot be brought together ({' '.join(str(error).split())}): give --coordinator=HOST:PORT, "
             "with a port that is free there, --num_processes and --process_id, or use --distributed where JAX can find "
             "them (a TPU pod, Slurm, Open MPI, Kubernetes)."
         ) from error
     finally:
-        timer.cancel()
+        done.set()
     threading.Thread(target=_listen, daemon=True).start()
     if not speaks:
         console.mute()
+
+
+def _alone_on_host() -> bool:
+    """Whether Open MPI, or Slurm without it, has started one process on each host."""
+    mpi = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+    tasks, nodes = (os.environ.get(f"SLURM_STEP_NUM_{what}") for what in ("TASKS", "NODES"))
+    return tasks is not None and tasks == nodes if mpi is None else mpi == "1"
 
 
 def gather(value: str = "") -> list[str]:
@@ -154,6 +167,23 @@ def require_alike(**facts: Any) -> None:
                 )
 
 
+def require_shared(folder: pathlib.Path) -> None:
+    """Makes sure that `folder` is one and the same for all processes.
+
+    Raises:
+      UserError: if not; in every process, naming the first one that has another.
+    """
+    # A file of a new name, for which nobody has looked: NFS keeps for a minute that a file was not there.
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="shared.") if first() else contextlib.nullcontext() as mark:
+        name = gather("" if mark is None else os.path.basename(mark.name))[0]
+        seen = gather(str((folder / name).exists()))
+    if "False" in seen:
+        raise UserError(
+            f"{folder} of process {seen.index('False')} is another folder than that of process 0: choose a --workdir "
+            "that all hosts share."
+        )
+
+
 class Stopping:
     """Whether to stop, as all processes hear it at the same step of training; to be asked once in each."""
 
@@ -187,8 +217,6 @@ def patient() -> Iterator[None]:
     except Exception:
         if several():
             time.sleep(1.5 * _HEARTBEAT)
-            traceback.print_exc()
-            leave(1)
         raise
 
 
@@ -197,15 +225,15 @@ def leave(code: int) -> None:
     global _leaving
     if not several():
         return
-    client, _leaving, stopped = _client(), code, signals.asked()
+    client, _leaving, number = _client(), code, signals.behind(code)
     try:
         if code == 0:
             jax.distributed.shutdown()  # waits for the others
         else:
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was quicker
-                client.key_value_set("cdisc/last_word", f"{jax.process_index()} {code} {int(stopped)}")
+                client.key_value_set("cdisc/last_word", f"{jax.process_index()} {code} {number}")
             client.key_value_set(f"cdisc/left/{jax.process_index()}", "")
-            until = time.monotonic() + (_PATIENCE if stopped else 5.0)
+            until = time.monotonic() + (_PATIENCE if number else 5.0)
             while len(client.key_value_dir_get("cdisc/left/")) < jax.process_count() and time.monotonic() < until:
                 time.sleep(0.1)
             if first():
@@ -224,11 +252,11 @@ def _listen() -> None:
         word = client.blocking_key_value_get("cdisc/last_word", 2**31 - 1)
     except jax.errors.JaxRuntimeError:
         return  # this process ends
-    who, code, stopped = map(int, word.split())
+    who, code, number = map(int, word.split())
     if who == jax.process_index():
         return
-    if stopped:
-        signals.ask(next(number for number, known in signals.CODES.items() if known == code))
+    if number:
+        signals.ask(signal.Signals(number))
         return
     time.sleep(_SAME_REASON)
     if _leaving is None:
@@ -236,13 +264,26 @@ def _listen() -> None:
         leave(code)
 
 
-def _nobody_there(seconds: float) -> None:
-    address = distributed.global_state.coordinator_address or "which JAX looks for"
-    console.fail(
-        f"not all processes came together at the coordinator {address} within {seconds:.0f} s: see that the first "
-        "process runs, that this address reaches it from every host, and that --num_processes of them are started."
-    )
-    os._exit(2)
+def _end_before(done: threading.Event, seconds: float) -> None:
+    """Ends this process if it is asked to stop, or the time is over, before `done`: its main thread is in JAX."""
+    until = time.monotonic() + seconds
+    while not done.wait(0.2):
+        try:
+            signals.obey()
+        except signals.Stopped as stopped:
+            console.fail(str(stopped))
+            os._exit(stopped.code)
+        if time.monotonic() >= until:
+            address = distributed.global_state.coordinator_address or "which JAX looks for"
+            console.fail(
+                f"the processes came together, but not all of their devices started within {seconds:.0f} s: see what "
+                "the others say, and that nothing else uses the devices of their hosts."
+                if _connected
+                else f"not all processes came together at the coordinator {address} within {seconds:.0f} s: see that "
+                "the first process runs, that this address reaches it from every host, and that --num_processes of "
+                "them are started."
+            )
+            os._exit(2)
 
 
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -254,8 +295,8 @@ def _abort(number: int) -> None:
         os._exit(_leaving)  # the first process was quicker
     me = distributed.global_state.process_id
     text, code = (
-        f"process {me} ends because another one does not answer any more, or is no longer reached; the same command on "
-        "all hosts goes on from what was finished.",
+        f"process {me} ends because another one does not answer any more or is no longer reached, unless it has failed "
+        "by itself and said so above; the same command on all hosts goes on from what was finished.",
         os.EX_TEMPFAIL,
     )
     if not _connected:

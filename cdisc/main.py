@@ -15,6 +15,7 @@ import itertools
 import pathlib
 import re
 import sys
+import traceback
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -39,7 +40,13 @@ _DEVICE_COUNT = flags.DEFINE_integer("device_count", 1, "How many devices a dry 
 
 def main(argv: list[str]) -> int:
     """Runs the stages; returns the exit code."""
-    code = _run(argv)
+    try:
+        code = _run(argv)
+    except Exception:
+        if not _several():
+            raise
+        traceback.print_exc()
+        code = 1
     if _several():
         from cdisc import hosts
 
@@ -63,7 +70,9 @@ def _run(argv: list[str]) -> int:
 
             console.say(cost.report(_CONFIG.value, _DEVICE_COUNT.value))
             return 0
-        from cdisc import hosts, pipeline  # jax reads its environment when it is first used
+        import jax  # which reads its environment when it is first used
+
+        from cdisc import hosts, pipeline
 
         if not _several() and (_NUM_PROCESSES.value is not None or _PROCESS_ID.value is not None):
             raise UserError("--num_processes and --process_id say nothing without --coordinator=HOST:PORT: give it.")
@@ -74,9 +83,12 @@ def _run(argv: list[str]) -> int:
         stages = pipeline.STAGES if _STAGES.value is None else _STAGES.value
         workdir, export_to, profile = (_folder(flag) for flag in (_WORKDIR, _EXPORT, _PROFILE))
         assert workdir is not None
+        jax.devices()
+        signals.take_back()  # from libtpu, which may have handlers of its own
         with hosts.patient():
             pipeline.run(_CONFIG.value, workdir, stages, _QUERY.value, export_to=export_to, profile=profile)
-        signals.obey()  # the last moments count too: a script must not go on after a Ctrl-C
+        if not _several():  # which have agreed by now that all is done
+            signals.obey()  # the last moments count too: a script must not go on after a Ctrl-C
     except UserError as error:
         console.fail(str(error))
         return 2

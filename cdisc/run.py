@@ -164,13 +164,15 @@ def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths
     """What `prepare` gives, in a workdir locked by this process and bound to this configuration and its queries.
 
     Raises:
-      UserError: as `prepare`, and for a workdir that cannot be written, is in use, or was made with others.
+      UserError: as `prepare`, and for a workdir that cannot be written, is in use, or was made with others, or
+        that processes do not share.
     """
     this = prepare(config, workdir, query_paths)
     pictures_found = config_lib.digest([zlib.crc32(query.image.tobytes()) for query in this.queries])
     hosts.require_alike(data=this.dataset.fingerprint[:12], queries=pictures_found[:12])
     checkpoints.writable(workdir)
     with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
+        hosts.require_shared(workdir)
         bind(workdir, config, this.dataset.fingerprint, this.queries)
         yield this
 
@@ -236,13 +238,13 @@ def bind(
     with hosts.first_alone():
         if hosts.first() and not path.exists():
             checkpoints.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
-    if not path.exists():
-        raise UserError(f"{workdir} is not the same folder on all hosts: choose a --workdir that they share.")
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): choose another --workdir.") from error
     free = {f"config.{name}" for name in config_lib.NOT_IN_RESULTS}
+    if config.pretrain.get("result") == "best":
+        free.remove("config.pretrain.save_every")  # the best is one of those that are saved
     changed = [name for name in config_lib.differences(before, content) if name not in free]
     if changed:
         names = ", ".join(changed[:3]) + (" and others" if len(changed) > 3 else "")

@@ -51,9 +51,20 @@ def install() -> None:
     threading.Thread(target=_end_at_the_second, args=(reader,), daemon=True).start()
 
 
+def take_back() -> None:
+    """Undoes what a library has done to the handlers; to be called by the main thread."""
+    for number in CODES:
+        signal.signal(number, signal.getsignal(number))
+
+
 def asked() -> bool:
     """Whether a signal has asked the run to stop."""
     return _asked is not None
+
+
+def behind(code: int) -> int:
+    """The number of the signal that the run obeys if it ends with `code`; 0 if it ends for a reason of its own."""
+    return int(_asked) if _asked is not None and CODES[_asked] == code else 0
 
 
 def ask(number: signal.Signals) -> None:
@@ -85,6 +96,9 @@ def _end_at_the_second(reader: int) -> None:
 
 
 def _wait_for_interrupt(reader: int) -> None:
+    number = 0
     # SIGTERM is not counted: some launchers send it both to the process and to its group.
-    while os.read(reader, 1)[0] != signal.SIGINT:
-        pass
+    while number != signal.SIGINT:
+        number = os.read(reader, 1)[0]
+        if number in CODES:
+            _note(number, None)  # already now, for who waits while the main thread computes or connects

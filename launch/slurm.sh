@@ -23,11 +23,10 @@ set -euo pipefail
 run=(.venv/bin/python -m cdisc.main)
 if ((${SLURM_JOB_NUM_NODES:?submit this script with sbatch} > 1)); then
   run+=(--distributed)
-  # Under Slurm, JAX gives a process one GPU unless it is told which; here a process has all those of its node.
-  if [[ -n "${SLURM_GPUS_ON_NODE:-}" ]]; then
-    JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((SLURM_GPUS_ON_NODE - 1)))
-    export JAX_LOCAL_DEVICE_IDS
-  fi
+fi
+if ((${SLURM_NTASKS_PER_NODE:-1} > 1)); then
+  echo "slurm.sh: one process has all GPUs of its node: leave --ntasks-per-node out." >&2
+  exit 2
 fi
 
 # From Slurm 22.05 on, srun does not know how many cores the job has asked for. When one process has ended, the others
@@ -39,7 +38,8 @@ running=$!
 requeue() {
   # Not `kill`: srun answers SIGTERM by killing its processes, and these are to save what they have.
   scancel --signal=TERM "$SLURM_JOB_ID"
-  wait "$running" && exit 0
+  # Not longer: at the limit Slurm would kill this script, and queue nothing.
+  timeout 90 tail --pid="$running" -f /dev/null && wait "$running" && exit 0
   scontrol requeue "$SLURM_JOB_ID"
   exit 0
 }

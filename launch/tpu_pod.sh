@@ -11,7 +11,8 @@
 #   --tpu_version=VERSION  the workers' software: tpu-ubuntu2204-base (default; v2 to v4), v2-alpha-tpuv5-lite (v5e),
 #                          v2-alpha-tpuv5 (v5p) or v2-alpha-tpuv6e (v6e)
 #   --tpu_share=HOST:PATH  an NFS export, such as Filestore's, that becomes the folder runs/ of every worker. A pod of
-#                          more than one worker needs it, and a preempted run loses nothing with it
+#                          more than one worker, as all above v4-8 and the like are, needs it, and a preempted run loses
+#                          nothing with it
 #   --tpu_spot             a pod that is cheaper and may be preempted
 #   --keep                 leaves the pod, which costs money until it is deleted
 #   --dry_run              prints every command and runs none
@@ -51,6 +52,7 @@ while (($#)); do
   shift
 done
 [[ -n "$type" && -n "$zone" ]] || fail "give --tpu_type and --tpu_zone."
+[[ -n "$share" || "$type" == *-[1-8] ]] || fail "a $type is several workers: give --tpu_share=HOST:PATH for them all."
 [[ "$workdir" == runs/?* ]] || fail "give --workdir=runs/NAME: it is copied from there when the run has ended."
 
 # A name of its own, so that no other pod is ever deleted.

@@ -350,6 +350,28 @@ def test_write_text_replaces_the_file_whole(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
 
 
+def test_what_is_renamed_is_on_its_disk(tmp_path, monkeypatch):
+    # Catches: files that are empty after a power failure, whole as their name says they are.
+    synced, renamed, missed = set(), [], []
+    monkeypatch.setattr(checkpoints.os, "fsync", lambda file: synced.add(os.fstat(file).st_ino))
+
+    def watch(move):
+        def moving(self, target):
+            if self.parent == tmp_path:
+                renamed.append(target.name)
+                files = [path for path in (self, *self.rglob("*")) if path.is_file()]
+                missed.extend(path for path in files if path.stat().st_ino not in synced)
+            return move(self, target)
+
+        return moving
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(pathlib.Path, name, watch(getattr(pathlib.Path, name)))
+    checkpoints.save(tmp_path / "saved", {"x": jnp.zeros(3)})
+    checkpoints.write_text(tmp_path / "a.txt", "one")
+    assert (renamed, missed) == (["saved", "a.txt"], [])
+
+
 @pytest.mark.parametrize(("module", "name"), [("os", "getpid"), ("socket", "gethostname")])
 def test_processes_that_write_one_file_at_once(tmp_path, monkeypatch, module, name):
     # Catches: a temporary file that another process, of this host or another, writes to or takes away.

@@ -1,5 +1,6 @@
 """Several processes over the loopback address: they compute what one does, and end together."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -8,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import types
+import threading
 
 import numpy as np
 import pytest
@@ -43,6 +44,7 @@ import os
 import signal
 
 import jax
+from jax._src import xla_bridge
 
 from cdisc import console, hosts, parallel
 
@@ -50,6 +52,7 @@ hosts.connect(None, None, None, 120.0)
 me = jax.process_index()
 console.say("said by the first")
 said = [bool(parallel.any_process(me == 1 and turn == 1)) for turn in range(3)]
+print("GPUs", xla_bridge.CUDA_VISIBLE_DEVICES.value)
 print(hosts.gather(str(me)), said, flush=True)
 if me == 1:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -66,10 +69,11 @@ def members():
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     environment |= {"JAX_COORDINATOR_BIND_ADDRESS": f"{host}:{port}", "JAX_COORDINATOR_PORT": port}
     environment |= {"SLURM_JOB_ID": "42", "SLURM_STEP_NODELIST": f"{host},another", "SLURM_NTASKS": "2"}
+    environment |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", MEMBER],
-            env=environment | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+            env=environment | {"SLURM_PROCID": str(i), "SLURM_LOCALID": "0"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -140,14 +144,32 @@ def test_training_and_queries_on_two_then_four_then_one_process(members, tmp_pat
 
 def test_the_death_of_a_process_that_slurm_started(members):
     # Catches: processes that do not find one another by Slurm's variables, a second one that speaks, a collective that
-    # others do not hear, JAX's own patience of 100 s with one that has died, what follows from its death before that.
+    # others do not hear, JAX's own patience of 100 s with one that has died, what follows from its death before that,
+    # one GPU for a process that has a host to itself.
     (first, error), (second, _) = (process.communicate(timeout=90) for process in members)
     assert [process.returncode for process in members] == [os.EX_TEMPFAIL, -signal.SIGKILL], error
     for text in (first, second):
-        assert text.splitlines()[-1] == "['0', '1'] [False, True, False]"
+        assert text.splitlines()[-2:] == ["GPUs all", "['0', '1'] [False, True, False]"]
     assert "said by the first" in first
     assert "said by the first" not in second
     assert SENTENCE.findall(error) == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "nodes", "mpi", "alone"),
+    [
+        (None, None, None, False),
+        ("4", "4", None, True),
+        ("32", "4", None, False),
+        ("4", "4", "8", False),  # Slurm's are those of Open MPI's own processes
+        (None, None, "1", True),
+    ],
+)
+def test_which_process_has_all_devices_of_its_host(monkeypatch, tasks, nodes, mpi, alone):
+    names = ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "OMPI_COMM_WORLD_LOCAL_SIZE")
+    for name, value in zip(names, (tasks, nodes, mpi), strict=True):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    assert hosts._alone_on_host() == alone
 
 
 def launched(count: int, *arguments: str) -> subprocess.CompletedProcess:
@@ -232,34 +254,42 @@ def test_the_first_goes_alone_and_the_others_after_it(monkeypatch):
 
 def test_errors_that_follow_from_another_s_death_wait_for_its_notice(third_of_twelve, monkeypatch):
     # Catches: waiting with what the person can mend, not waiting long enough, an error that is swallowed.
-    waits, left = [], []
+    waits = []
     monkeypatch.setattr(hosts.time, "sleep", waits.append)
-    monkeypatch.setattr(hosts, "leave", left.append)
     for error in (UserError("a sentence"), OSError(28, "No space left"), signals.Stopped(signal.SIGTERM)):
         with pytest.raises(type(error)), hosts.patient():
             raise error
-    assert (waits, left) == ([], [])
+    assert waits == []
     with pytest.raises(RuntimeError), hosts.patient():
         raise RuntimeError("Connection closed by peer")
     assert sum(waits) > hosts._HEARTBEAT
-    assert left == [1]
 
 
-def test_the_last_word(third_of_twelve, monkeypatch, capsys):
-    # Catches: a word that is not sent or not followed, another's code, a sentence where this process has its own.
-    class EndedError(Exception):
-        pass
+class EndedError(Exception):
+    """In the place of an end."""
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """An end of the process is an error with its code."""
 
     def end(code):
         raise EndedError(code)
 
     monkeypatch.setattr(hosts.os, "_exit", end)
+
+
+def test_the_last_word(third_of_twelve, ends, monkeypatch, capsys):
+    # Catches: a word that is not sent or not followed, another's code, a sentence where this process has its own, a
+    # failure after a signal taken for a stop.
     monkeypatch.setattr(hosts.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(hosts, "_leaving", None)
-    with pytest.raises(EndedError, match="2"):
-        hosts.leave(2)
-    assert third_of_twelve.said["cdisc/last_word"] == "2 2 0"
-    assert third_of_twelve.asked == 3  # it stays until all others leave
+    for asked, code, word in ((signal.SIGTERM, 143, "2 143 15"), (signal.SIGTERM, 1, "2 1 0"), (None, 2, "2 2 0")):
+        monkeypatch.setattr(signals, "_asked", asked)
+        with pytest.raises(EndedError, match=str(code)):
+            hosts.leave(code)
+        assert third_of_twelve.said["cdisc/last_word"] == word
+    assert third_of_twelve.asked == 3 + 2  # it stays until all others leave
     monkeypatch.setattr(third_of_twelve, "blocking_key_value_get", lambda key, wait: "7 75 0", raising=False)
     hosts._listen()
     assert capsys.readouterr().err == ""
@@ -270,7 +300,7 @@ def test_the_last_word(third_of_twelve, monkeypatch, capsys):
         "cdisc: process 7 could not go on, and has said why; so this one, 2, ends"
     )
     monkeypatch.setattr(signals, "_asked", None)
-    monkeypatch.setattr(third_of_twelve, "blocking_key_value_get", lambda key, wait: "7 143 1")
+    monkeypatch.setattr(third_of_twelve, "blocking_key_value_get", lambda key, wait: "7 143 15")
     hosts._listen()
     assert signals._asked == signal.SIGTERM
     monkeypatch.setattr(signals, "_asked", None)
@@ -323,13 +353,30 @@ def test_unequal_processes_are_refused(monkeypatch):
         hosts.require_alike(jax="1", devices=4)
 
 
-def test_a_folder_that_is_not_shared(monkeypatch, tmp_path):
-    from cdisc import run
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_folder_that_is_not_shared(monkeypatch, tmp_path, shared):
+    # Catches: taking for shared what was copied to each host or left there by a run before; a file that stays.
+    own, other = tmp_path / "own", tmp_path / ("own" if shared else "other")
+    for folder in (own, other):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text("{}")
+    said = []
 
-    monkeypatch.setattr(run.hosts, "first", lambda: False)
-    config = types.SimpleNamespace(to_dict=dict)
-    with pytest.raises(UserError, match="is not the same folder on all hosts"):
-        run.bind(tmp_path, config, "data", ())
+    def gather(value):
+        said.append(value)
+        return [value, ""] if len(said) == 1 else [value, str((other / said[0]).exists())]
+
+    monkeypatch.setattr(hosts, "gather", gather)
+    with contextlib.nullcontext() if shared else pytest.raises(UserError, match="of process 1 is another folder"):
+        hosts.require_shared(own)
+    assert [path.name for path in own.iterdir()] == ["config.json"]
+
+    (own / "mark").touch()
+    answers = iter([lambda value: ["mark", value], lambda value: ["True", value]])
+    monkeypatch.setattr(hosts, "gather", lambda value: next(answers)(value))
+    monkeypatch.setattr(hosts, "first", lambda: False)
+    with contextlib.nullcontext() if shared else pytest.raises(UserError, match="of process 1 is another folder"):
+        hosts.require_shared(other)
 
 
 def test_a_coordinator_that_does_not_answer():
@@ -347,13 +394,44 @@ def test_a_coordinator_that_does_not_answer():
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_no_way_to_find_the_others(monkeypatch):
-    # Catches: a traceback of JAX's for what the person has left out.
+def test_a_process_that_is_stopped_while_it_waits_for_the_others():
+    # Catches: waiting on until all have come, which may take an hour, and a launcher's patience less.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        coordinator = f"127.0.0.1:{silent.getsockname()[1]}"
+        options = [f"--coordinator={coordinator}", "--num_processes=2", "--process_id=1", "--connect_seconds=100"]
+        process = subprocess.Popen(
+            command(CONFIG, "--workdir=nowhere", *options), cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        silent.settimeout(120)
+        with silent.accept()[0]:
+            process.send_signal(signal.SIGTERM)
+            _, error = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert error == "cdisc: stopped by SIGTERM; the same command goes on from what was finished.\n"
+
+
+@pytest.mark.parametrize(("connected", "sentence"), [(False, "not all processes came"), (True, "the processes came")])
+def test_whom_a_process_has_waited_for_in_vain(ends, monkeypatch, capsys, connected, sentence):
+    # Catches: looking for a coordinator that is there, where it is a device that does not start.
+    monkeypatch.setattr(hosts, "_connected", connected)
+    monkeypatch.setattr(signals, "_asked", None)
+    with pytest.raises(EndedError, match="2"):
+        hosts._end_before(threading.Event(), 0.0)
+    assert capsys.readouterr().err.startswith(f"cdisc: {sentence}")
+
+
+class ConfigException(Exception):  # noqa: N818
+    """As Kubernetes' own, which is of no other kind."""
+
+
+@pytest.mark.parametrize("error", [ValueError, ConfigException])
+def test_no_way_to_find_the_others(monkeypatch, error):
+    # Catches: a traceback of JAX's or of a cluster's for what the person has left out.
     with pytest.raises(UserError, match=r"^--coordinator is 'here': give HOST:PORT"):
         hosts.connect("here", 2, 0, 1.0)
 
     def initialize(*given, **known):
-        raise ValueError("coordinator_address should be defined.")
+        raise error("coordinator_address should be defined.")
 
     monkeypatch.setattr(hosts.jax.distributed, "initialize", initialize)
     with pytest.raises(UserError, match=r"together \(coordinator_address should be defined\.\): give --coordinator"):

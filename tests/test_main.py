@@ -16,7 +16,7 @@ from absl import app, flags
 from commands import ONE_BLOCK, ROOT, command, run_command
 from PIL import Image
 
-from cdisc import checkpoints, cost, main, pipeline, signals
+from cdisc import checkpoints, cost, hosts, main, pipeline, signals
 
 # ml_collections reads config files in a way that Python is about to drop.
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\):DeprecationWarning")
@@ -244,7 +244,8 @@ def test_a_picture_of_another_size_is_resized_with_a_warning(refused, picture, t
 
 
 def test_a_workdir_belongs_to_one_configuration_and_its_queries(refused, picture, tmp_path):
-    # Catches: comparing the configuration alone, or the queries without their order.
+    # Catches: comparing the configuration alone, or the queries without their order; other steps of which the best one
+    # is taken.
     workdir, stages = f"--workdir={tmp_path / 'run'}", "--stages=report"
     mine = [f"--query={picture(32, 32)}", f"--query={picture(40, 40)}"]
     assert "add pretrain to --stages" in refused(TINY, workdir, stages, *mine)
@@ -255,8 +256,11 @@ def test_a_workdir_belongs_to_one_configuration_and_its_queries(refused, picture
         assert "choose another --workdir" in error
     assert "(config.seed differ)" in refused(TINY, workdir, stages, *mine, "--config.seed=1")
     # What is no more than where and how may change.
-    for free in ("--config.sampling.batch=3", "--config.network.remat=True", "--config.pretrain.restore=elsewhere"):
-        assert "add pretrain to --stages" in refused(TINY, workdir, stages, *mine, free)
+    for free in ("sampling.batch=3", "network.remat=True", "pretrain.restore=elsewhere", "pretrain.save_every=7"):
+        assert "add pretrain to --stages" in refused(TINY, workdir, stages, *mine, f"--config.{free}")
+    best = (f"--workdir={tmp_path / 'best'}", "--config.pretrain.result=best", stages)
+    assert "add pretrain to --stages" in refused(TINY, *best)
+    assert "(config.pretrain.save_every differ)" in refused(TINY, *best, "--config.pretrain.save_every=7")
     (tmp_path / "run" / "config.json").write_text('{"config')
     assert "config.json cannot be read" in refused(TINY, workdir, stages, *mine)
 
@@ -374,6 +378,25 @@ def test_a_signal_in_the_last_moment(cdisc, tmp_path, monkeypatch):
         2,
         "cdisc: stopped by SIGINT; the same command goes on from what was finished.\n",
     )
+
+
+def test_how_one_of_several_processes_ends(cdisc, tmp_path, monkeypatch):
+    # Catches: a traceback of which the others are not told, for whose end Python then waits; a signal that comes when
+    # all have agreed that the run is done, and that one of them alone obeys.
+    def run(*_, **__):
+        signals._note(signal.SIGTERM, None)
+        if failing:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    left = []
+    monkeypatch.setattr(signals, "_asked", None)
+    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(hosts, "connect", lambda *_: None)
+    monkeypatch.setattr(hosts, "leave", left.append)
+    for failing in (True, False):
+        _, _, err = cdisc(TINY, f"--workdir={tmp_path}", "--coordinator=here:1")
+        assert err.endswith("OSError: [Errno 24] Too many open files\n" if failing else "")
+    assert left == [1, 0]
 
 
 def test_where_traces_go(cdisc, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ import cdisc
 from cdisc import checkpoints, pipeline, signals
 from cdisc.errors import UserError
 from cdisc.report import results as results_lib
+from cdisc.stages import saved
 from cdisc.stages.saved import read_seconds, saved_by_query
 
 PLANAR_OVERRIDES = {
@@ -147,6 +148,28 @@ def test_a_query_is_made_again_in_the_same_company(tmp_path):
     assert batches[3:] == [[2, 3], [4]]
 
 
+@pytest.mark.parametrize(("at_once", "batches"), [(64, [6, 6, 6, 5]), (4, [4 + 4, 4 + 3, 4, 4])])
+def test_few_queries_leave_no_process_idle(tmp_path, monkeypatch, at_once, batches):
+    # Catches: one batch of all queries, which is the first process's alone; more at a time than a stage has room for.
+    given, queries = [], []
+
+    def work(batch):
+        assert len(batch) <= at_once
+        queries.extend(batch)
+        return batch
+
+    this = types.SimpleNamespace(queries=range(23), path=tmp_path.joinpath, trace_folder=lambda _: None)
+    monkeypatch.setattr(checkpoints, "save", lambda path, result: None)
+    monkeypatch.setattr(saved, "meet", lambda paths: None)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    for index in range(4):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, at_once, work)
+        given.append(len(queries) - sum(given))
+    assert given == batches
+    assert sorted(queries) == list(range(23))
+
+
 def test_one_result_is_in_memory_at_a_time(tmp_path, monkeypatch):
     # Catches: reading all queries' results at once, which for thousands of them no host can hold.
     read = []
@@ -174,6 +197,16 @@ def test_the_seconds_of_a_stopped_stage_add_up(tmp_path, monkeypatch):
         with pipeline.clock(this, "adapt", ["adapt"]):
             pass
         assert read_seconds(tmp_path / "seconds.json") == {"adapt": 7.0}
+
+
+@pytest.mark.parametrize("damage", ["", "\0\0", '{"adapt"'])
+def test_damaged_seconds_are_counted_anew(tmp_path, damage):
+    # Catches: a run that a power failure has made useless for its times alone.
+    path = tmp_path / "seconds.json"
+    path.write_text(damage)
+    assert read_seconds(path) == {}
+    saved.note_seconds(path, "adapt", 3.0, True)
+    assert read_seconds(path) == {"adapt": 3.0}
 
 
 def test_a_device_without_memory_is_no_traceback(tmp_path, monkeypatch):

@@ -124,6 +124,21 @@ def test_a_slow_process_goes_the_way_of_the_first(one_number, tmp_path, monkeypa
     assert meetings == ["True", ""]
 
 
+def test_training_goes_on_where_the_first_process_does(tmp_path, monkeypatch, capsys):
+    # Catches: the newest step that a process is shown, which may be older or damaged; not waiting for the first one's.
+    monkeypatch.setattr(toy_run.pretrain_lib, "init", toy_run.init)
+    _, average = toy_run.run(tmp_path)
+    folder, waited = tmp_path / "pretrain" / "train", []
+    assert checkpoints.steps(folder) == [30, 40]
+    monkeypatch.setattr(stage, "meet", waited.extend)
+    monkeypatch.setattr(stage.hosts, "gather", lambda said="": ["30"])
+    monkeypatch.setattr(stage.hosts, "first", lambda: False)
+    capsys.readouterr()
+    np.testing.assert_array_equal(toy_run.run(tmp_path)[1], average)
+    assert "pretrain: goes on at step 30 of 40" in capsys.readouterr().out
+    assert waited == [checkpoints.step_path(folder, 30)]
+
+
 def test_a_result_that_does_not_exist():
     config = config_of("colormnist.py", "tiny")
     config.pretrain.result = "bset"

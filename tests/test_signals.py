@@ -18,6 +18,13 @@ Last()
 """
 # XLA, too, keeps the main thread from Python's own handlers, and lets other threads run.
 COMPUTING = "signals_to(2, signal.{name}); hashlib.pbkdf2_hmac('sha256', b'', b'', {rounds})"
+WATCHING = """
+def watch():
+    while not signals.asked():
+        time.sleep(0.01)
+    os._exit(7)
+threading.Thread(target=watch, daemon=True).start()
+"""
 SCRIPT = """
 import hashlib, os, signal, sys, threading, time
 from cdisc import signals
@@ -70,6 +77,32 @@ def test_a_second_ctrl_c_does_not_wait():
     assert process.returncode == 2
     assert process.stdout == "stopping when the present step is done; Ctrl-C once more stops at once.\n"
     assert process.stderr == "cdisc: stopped at once; the same command goes on from what was finished.\n"
+
+
+def test_the_number_behind_a_code(monkeypatch):
+    # Catches: a failure taken for a stop, be it that a signal has come before or that the code is another signal's.
+    for asked, code, expected in (
+        (None, 2, 0),
+        (signal.SIGINT, 2, signal.SIGINT),
+        (signal.SIGTERM, 143, signal.SIGTERM),
+        (signal.SIGTERM, 2, 0),
+        (signal.SIGTERM, 1, 0),
+    ):
+        monkeypatch.setattr(signals, "_asked", asked)
+        assert signals.behind(code) == expected
+
+
+def test_a_signal_is_known_while_the_main_thread_computes():
+    # Catches: noting it in Python's handlers alone, which wait for the end: here for hours.
+    process = ended(WATCHING + COMPUTING.format(name="SIGTERM", rounds=2**31 - 1))
+    assert (process.returncode, process.stderr) == (7, "")
+
+
+def test_handlers_are_taken_back_from_a_library():
+    # Catches: SIGTERM that goes to whoever came last, and ends the process at once.
+    library = "import ctypes; ctypes.CDLL(None).signal(signal.SIGTERM, None)"
+    process = ended(f"{library}; signals.take_back(); os.kill(os.getpid(), signal.SIGTERM)")
+    assert (process.returncode, process.stderr) == (143, "")
 
 
 def test_the_first_signal_is_the_one_that_counts(monkeypatch):

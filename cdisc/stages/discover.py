@@ -44,9 +44,7 @@ def discover(this: Run, params: Any, active: bool) -> Sequence[concepts.Discover
     key = this.key("discover", this.queries[0])
     first = (parallel.stack([this.queries[0].image]), key[None])
     like = jax.eval_shape(lambda *given: jax.tree.map(lambda leaf: leaf[0], mapped(*given)), first, params)
-    # Few queries leave no process idle, for each of them can be divided over the devices of one.
-    at_once = min(jax.local_device_count(), -(-len(this.queries) // jax.process_count()))
-    return saved_by_query(this, "discover", active, like, at_once, work)
+    return saved_by_query(this, "discover", active, like, jax.local_device_count(), work)
 
 
 def follow(

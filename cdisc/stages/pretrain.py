@@ -211,12 +211,18 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     key_init, key_train, key_pictures, key_validation = jax.random.split(this.key("pretrain"), 4)
     folder = this.path("pretrain", "train")
     init = functools.partial(pretrain_lib.init, network, options)
-    with hosts.first_alone():  # it removes damaged checkpoints
-        state = checkpoints.restore_newest(folder, jax.eval_shape(init, key_init))
+    like = jax.eval_shape(init, key_init)
+    state = checkpoints.restore_newest(folder, like) if hosts.first() else None  # it removes damaged ones
+    # The others may be shown another newest one by a network folder.
+    first = int(hosts.gather(str(0 if state is None else int(state.step)))[0])
+    if first > 0:
+        newest = checkpoints.step_path(folder, first)
+        meet([newest])
+        state = checkpoints.restore(newest, like) if state is None else state
     if state is None:
         state = init(key_init)
     else:
-        console.say(f"pretrain: goes on at step {state.step} of {options.steps}")
+        console.say(f"pretrain: goes on at step {first} of {options.steps}")
     state = parallel.replicate(state)
     train_step = compiled_step(
         backbone=this.backbone, options=options, schedule=this.schedule, shape=this.dataset.shape
@@ -224,8 +230,6 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     read = read_share(this.dataset, options, key_train)
     every, samples_every = this.config.pretrain.save_every, this.config.pretrain.samples_every
     draw, validate = class_pictures(this, key_pictures), validation(this, options, key_validation)
-    first = int(state.step)
-    hosts.require_alike(checkpoint=first)
     metrics_path, best_path = this.path("pretrain", "metrics.jsonl"), this.path("pretrain", "best")
     # Steps that are repeated write their metrics again.
     if hosts.first():

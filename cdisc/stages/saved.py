@@ -54,7 +54,7 @@ def saved_by_query(
       stage: its name, and its folder's.
       active: whether the stage was asked for; if not, everything must be there.
       like: the structure, shapes and types of one result.
-      at_once: how many queries `work` is given at a time.
+      at_once: at most how many queries `work` is given at a time; fewer where a process would else have none.
       work: from indices into `this.queries` to their results.
 
     Raises:
@@ -64,6 +64,7 @@ def saved_by_query(
     missing = [i for i, path in enumerate(paths) if not checkpoints.exists(path)]
     if missing and not active:
         raise unfinished(stage, paths[missing[0]])
+    at_once = min(at_once, -(-len(paths) // jax.process_count()))
     # Always batch the same queries together: other batch-mates can change a result's last bits.
     share = list(parallel.groups(range(len(paths)), at_once))[jax.process_index() :: jax.process_count()]
     batches = [batch for batch in share if not set(batch).isdisjoint(missing)]
@@ -78,7 +79,7 @@ def saved_by_query(
 
 def note_seconds(path: pathlib.Path, stage: str, seconds: float, finished: bool) -> None:
     """Adds to the time of a stage that was stopped; one that only restored its results keeps the time they took."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = _read_times(path)
     before = known.get(stage, {"seconds": 0.0, "finished": False})
     if not before["finished"]:
         known[stage] = {"seconds": before["seconds"] + seconds, "finished": finished}
@@ -87,5 +88,12 @@ def note_seconds(path: pathlib.Path, stage: str, seconds: float, finished: bool)
 
 def read_seconds(path: pathlib.Path) -> dict[str, float]:
     """Seconds by stage, in the order in which they ran; empty if none has."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {stage: spent["seconds"] for stage, spent in known.items()}
+    return {stage: spent["seconds"] for stage, spent in _read_times(path).items()}
+
+
+def _read_times(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """What `note_seconds` wrote; nothing where the file is damaged, for these are only times."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
