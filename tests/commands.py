@@ -1,13 +1,20 @@
-"""The command in a process of its own, and what it reads and leaves."""
+"""The command, in this process and in one of its own, and what it reads and leaves."""
 
+import contextlib
+import io
 import os
 import pathlib
 import re
 import runpy
 import subprocess
 import sys
+import unittest.mock
+import warnings
 
 import ml_collections
+from absl import app, flags
+
+from cdisc import main
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,6 +48,28 @@ def run_command(*arguments: str | pathlib.Path, **environment: str) -> subproces
     return subprocess.run(
         command(*arguments), cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=900
     )
+
+
+def run_here(*arguments: str | pathlib.Path) -> subprocess.CompletedProcess:
+    """Runs the command to its end in this process, which need not start nor compile again what it has compiled."""
+    argv = ["cdisc", *map(str, arguments)]
+    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+        delattr(flags.FLAGS, name)  # of the configuration before
+    flags.FLAGS.unparse_flags()
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        unittest.mock.patch.object(sys, "argv", argv),  # where ml_collections looks for overrides
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        # ml_collections reads config files in a way that Python is about to drop.
+        warnings.filterwarnings("ignore", r"the load_module\(\)", DeprecationWarning)
+        try:
+            app.run(main.main, argv=argv, flags_parser=main._parse)
+        except SystemExit as ended:
+            return subprocess.CompletedProcess(argv, ended.code, out.getvalue(), err.getvalue())
+    raise AssertionError("the command has not ended")
 
 
 def config_of(file: str, *variant: str) -> ml_collections.ConfigDict:

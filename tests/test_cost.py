@@ -29,14 +29,7 @@ OPTIONS = pretrain.PretrainOptions(
     loss="eps",
 )
 # One block and no attention: what is counted is compiled anew for every count.
-NETWORK = dataclasses.replace(
-    tiny.NETWORK,
-    block_out_channels=(16,),
-    down_block_types=("DownBlock2D",),
-    up_block_types=("UpBlock2D",),
-    layers_per_block=1,
-    add_attention=False,
-)
+NETWORK = dataclasses.replace(tiny.ONE_LEVEL, block_out_channels=(16,), add_attention=False)
 MODEL = backbone.unet(NETWORK, SCHEDULE)
 CHIP = cost.Chip(flops={"bfloat16": 100.0, "float32": 50.0}, bandwidth=10.0, memory=1000.0, interconnect=5.0)
 

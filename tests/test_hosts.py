@@ -27,6 +27,9 @@ DISCOVERY = [
     "--config.discover.starts_per_t=4",
     "--config.discover.capacity=16",
     "--config.discover.hierarchy=()",
+    "--config.discover.max_steps=15",
+    "--config.discover.curvature_iterations=2",
+    "--config.discover.max_curvature=inf",
     "--config.evaluate.num_queries=3",
 ]
 SENTENCE = re.compile(r"^cdisc: process (\d) ends because another one does not answer any more", re.MULTILINE)

@@ -7,63 +7,36 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from absl import app, flags
-from commands import ONE_BLOCK, ROOT, command, run_command
+from commands import ONE_BLOCK, ROOT, command, run_here
 from PIL import Image
 
-from cdisc import checkpoints, cost, hosts, main, pipeline, signals
-
-# ml_collections reads config files in a way that Python is about to drop.
-pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\):DeprecationWarning")
+from cdisc import checkpoints, cost, hosts, pipeline, signals
 
 TINY = f"--config={ROOT}/configs/colormnist.py:tiny"
 MINI = (
     TINY,
     *ONE_BLOCK,
     "--config.pretrain.batch_size=2",
-    "--config.pretrain.steps=140",
+    "--config.pretrain.steps=40",
     "--config.pretrain.save_every=10",
-    "--config.pretrain.samples_every=80",
+    "--config.pretrain.samples_every=15",
     "--stages=pretrain",
 )
 
 
-@pytest.fixture
-def cdisc(monkeypatch, capsys):
-    """The command in this process: its exit code, standard output and standard error."""
-
-    def run(*arguments):
-        argv = ["cdisc", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
-        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-            delattr(flags.FLAGS, name)  # of the configuration before
-        flags.FLAGS.unparse_flags()
-        with pytest.raises(SystemExit) as ended:
-            app.run(main.main, argv=argv, flags_parser=main._parse)
-        return ended.value.code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def refused(cdisc):
+def refused(*arguments):
     """The sentence with which the command ends."""
-
-    def run(*arguments):
-        code, _, err = cdisc(*arguments)
-        assert code == 2
-        lines = err.splitlines()
-        assert [line for line in lines if not line.startswith("cdisc: warning: ")] == lines[-1:]
-        assert lines[-1].startswith("cdisc: ")
-        assert "Traceback" not in err
-        return err
-
-    return run
+    ended = run_here(*arguments)
+    assert ended.returncode == 2
+    lines = ended.stderr.splitlines()
+    assert [line for line in lines if not line.startswith("cdisc: warning: ")] == lines[-1:]
+    assert lines[-1].startswith("cdisc: ")
+    assert "Traceback" not in ended.stderr
+    return ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -86,7 +59,7 @@ def refused(cdisc):
         ((TINY, "--config.discover=3"), r"--config\.discover=3: .* not a dict"),
     ],
 )
-def test_command_lines_that_cannot_be_used(refused, arguments, sentence):
+def test_command_lines_that_cannot_be_used(arguments, sentence):
     # Catches: letting any of the libraries' errors through, or quoting their tracebacks.
     assert re.search(sentence, refused(*arguments), re.MULTILINE)
 
@@ -180,7 +153,7 @@ def test_command_lines_that_cannot_be_used(refused, arguments, sentence):
         ),
     ],
 )
-def test_configurations_that_cannot_be_used(refused, tmp_path, arguments, sentence):
+def test_configurations_that_cannot_be_used(tmp_path, arguments, sentence):
     # Refused before any work, and before the workdir is bound. Catches: leaving out any one of the checks.
     assert refused(TINY, f"--workdir={tmp_path / 'run'}", *arguments).startswith(f"cdisc: {sentence}")
     assert not (tmp_path / "run").exists()
@@ -199,7 +172,7 @@ def picture(tmp_path):
     return make
 
 
-def test_pictures_that_cannot_be_used(refused, picture, tmp_path):
+def test_pictures_that_cannot_be_used(picture, tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
     cut = tmp_path / "cut.png"
     cut.write_bytes(picture(32, 32).read_bytes()[:1500])
@@ -221,14 +194,14 @@ def test_pictures_that_cannot_be_used(refused, picture, tmp_path):
     assert "data are points: leave --query out" in error
 
 
-def test_references_that_are_not_there_are_missed_at_once(refused, tmp_path):
+def test_references_that_are_not_there_are_missed_at_once(tmp_path):
     # Catches: hours of work before the evaluation finds out.
     error = refused(TINY, f"--workdir={tmp_path / 'run'}", "--config.evaluate.references=5000")
     assert "5008 different pictures of the digit" in error
     assert not (tmp_path / "run").exists()
 
 
-def test_celeba_that_is_not_there(refused, tmp_path):
+def test_celeba_that_is_not_there(tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
     error = refused(f"--config={ROOT}/configs/celeba.py", workdir)
     assert error.startswith("cdisc: config.data.root names no folder")
@@ -237,13 +210,13 @@ def test_celeba_that_is_not_there(refused, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_picture_of_another_size_is_resized_with_a_warning(refused, picture, tmp_path):
+def test_a_picture_of_another_size_is_resized_with_a_warning(picture, tmp_path):
     error = refused(TINY, f"--workdir={tmp_path / 'run'}", f"--query={picture(64, 64)}", "--stages=report")
     assert re.search(r"^cdisc: warning: .*resized from 64x64 to 32x32 pixels\.$", error, re.MULTILINE)
     assert "add pretrain to --stages" in error
 
 
-def test_a_workdir_belongs_to_one_configuration_and_its_queries(refused, picture, tmp_path):
+def test_a_workdir_belongs_to_one_configuration_and_its_queries(picture, tmp_path):
     # Catches: comparing the configuration alone, or the queries without their order; other steps of which the best one
     # is taken.
     workdir, stages = f"--workdir={tmp_path / 'run'}", "--stages=report"
@@ -265,24 +238,24 @@ def test_a_workdir_belongs_to_one_configuration_and_its_queries(refused, picture
     assert "config.json cannot be read" in refused(TINY, workdir, stages, *mine)
 
 
-def test_a_workdir_that_is_no_folder(refused, tmp_path, monkeypatch):
+def test_a_workdir_that_is_no_folder(tmp_path, monkeypatch):
     assert refused(TINY, "--workdir=gs://bucket/run").startswith("cdisc: --workdir is 'gs://bucket/run', and only")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert f"{tmp_path}/run/pretrain" in refused(TINY, "--workdir=~/run", "--stages=report")
 
 
-def test_a_process_without_a_coordinator(refused, tmp_path):
+def test_a_process_without_a_coordinator(tmp_path):
     # Catches: as many runs as there are processes, each of which does everything.
     error = refused(TINY, f"--workdir={tmp_path / 'run'}", "--num_processes=2", "--process_id=1")
     assert "say nothing without --coordinator=HOST:PORT" in error
 
 
-def test_an_unwritable_workdir(refused, tmp_path):
+def test_an_unwritable_workdir(tmp_path):
     (tmp_path / "file").write_text("")
     assert "choose another --workdir" in refused(TINY, f"--workdir={tmp_path / 'file' / 'run'}")
 
 
-def test_a_workdir_in_use(refused, tmp_path):
+def test_a_workdir_in_use(tmp_path):
     # Catches: a run that does not take the lock, or takes it after it has written its configuration.
     with checkpoints.locked(tmp_path):
         error = refused(TINY, f"--workdir={tmp_path}", "--stages=report")
@@ -291,7 +264,7 @@ def test_a_workdir_in_use(refused, tmp_path):
     assert "add pretrain to --stages" in refused(TINY, f"--workdir={tmp_path}", "--stages=report")
 
 
-def test_a_disk_that_fills_up_anywhere(refused, cdisc, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_anywhere(tmp_path, monkeypatch):
     # Catches: letting OSError through, and hiding mistakes in the code behind the same sentence.
     def fail(number, file):
         def run(*args, **options):
@@ -303,7 +276,7 @@ def test_a_disk_that_fills_up_anywhere(refused, cdisc, tmp_path, monkeypatch):
     assert "No space left on device: 'results.json': make room" in refused(TINY, f"--workdir={tmp_path}")
     monkeypatch.setattr(pipeline, "run", fail(errno.ENOENT, tmp_path / "other.json"))
     with pytest.raises(FileNotFoundError):
-        cdisc(TINY, f"--workdir={tmp_path / 'run'}")
+        run_here(TINY, f"--workdir={tmp_path / 'run'}")
     # A workdir that is removed while the run goes on, and network folders that do not answer any more.
     monkeypatch.setattr(pipeline, "run", fail(errno.ENOENT, tmp_path / "run" / "metrics.jsonl"))
     assert f"{tmp_path}/run/metrics.jsonl': make room, bring" in refused(TINY, f"--workdir={tmp_path / 'run'}")
@@ -316,12 +289,12 @@ def test_a_disk_that_fills_up_anywhere(refused, cdisc, tmp_path, monkeypatch):
 def trained(tmp_path_factory):
     """The workdir of an uninterrupted training."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    ended = run_command(*MINI, f"--workdir={workdir}")
+    ended = run_here(*MINI, f"--workdir={workdir}")
     assert (ended.returncode, ended.stderr) == (0, "")
     return workdir
 
 
-def test_checkpoints_that_cannot_be_used(refused, trained, tmp_path):
+def test_checkpoints_that_cannot_be_used(trained, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
     arrays = max((workdir / "pretrain" / "params" / "arrays" / "d").iterdir(), key=lambda path: path.stat().st_size)
@@ -339,7 +312,7 @@ def test_a_loss_that_is_not_a_number(tmp_path):
     # The rate warms up from zero: the second step is the first that moves, and the third meets what it did.
     workdir = tmp_path / "run"
     absurd = ("--config.pretrain.learning_rate=1e30", "--config.pretrain.steps=30", "--config.pretrain.save_every=2")
-    ended = run_command(*MINI, *absurd, f"--workdir={workdir}")
+    ended = run_here(*MINI, *absurd, f"--workdir={workdir}")
     assert ended.returncode == 2
     assert ended.stderr == (
         "cdisc: pretrain: the loss or its gradient is not finite at step 3; the checkpoint of step 2 is kept: lower "
@@ -362,25 +335,24 @@ def test_ctrl_c_and_the_same_command_again(trained, tmp_path):
     assert err == "cdisc: stopped by SIGINT; the same command goes on from what was finished.\n"
     assert not (workdir / "pretrain" / "params").exists()
 
-    again = run_command(*arguments)
+    again = run_here(*arguments)
     assert (again.returncode, again.stderr) == (0, "")
-    goes_on = re.search(r"^pretrain: goes on at step (\d+) of 140$", again.stdout, re.MULTILINE)
+    goes_on = re.search(r"^pretrain: goes on at step (\d+) of 40$", again.stdout, re.MULTILINE)
     assert goes_on is not None
-    assert 10 <= int(goes_on[1]) < 140
+    assert 10 <= int(goes_on[1]) < 40
     assert_same_training(workdir, trained)
 
 
-def test_a_signal_in_the_last_moment(cdisc, tmp_path, monkeypatch):
+def test_a_signal_in_the_last_moment(tmp_path, monkeypatch):
     # Catches: taking it for nothing, so that a script goes on to its next command.
     monkeypatch.setattr(signals, "_asked", None)
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: signals._note(signal.SIGINT, None))
-    assert cdisc(TINY, f"--workdir={tmp_path}")[::2] == (
-        2,
-        "cdisc: stopped by SIGINT; the same command goes on from what was finished.\n",
-    )
+    ended = run_here(TINY, f"--workdir={tmp_path}")
+    assert ended.returncode == 2
+    assert ended.stderr == "cdisc: stopped by SIGINT; the same command goes on from what was finished.\n"
 
 
-def test_how_one_of_several_processes_ends(cdisc, tmp_path, monkeypatch):
+def test_how_one_of_several_processes_ends(tmp_path, monkeypatch):
     # Catches: a traceback of which the others are not told, for whose end Python then waits; a signal that comes when
     # all have agreed that the run is done, and that one of them alone obeys.
     def run(*_, **__):
@@ -394,37 +366,37 @@ def test_how_one_of_several_processes_ends(cdisc, tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "connect", lambda *_: None)
     monkeypatch.setattr(hosts, "leave", left.append)
     for failing in (True, False):
-        _, _, err = cdisc(TINY, f"--workdir={tmp_path}", "--coordinator=here:1")
+        err = run_here(TINY, f"--workdir={tmp_path}", "--coordinator=here:1").stderr
         assert err.endswith("OSError: [Errno 24] Too many open files\n" if failing else "")
     assert left == [1, 0]
 
 
-def test_where_traces_go(cdisc, tmp_path, monkeypatch):
+def test_where_traces_go(tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(pipeline, "run", lambda *arguments, export_to, profile: given.append(profile))
     for options, folder in (((), None), (("--profile=here",), pathlib.Path("here"))):
-        assert cdisc(TINY, f"--workdir={tmp_path}", *options)[0] == 0
+        assert run_here(TINY, f"--workdir={tmp_path}", *options).returncode == 0
         assert given.pop() == folder
 
 
 def assert_same_training(workdir, unbroken):
     metrics, expected = ((folder / "pretrain" / "metrics.jsonl").read_text() for folder in (workdir, unbroken))
     assert metrics == expected
-    assert [json.loads(line)["step"] for line in metrics.splitlines()] == list(range(1, 141))
+    assert [json.loads(line)["step"] for line in metrics.splitlines()] == list(range(1, 41))
     samples, expected = (
         {path.name: path.read_bytes() for path in (folder / "pretrain" / "samples").iterdir()}
         for folder in (workdir, unbroken)
     )
     assert samples == expected
-    assert sorted(samples) == [f"step_{step:08d}.png" for step in (80, 140)]
+    assert sorted(samples) == [f"step_{step:08d}.png" for step in (15, 30, 40)]
     arrays, expected = (checkpoints.arrays_of(folder / "pretrain" / "params") for folder in (workdir, unbroken))
     assert arrays.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array, err_msg=name)
 
 
-def test_stopped_and_killed_and_damaged(cdisc, trained, tmp_path, monkeypatch):
-    # Stopped by SIGTERM at step 107, then killed at 127, then its newest checkpoint is damaged. Catches: a stop that
+def test_stopped_and_killed_and_damaged(trained, tmp_path, monkeypatch):
+    # Stopped by SIGTERM at step 17, then killed at 37, then its newest checkpoint is damaged. Catches: a stop that
     # does not save, or saves and goes on; metrics of a step twice or not at all.
     workdir = tmp_path / "run"
     arguments = (*MINI, f"--workdir={workdir}")
@@ -435,7 +407,7 @@ def test_stopped_and_killed_and_damaged(cdisc, trained, tmp_path, monkeypatch):
 
     def kill():
         with (workdir / "pretrain" / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 121, "loss": 1.0}\n{"ste')
+            file.write('{"step": 31, "loss": 1.0}\n{"ste')
         raise KilledError
 
     def after(steps, what):
@@ -444,31 +416,32 @@ def test_stopped_and_killed_and_damaged(cdisc, trained, tmp_path, monkeypatch):
         monkeypatch.setattr(signals, "_asked", None)
         monkeypatch.setattr(signals, "asked", lambda: (next(looks) == steps and what()) or signals._asked is not None)
 
-    after(107, lambda: signals._note(signal.SIGTERM, None))
-    code, _, err = cdisc(*arguments)
-    assert code == 143
-    assert err == "cdisc: stopped by SIGTERM; the same command goes on from what was finished.\n"
-    assert checkpoints.steps(folder) == [100, 107]
+    after(17, lambda: signals._note(signal.SIGTERM, None))
+    stopped = run_here(*arguments)
+    assert stopped.returncode == 143
+    assert stopped.stderr == "cdisc: stopped by SIGTERM; the same command goes on from what was finished.\n"
+    assert checkpoints.steps(folder) == [10, 17]
     after(20, kill)
     with pytest.raises(KilledError):
-        cdisc(*arguments)
-    assert checkpoints.steps(folder) == [110, 120]
+        run_here(*arguments)
+    assert checkpoints.steps(folder) == [20, 30]
     monkeypatch.undo()
-    (folder / "step_00000120" / "manifest.json").write_text("{")
-    code, out, err = cdisc(*arguments)
-    assert code == 0
-    assert "goes on at step 110 of 140" in out
-    assert err == (
-        f"cdisc: warning: {folder / 'step_00000120'} holds no finished checkpoint: it is removed, and step_00000110 is "
+    (folder / "step_00000030" / "manifest.json").write_text("{")
+    ended = run_here(*arguments)
+    assert ended.returncode == 0
+    assert "goes on at step 20 of 40" in ended.stdout
+    assert ended.stderr == (
+        f"cdisc: warning: {folder / 'step_00000030'} holds no finished checkpoint: it is removed, and step_00000020 is "
         "tried in its place.\n"
     )
     assert_same_training(workdir, trained)
 
 
-def test_a_dry_run_needs_no_workdir_and_makes_none(cdisc, monkeypatch, tmp_path):
+def test_a_dry_run_needs_no_workdir_and_makes_none(monkeypatch, tmp_path):
     monkeypatch.setattr(cost, "report", lambda config, devices: f"{config.network.sample_size} pixels, {devices} chips")
     monkeypatch.setattr(pipeline, "run", None)
     monkeypatch.chdir(tmp_path)
-    assert cdisc(TINY, "--dry_run", "--device_count=4", "--workdir=here")[:2] == (0, "32 pixels, 4 chips\n")
-    assert cdisc(TINY, "--dry_run")[:2] == (0, "32 pixels, 1 chips\n")
+    for devices, arguments in ((4, ("--device_count=4", "--workdir=here")), (1, ())):
+        ended = run_here(TINY, "--dry_run", *arguments)
+        assert (ended.returncode, ended.stdout) == (0, f"32 pixels, {devices} chips\n")
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """Chains against the exact modes of mixtures; the pool against small cases worked by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from cdisc.diffusion import exact, schedule
 from cdisc.discovery import gaussians, modes
 
 SCHEDULE = schedule.linear_beta()
+merge = jax.jit(modes.merge, static_argnames="capacity")
 
 
 def planar() -> exact.GaussianMixture:
@@ -58,7 +61,7 @@ def curvatures(mixture: exact.GaussianMixture, x: jax.Array, t: jax.Array) -> np
     def at(x, t):
         return exact.log_density(mixture, SCHEDULE, x.reshape(1, *mixture.shape), t[None])[0]
 
-    hessians = jax.vmap(jax.hessian(at))(x.reshape(x.shape[0], -1), t)
+    hessians = jax.jit(jax.vmap(jax.hessian(at)))(x.reshape(x.shape[0], -1), t)
     return np.linalg.eigvalsh(np.asarray(hessians))[:, -1] * (1.0 - np.asarray(SCHEDULE.alpha_bar[t]))
 
 
@@ -103,7 +106,7 @@ def test_every_kernel_finds_exactly_the_modes(name):
     eps_fn = exact.mixture_eps(mixture, SCHEDULE)
     chains = modes.ascend(eps_fn, x, ts, kernel=kernel, max_steps=max_steps, tolerance=3e-5, lanes=16)
     assert float(jnp.max(chains.residual)) < 3e-5
-    pool = modes.merge(chains, SCHEDULE, ts, 0.02, 16)
+    pool = merge(chains, SCHEDULE, ts, 0.02, 16)
     assert int(pool.basin.sum()) == 80
     for time in (40, 150):
         expected = exact.modes(mixture, SCHEDULE, time)
@@ -124,9 +127,10 @@ def test_mean_shift_is_gradient_ascent_with_step_one_minus_abar():
     def total(x):
         return jnp.sum(exact.log_density(mixture, SCHEDULE, x, t))
 
-    moved, state = kernel.step(exact.mixture_eps(mixture, SCHEDULE)(x, t), x, t, kernel.init(x))
+    eps = jax.jit(exact.mixture_eps(mixture, SCHEDULE))(x, t)
+    moved, state = kernel.step(eps, x, t, kernel.init(x))
     assert state == ()
-    expected = x + (1.0 - SCHEDULE.alpha_bar[t])[:, None] * jax.grad(total)(x)
+    expected = x + (1.0 - SCHEDULE.alpha_bar[t])[:, None] * jax.jit(jax.grad(total))(x)
     np.testing.assert_allclose(moved, expected, atol=3e-5)
 
 
@@ -156,26 +160,21 @@ def test_adam_moves_uphill_by_its_learning_rate_and_keeps_moments_for_each_chain
     assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(state))
 
 
-def run(
-    lanes: int, *, max_steps: int = 60, tolerance: float = 1e-3, kernel: modes.Kernel | None = None, eps_fn=None
-) -> modes.Chains:
-    mixture = planar()
+MEAN_SHIFT = modes.mean_shift(SCHEDULE)
+PLANAR_EPS = exact.mixture_eps(planar(), SCHEDULE)
+
+
+@functools.cache
+def run(lanes: int, *, max_steps=60, tolerance=1e-3, kernel=MEAN_SHIFT, eps_fn=PLANAR_EPS) -> modes.Chains:
     x, t = modes.starts(SCHEDULE, jax.random.key(7), jnp.zeros(2), jnp.array([40, 120, 300]), 6, "hybrid")
-    return modes.ascend(
-        exact.mixture_eps(mixture, SCHEDULE) if eps_fn is None else eps_fn,
-        x,
-        t,
-        kernel=modes.mean_shift(SCHEDULE) if kernel is None else kernel,
-        max_steps=max_steps,
-        tolerance=tolerance,
-        lanes=lanes,
-    )
+    settings = {"kernel": kernel, "max_steps": max_steps, "tolerance": tolerance, "lanes": lanes}
+    return jax.jit(functools.partial(modes.ascend, eps_fn, **settings))(x, t)
 
 
 @pytest.mark.parametrize("name", ["mean_shift", "adam"])
 def test_a_chain_does_not_depend_on_the_lanes(name):
     kernel, tolerance = {
-        "mean_shift": (modes.mean_shift(SCHEDULE), 1e-3),
+        "mean_shift": (MEAN_SHIFT, 1e-3),
         "adam": (modes.adam(SCHEDULE, 0.05), 0.1),
     }[name]
     reference = run(1, kernel=kernel, tolerance=tolerance)
@@ -189,12 +188,11 @@ def test_a_chain_does_not_depend_on_the_lanes(name):
 
 @pytest.mark.parametrize("lanes", [1, 5])
 def test_nfe_is_what_was_evaluated_and_no_finished_chain_holds_a_lane(lanes):
-    exact_eps = exact.mixture_eps(planar(), SCHEDULE)
     seen = []
 
     def counting(x, t):
         jax.debug.callback(lambda rows: seen.append(rows.shape[0]), x)
-        return exact_eps(x, t)
+        return PLANAR_EPS(x, t)
 
     chains = run(lanes, eps_fn=counting)
     jax.effects_barrier()
@@ -212,11 +210,9 @@ def test_nfe_is_what_was_evaluated_and_no_finished_chain_holds_a_lane(lanes):
 def test_rows_beyond_the_count_are_neither_climbed_from_nor_waited_for(lanes, count):
     # Catches: an idle lane that takes such a row, or a result written for one.
     x, t = modes.starts(SCHEDULE, jax.random.key(7), jnp.zeros(2), jnp.array([40, 120, 300]), 6, "hybrid")
-    eps_fn, kernel = exact.mixture_eps(planar(), SCHEDULE), modes.mean_shift(SCHEDULE)
-    whole = modes.ascend(eps_fn, x, t, kernel=kernel, max_steps=60, tolerance=1e-3, lanes=lanes)
-    part = jax.jit(
-        lambda count: modes.ascend(eps_fn, x, t, kernel=kernel, max_steps=60, tolerance=1e-3, lanes=lanes, count=count)
-    )(count)
+    settings = {"kernel": MEAN_SHIFT, "max_steps": 60, "tolerance": 1e-3, "lanes": lanes}
+    whole = run(lanes)
+    part = jax.jit(lambda count: modes.ascend(PLANAR_EPS, x, t, count=count, **settings))(count)
     np.testing.assert_allclose(part.x[:count], whole.x[:count], atol=1e-5)
     np.testing.assert_array_equal(part.steps[:count], whole.steps[:count])
     assert not np.asarray(part.x[count:]).any() and not np.asarray(part.steps[count:]).any()
@@ -227,7 +223,7 @@ def test_rows_beyond_the_count_are_neither_climbed_from_nor_waited_for(lanes, co
 def test_the_residual_belongs_to_the_point_returned():
     chains = run(4, max_steps=3)
     _, t = modes.starts(SCHEDULE, jax.random.key(7), jnp.zeros(2), jnp.array([40, 120, 300]), 6, "hybrid")
-    eps = exact.mixture_eps(planar(), SCHEDULE)(chains.x, t)
+    eps = PLANAR_EPS(chains.x, t)
     np.testing.assert_allclose(chains.residual, jnp.sqrt(jnp.mean(eps**2, axis=1)), rtol=1e-4)
     assert int(chains.steps.max()) == 3
     assert float(chains.residual.max()) > 1e-3
@@ -238,7 +234,7 @@ def test_merge_counts_basins_within_a_timestep_and_keeps_the_best_residual():
     clean = np.array([[0.0, 0.0], [0.05, 0.0], [0.0, 0.06], [1.0, 0.0], [0.0, 0.0]])
     t = jnp.array([100, 100, 100, 100, 300])
     scale = np.array([root] * 4 + [float(jnp.sqrt(SCHEDULE.alpha_bar[300]))])[:, None]
-    pool = modes.merge(chains_of(clean * scale, [0.03, 0.01, 0.02, 0.04, 0.05]), SCHEDULE, t, 0.1, 8)
+    pool = merge(chains_of(clean * scale, [0.03, 0.01, 0.02, 0.04, 0.05]), SCHEDULE, t, 0.1, 8)
     assert pool.mask.tolist() == [True] * 3 + [False] * 5
     assert pool.t[:3].tolist() == [100, 100, 300]
     assert pool.basin.tolist() == [3, 1, 1, 0, 0, 0, 0, 0]
@@ -246,8 +242,8 @@ def test_merge_counts_basins_within_a_timestep_and_keeps_the_best_residual():
     np.testing.assert_allclose(pool.x[:3], (clean * scale)[[1, 3, 4]], atol=1e-6)
     np.testing.assert_allclose(pool.residual[:3], [0.01, 0.04, 0.05])
     # The radius is a root mean square over entries: 0.06 / sqrt(2) is within 0.05, 1 is not.
-    assert int(modes.merge(chains_of(clean * scale, [0.0] * 5), SCHEDULE, t, 0.05, 8).mask.sum()) == 3
-    assert int(modes.merge(chains_of(clean * scale, [0.0] * 5), SCHEDULE, t, 0.03, 8).mask.sum()) == 5
+    assert int(merge(chains_of(clean * scale, [0.0] * 5), SCHEDULE, t, 0.05, 8).mask.sum()) == 3
+    assert int(merge(chains_of(clean * scale, [0.0] * 5), SCHEDULE, t, 0.03, 8).mask.sum()) == 5
 
 
 def test_merge_beyond_capacity_serves_every_timestep_before_any_gets_more():
@@ -261,14 +257,14 @@ def test_merge_beyond_capacity_serves_every_timestep_before_any_gets_more():
         (3, [(100, 3), (100, 2), (300, 1)]),
         (4, [(100, 3), (100, 2), (100, 1), (300, 1)]),
     ):
-        pool = modes.merge(chains, SCHEDULE, t, 0.1, capacity)
+        pool = merge(chains, SCHEDULE, t, 0.1, capacity)
         assert list(zip(pool.t.tolist(), pool.basin.tolist(), strict=True)) == expected
 
 
 def test_merge_forgets_what_did_not_arrive_and_pads_with_numbers():
     x = np.array([[0.0, 0.0], [3.0, 3.0], [np.nan, np.nan], [0.0, 0.01]])
     t = jnp.full(4, 100)
-    pool = modes.merge(chains_of(x, [0.01, 0.9, np.nan, 0.9]), SCHEDULE, t, 0.1, 6, max_residual=0.05)
+    pool = merge(chains_of(x, [0.01, 0.9, np.nan, 0.9]), SCHEDULE, t, 0.1, 6, max_residual=0.05)
     assert pool.mask.tolist() == [True] + [False] * 5
     assert pool.basin.tolist() == [2, 0, 0, 0, 0, 0]  # a late chain may still join
     assert not any(bool(jnp.any(jnp.isnan(leaf))) for leaf in jax.tree.leaves(pool))
@@ -278,7 +274,7 @@ def test_merge_forgets_what_did_not_arrive_and_pads_with_numbers():
 
 
 def test_an_infinite_residual_is_no_mode_however_large_a_residual_may_be():
-    pool = modes.merge(chains_of(np.zeros((2, 2)), [np.inf, np.nan]), SCHEDULE, jnp.full(2, 100), 0.1, 2)
+    pool = merge(chains_of(np.zeros((2, 2)), [np.inf, np.nan]), SCHEDULE, jnp.full(2, 100), 0.1, 2)
     assert not pool.mask.any()
 
 
@@ -286,8 +282,8 @@ def test_merge_does_not_depend_on_the_order_of_the_chains():
     chains, t = run(4), jnp.repeat(jnp.array([40, 120, 300]), 6)
     shuffled = jax.random.permutation(jax.random.key(0), 18)
     other = modes.Chains(chains.x[shuffled], chains.residual[shuffled], chains.steps[shuffled], chains.nfe)
-    one = modes.merge(chains, SCHEDULE, t, 0.05, 10)
-    two = modes.merge(other, SCHEDULE, t[shuffled], 0.05, 10)
+    one = merge(chains, SCHEDULE, t, 0.05, 10)
+    two = merge(other, SCHEDULE, t[shuffled], 0.05, 10)
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
@@ -296,12 +292,12 @@ def test_chains_that_come_in_parts_are_merged_as_if_together(cut):
     # Catches: a basin that counts once, a better chain that does not lead, absent places that count, points of other
     # timesteps that are joined.
     chains, t = run(4), jnp.repeat(jnp.array([40, 120, 300]), 6)
-    expected = modes.merge(chains, SCHEDULE, t, 0.05, 10)
+    expected = merge(chains, SCHEDULE, t, 0.05, 10)
     assert int(expected.basin.max()) > 2
     found = modes.empty_pool(10, chains.x[0])
     for rows in (slice(0, cut), slice(cut, 18)):
         part = modes.Chains(chains.x[rows], chains.residual[rows], chains.steps[rows], chains.nfe)
-        found = modes.merge(part, SCHEDULE, t[rows], 0.05, 10, found=found)
+        found = merge(part, SCHEDULE, t[rows], 0.05, 10, found=found)
     present = int(expected.mask.sum())
     assert found.mask.tolist() == expected.mask.tolist()
     jax.tree.map(lambda one, two: np.testing.assert_array_equal(one[:present], two[:present]), found, expected)
@@ -316,19 +312,12 @@ def test_a_chain_that_starts_on_a_saddle_is_told_from_a_mode():
     t = jnp.full(3, 100)
     root = jnp.sqrt(SCHEDULE.alpha_bar[100])
     x = root * jnp.array([[0.0, 0.2], [-0.5, 0.1], [0.5, 0.3]])
-    chains = modes.ascend(eps_fn, x, t, kernel=modes.mean_shift(SCHEDULE), max_steps=200, tolerance=1e-5, lanes=2)
+    chains = modes.ascend(eps_fn, x, t, kernel=MEAN_SHIFT, max_steps=200, tolerance=1e-5, lanes=2)
     assert int(chains.steps[0]) == 1  # the midpoint has no score at all
-    pool = modes.merge(chains, SCHEDULE, t, 0.01, 4)
-    pool, _, _ = gaussians.linearise(
-        eps_fn,
-        SCHEDULE,
-        pool,
-        jax.random.key(0),
-        curvature_iterations=4,
-        probes=1,
-        estimator="hutchinson",
-        lanes=2,
-    )
+    pool = merge(chains, SCHEDULE, t, 0.01, 4)
+    settings = {"curvature_iterations": 4, "probes": 1, "estimator": "hutchinson", "lanes": 2}
+    linearise = jax.jit(functools.partial(gaussians.linearise, eps_fn, SCHEDULE, **settings))
+    pool, _, _ = linearise(pool, jax.random.key(0))
     saddle = np.abs(np.asarray(pool.m)[:, 0]) < 0.1
     assert float(pool.residual[:3].max()) < 1e-5
     assert (np.asarray(pool.curvature)[:3] > 0).tolist() == saddle[:3].tolist()
@@ -342,10 +331,15 @@ def test_the_largest_eigenvalue_is_exact_with_enough_products_and_a_lower_bound_
     t = jnp.array([30, 100, 200, 300, 500, 900])
     x = jax.random.normal(jax.random.key(2), (6, 2, 3, 2)) * 0.5
     expected = 1.0 + curvatures(mixture, x, t)
-    apply = modes.normalised_jacobian(exact.mixture_eps(mixture, SCHEDULE), SCHEDULE, x, t)
     first = jax.random.normal(jax.random.key(0), x.shape)
-    np.testing.assert_allclose(modes.largest_eigenvalue(apply, first, 12), expected, atol=2e-4)
-    few = np.asarray(modes.largest_eigenvalue(apply, first, 4))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def largest(products):
+        apply = modes.normalised_jacobian(exact.mixture_eps(mixture, SCHEDULE), SCHEDULE, x, t)
+        return modes.largest_eigenvalue(apply, first, products)
+
+    np.testing.assert_allclose(largest(12), expected, atol=2e-4)
+    few = np.asarray(largest(4))
     assert np.all(few <= expected + 1e-4)
     np.testing.assert_allclose(few, expected, atol=0.1)
 
@@ -374,15 +368,20 @@ def test_normalised_jacobian_is_the_jacobian_and_linearises_once():
 
     x = jax.random.normal(jax.random.key(0), (3, 5)) * 0.5
     t = jnp.array([50, 200, 400])
-    apply = modes.normalised_jacobian(counting, SCHEDULE, x, t)
-    products = jnp.stack([apply(jnp.broadcast_to(v, (3, 5))) for v in jnp.eye(5)], axis=-1)
+
+    @jax.jit
+    def multiplied(x):
+        apply = modes.normalised_jacobian(counting, SCHEDULE, x, t)
+        return jnp.stack([apply(jnp.broadcast_to(v, (3, 5))) for v in jnp.eye(5)], axis=-1)
+
+    products = multiplied(x)
     jax.effects_barrier()
     assert seen == [3]
 
     def x0hat(x, t):
         return exact.posterior_mean(mixture, SCHEDULE, x[None], t[None])[0]
 
-    expected = jax.vmap(jax.jacfwd(x0hat))(x, t) * jnp.sqrt(SCHEDULE.alpha_bar[t])[:, None, None]
+    expected = jax.jit(jax.vmap(jax.jacfwd(x0hat)))(x, t) * jnp.sqrt(SCHEDULE.alpha_bar[t])[:, None, None]
     np.testing.assert_allclose(products, expected, atol=2e-5)
 
 

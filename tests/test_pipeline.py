@@ -1,5 +1,4 @@
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -271,31 +270,6 @@ def test_an_exact_score_cannot_be_exported(tmp_path):
     with pytest.raises(UserError, match=r"--export writes a network, and config\.network\.kind is 'exact'"):
         pipeline.run(planar_config(), tmp_path / "run", ["adapt"], [], export_to=tmp_path / "out")
     assert not (tmp_path / "run").exists()
-
-
-def test_mixture_on_several_devices(planar_run, tmp_path):
-    # Catches: queries mixed up, or their keys, where they are spread over devices.
-    options = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2".strip()
-    overrides = [f"--config.{name}={value}" for name, value in PLANAR_OVERRIDES.items()]
-    ended = run_command(
-        f"--config={ROOT}/configs/mixture.py",
-        f"--workdir={tmp_path}",
-        "--stages=pretrain,discover,adapt,evaluate",
-        *overrides,
-        XLA_FLAGS=options,
-    )
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "on 2 cpu device(s)" in ended.stdout
-    one, two = (results_lib.read(workdir / "results.json") for workdir in (planar_run, tmp_path))
-    assert two["config_hash"] == one["config_hash"]
-    for query_one, query_two in zip(one["queries"], two["queries"], strict=True):
-        assert query_two["name"] == query_one["name"]
-        assert query_two["nfe"] == query_one["nfe"]
-        assert [p["t"] for p in query_two["prototypes"]] == [p["t"] for p in query_one["prototypes"]]
-        for name, figures in query_one["methods"].items():
-            assert query_two["methods"][name]["distance_to_query"] == pytest.approx(
-                figures["distance_to_query"], rel=1e-3
-            )
 
 
 @pytest.fixture(scope="session")

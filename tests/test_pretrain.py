@@ -174,7 +174,7 @@ def test_a_gradient_is_clipped_by_the_norm_of_the_whole_tree():
     np.testing.assert_allclose([updates["u"], updates["w"]], -1e-2 * mean / np.sqrt(square), rtol=1e-4)
 
 
-def _compiled(network=tiny.NETWORK, options=OPTIONS):
+def _compiled(network=tiny.ONE_LEVEL, options=OPTIONS):
     """A step `(state, key) -> (state, metrics)` on three classes of pictures in one colour each."""
     step = compiled_step(
         backbone=backbones.unet(network, SCHEDULE), options=options, schedule=SCHEDULE, shape=(8, 8, 3)
@@ -190,7 +190,7 @@ def _compiled(network=tiny.NETWORK, options=OPTIONS):
 
 @pytest.fixture(scope="module")
 def initial():
-    return pretrain.init(tiny.NETWORK, OPTIONS, jax.random.key(1))
+    return pretrain.init(tiny.ONE_LEVEL, OPTIONS, jax.random.key(1))
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def _learnt(compiled):
 
     The gradient is clipped to length one before, so the moment is its direction; `grad_norm` is its length.
     """
-    params = tiny.random_params()
+    params = tiny.random_params(tiny.ONE_LEVEL)
     state = pretrain.TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -296,14 +296,14 @@ def test_a_batch_that_cannot_be_divided_is_refused(parts):
 
 
 def test_activations_that_are_computed_anew_give_the_same_gradient(learnt):
-    metrics, gradient = _learnt(_compiled(dataclasses.replace(tiny.NETWORK, remat=True)))
+    metrics, gradient = _learnt(_compiled(dataclasses.replace(tiny.ONE_LEVEL, remat=True)))
     assert metrics == pytest.approx(learnt[0], rel=1e-5)
     assert _difference(gradient, learnt[1]) < 1e-5
 
 
 def test_activations_in_bfloat16_leave_everything_that_is_kept_in_float32(learnt, first):
     """And give the gradient in float32 but for their rounding."""
-    half = _compiled(dataclasses.replace(tiny.NETWORK, dtype="bfloat16"))
+    half = _compiled(dataclasses.replace(tiny.ONE_LEVEL, dtype="bfloat16"))
     state = jax.eval_shape(first)
     assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim} == {jnp.dtype("float32")}
     after, _ = jax.eval_shape(half, state, jax.random.key(0))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny
-from commands import ROOT, config_of, marked, run_command
+from commands import ROOT, config_of, marked, run_here
 from PIL import Image
 
 from cdisc import checkpoints, options, pipeline
@@ -21,15 +21,7 @@ from cdisc.report import results as results_lib
 from cdisc.run import prepare
 from cdisc.stages import pretrain
 
-UNCONDITIONAL = dataclasses.replace(
-    tiny.NETWORK,
-    patch_size=1,
-    num_class_embeds=None,
-    block_out_channels=(8,),
-    down_block_types=("DownBlock2D",),
-    up_block_types=("UpBlock2D",),
-    add_attention=False,
-)
+UNCONDITIONAL = dataclasses.replace(tiny.ONE_LEVEL, patch_size=1, num_class_embeds=None, add_attention=False)
 CONDITIONAL = dataclasses.replace(UNCONDITIONAL, num_class_embeds=4)
 
 
@@ -83,7 +75,7 @@ def readme_run(saved, tmp_path_factory):
         name, _, value = word.partition("=")
         arguments.append(f"{name}={given.get(value, value)}")
     assert set(given.values()) <= {argument.partition("=")[2] for argument in arguments}
-    ended = run_command(*arguments)
+    ended = run_here(*arguments)
     assert (ended.returncode, ended.stderr) == (0, "")
     return home / "run", ended
 

@@ -11,6 +11,7 @@ from cdisc.discovery import selection
 from cdisc.discovery.gaussians import Gaussian
 
 N, D, K = 8, 12, 3
+greedy = jax.jit(selection.greedy, static_argnames="num_experts")
 
 
 def instances(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +28,7 @@ def value(fit, b, subset) -> float:
 
 def pick(fit, b, **options) -> selection.Selection:
     options = {"num_experts": K, "candidates": jnp.ones(len(fit), bool)} | options
-    return selection.greedy(jnp.asarray(fit, jnp.float32), jnp.asarray(b, jnp.float32), **options)
+    return greedy(jnp.asarray(fit, jnp.float32), jnp.asarray(b, jnp.float32), **options)
 
 
 def chosen(picks: selection.Selection) -> list[int]:

@@ -1,4 +1,6 @@
-"""A minuscule network that the tests share."""
+"""Minuscule networks that the tests share."""
+
+import dataclasses
 
 import flax.traverse_util
 import jax
@@ -18,6 +20,11 @@ NETWORK = unet.UNetConfig(
     patch_size=2,
 )
 """Every kind of layer: patch stem, strided convolution, attention, skips; three classes and the null class."""
+
+ONE_LEVEL = dataclasses.replace(
+    NETWORK, block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)
+)
+"""One block of each kind, of which the middle one alone has attention: its gradient compiles quickly."""
 
 
 def random_params(network: unet.UNetConfig = NETWORK, seed: int = 0) -> denoiser.Params:

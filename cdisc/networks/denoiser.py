@@ -8,6 +8,7 @@ Timesteps are the paper's, 1..T. The network counts 0..T-1, as diffusers does: t
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -21,9 +22,7 @@ Params = dict[str, Any]
 def init(config: UNetConfig, key: jax.Array) -> Params:
     """Random parameters; the class table starts at N(0, 0.02^2), small against the time embedding."""
     key_unet, key_table = jax.random.split(key)
-    x = jnp.zeros((1, config.sample_size, config.sample_size, config.in_channels))
-    # Jitting the initialiser is much quicker than running it operation by operation.
-    params = jax.jit(UNet2D(config).init)(key_unet, x, jnp.zeros((1,), jnp.int32))["params"]
+    params = _init_unet(config, key_unet)
     if config.class_embed_type == "timestep":
         projected = jnp.zeros((1, params["time_embedding"]["linear_1"]["kernel"].shape[0]))
         perceptron = TimestepEmbedding(config.embedding_dim, jnp.dtype(config.dtype))
@@ -32,6 +31,13 @@ def init(config: UNetConfig, key: jax.Array) -> Params:
         shape = (config.num_class_embeds, config.embedding_dim)
         params["class_embedding"] = {"embedding": 0.02 * jax.random.normal(key_table, shape)}
     return params
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_unet(config: UNetConfig, key: jax.Array) -> Params:
+    """The parameters of `UNet2D`, by one program: operation by operation they take much longer."""
+    x = jnp.zeros((1, config.sample_size, config.sample_size, config.in_channels))
+    return dict(UNet2D(config).init(key, x, jnp.zeros((1,), jnp.int32))["params"])
 
 
 def apply(
