@@ -74,9 +74,9 @@ def get_config(variant: str = "large") -> ml_collections.ConfigDict:
         # A new embedding alone does not move hair to another colour; the adapter after it does, and needs the steps:
         # with 20, 30, 40 and 60 its joint accuracy is 0.42, 0.71, 0.77, 0.94, its recall 0.70, 0.67, 0.46, 0.24.
         # With a rate of 5e-3 that decays: 0.84 and 0.50 for 40, 0.92 and 0.21 for 60. Guidance 3 costs recall.
-        # That was when the backbone had half of its steps, as all that was tried. Over all 24 classes, on which nothing
-        # was chosen, 60 steps have 0.92 and 0.12, and 0.95 and 0.07 with the teacher beside them; with half of the
-        # backbone's steps 0.81 and 0.23, and 0.87 and 0.17.
+        # That was when the backbone had half of its steps, as all that was tried. With it as it is, over all 24
+        # classes, on which nothing was chosen, 60 steps have 0.92 and 0.12, and 0.95 and 0.07 with the teacher beside
+        # them; fewer steps give recall for accuracy as less guidance does (docs/results.md).
         c.adapt.levels.embedding.update(candidates=1, steps=30)
         c.adapt.levels.lora.steps = 60
         c.evaluate.judge.bundle = "avatars_small_judge"

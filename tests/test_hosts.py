@@ -89,10 +89,11 @@ def members():
             process.kill()
 
 
-def together(count: int, workdir: pathlib.Path, *arguments: str) -> list[tuple[int, str]]:
-    """Exit codes and errors of toy runs."""
+def together(count: int, workdir: pathlib.Path, *arguments: str, devices: int = 1) -> list[tuple[int, str]]:
+    """Exit codes and errors of toy runs, each with so many devices."""
     coordinator = address()
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_BIND_ADDRESS": coordinator}
+    environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     script = [sys.executable, str(ROOT / "tests" / "toy_run.py"), CONFIG, f"--workdir={workdir}", *arguments]
     processes = [
         subprocess.Popen(
@@ -110,10 +111,10 @@ def together(count: int, workdir: pathlib.Path, *arguments: str) -> list[tuple[i
 
 
 def test_training_and_queries_on_two_then_four_then_one_process(members, tmp_path, monkeypatch):
-    """The first process of two is killed, then one of four is asked to stop, and one by itself goes on to the end."""
+    """The first of two, with two devices each, is killed, then one of four is asked to stop, and one goes on alone."""
     monkeypatch.setattr(toy_run.pretrain_lib, "init", toy_run.init)
     run = tmp_path / "run"
-    two = together(2, run, "--victim=0", f"--signal={signal.SIGKILL}", "--call=13")
+    two = together(2, run, "--victim=0", f"--signal={signal.SIGKILL}", "--call=13", devices=2)
     # Catches: JAX's abort, with code 134, or an error that follows from it, with 1.
     assert [code for code, _ in two] == [-signal.SIGKILL, os.EX_TEMPFAIL], two
     assert SENTENCE.findall(two[1][1]) == ["1"]
