@@ -112,12 +112,6 @@ class UNetConfig:
             given, levels = len(getattr(self, name)), len(self.block_out_channels)
             if given != levels:
                 raise ValueError(f"{name} has {given} blocks, but block_out_channels has {levels}: give one for each.")
-        coarsest = self.patch_size * 2 ** (len(self.block_out_channels) - 1)
-        if self.sample_size % coarsest:
-            raise ValueError(
-                f"sample_size is {self.sample_size}: with {len(self.block_out_channels)} levels and patches of "
-                f"{self.patch_size} it must be a multiple of {coarsest}."
-            )
         if self.mid_block_scale_factor == 0:
             raise ValueError("mid_block_scale_factor is 0: the middle block's sums are divided by it.")
         if self.block_out_channels[0] // 2 <= self.freq_shift:
