@@ -243,7 +243,7 @@ def bind(
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): choose another --workdir.") from error
     free = {f"config.{name}" for name in config_lib.NOT_IN_RESULTS}
-    if config.pretrain.get("result") == "best":
+    if config.get("pretrain", {}).get("result") == "best":
         free.remove("config.pretrain.save_every")  # the best is one of those that are saved
     changed = [name for name in config_lib.differences(before, content) if name not in free]
     if changed:
