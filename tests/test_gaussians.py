@@ -193,17 +193,11 @@ def test_one_linearisation_gives_a_pool_its_curvatures_and_posteriors_and_paddin
     m = jnp.where(mask[:, None, None, None], mixture.means[jnp.array([0, 1, 2, 0, 0])] + 0.05, 0.0)
     x = m * jnp.sqrt(schedule.alpha_bar_at(SCHEDULE, t, m))
     pool = modes.ModePool(x, m, t, jnp.ones(5, jnp.int32), jnp.zeros(5), jnp.zeros(5), mask)
-    measured, u, nfe = gaussians.linearise(
-        eps_fn,
-        SCHEDULE,
-        pool,
-        jax.random.key(0),
-        curvature_iterations=100,
-        probes=12,
-        estimator="lattice",
-        lanes=2,
-    )
-    jacobians = jax.vmap(jax.jacfwd(lambda x, t: exact.posterior_mean(mixture, SCHEDULE, x[None], t[None])[0]))(x, t)
+    options = {"curvature_iterations": 100, "probes": 12, "estimator": "lattice", "lanes": 2}
+    linearise = jax.jit(lambda pool, key: gaussians.linearise(eps_fn, SCHEDULE, pool, key, **options))
+    measured, u, nfe = linearise(pool, jax.random.key(0))
+    jacobian = jax.jacfwd(lambda x, t: exact.posterior_mean(mixture, SCHEDULE, x[None], t[None])[0])
+    jacobians = jax.jit(jax.vmap(jacobian))(x, t)
     hessians = jnp.sqrt(SCHEDULE.alpha_bar[t])[:, None, None] * jacobians.reshape(5, 12, 12) - jnp.eye(12)[None]
     np.testing.assert_allclose(measured.curvature[:3], jnp.linalg.eigvalsh(hessians)[:3, -1], atol=2e-4)
     assert np.isinf(measured.curvature[3:]).all()

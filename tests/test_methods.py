@@ -125,13 +125,13 @@ def test_recipes_of_one_structure_share_one_compilation():
 
 def test_an_adapter_adapts_the_class_and_the_null_model():
     """A recipe with an adapter is the recipe without one, of the merged parameters."""
-    params, x = tiny.random_params(), jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    params, x = tiny.random_params(tiny.ONE_LEVEL), jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     rng = np.random.default_rng(0)
     adapter = jax.tree.map(
         lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32),
         lora.init(params, jax.random.key(2), 2),
     )
-    model = backbones.unet(tiny.NETWORK, SCHEDULE)
+    model = backbones.unet(tiny.ONE_LEVEL, SCHEDULE)
     embeddings = jnp.asarray(rng.standard_normal((1, 32)), jnp.float32)
 
     @jax.jit
