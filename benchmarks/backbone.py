@@ -27,14 +27,14 @@ def main(_: list[str]) -> None:
     import jax
     import jax.numpy as jnp
 
+    from cdisc.app.run import opened
+    from cdisc.app.stages.judge import load_judge
+    from cdisc.app.stages.pretrain import pretrain
     from cdisc.data import compositions
     from cdisc.diffusion import guidance, sampling
     from cdisc.errors import UserError
     from cdisc.evaluation import protocol
     from cdisc.networks.backbone import null_eps
-    from cdisc.run import opened
-    from cdisc.stages.judge import load_judge
-    from cdisc.stages.pretrain import pretrain
 
     with opened(_CONFIG.value, pathlib.Path(_WORKDIR.value), []) as run:
         split = run.dataset.split

@@ -29,9 +29,9 @@ _APART = 10
 def main(_: list[str]) -> None:
     """Writes the picture."""
     runtime.configure()
-    from cdisc import checkpoints
+    from cdisc.app import checkpoints
+    from cdisc.app.run import prepare
     from cdisc.data.pictures import grid
-    from cdisc.run import prepare
 
     workdir = pathlib.Path(_WORKDIR.value)
 

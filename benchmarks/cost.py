@@ -1,4 +1,4 @@
-"""What share of its peak rate the CPU that is here reaches in a training step: the error of `cdisc.cost.EFFICIENCY`.
+"""What share of its peak rate the CPU here reaches in a training step: the error of `cdisc.app.cost.EFFICIENCY`.
 
     python -m benchmarks.cost --config=configs/colormnist.py:small
 
@@ -26,7 +26,7 @@ def main(_: list[str]) -> None:
     import jax.numpy as jnp
 
     from benchmarks.training import training
-    from cdisc import cost
+    from cdisc.app import cost
 
     network, model, options, schedule, state, advance = training(_CONFIG.value)
 

@@ -27,10 +27,10 @@ def main(_: list[str]) -> None:
     import jax
     import jax.numpy as jnp
 
+    from cdisc.app.run import opened
+    from cdisc.app.stages.pretrain import pretrain
     from cdisc.discovery import concepts
     from cdisc.networks.backbone import null_eps
-    from cdisc.run import opened
-    from cdisc.stages.pretrain import pretrain
 
     with opened(_CONFIG.value, pathlib.Path(_WORKDIR.value), []) as run:
         params = pretrain(run, active=True)

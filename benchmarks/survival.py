@@ -109,7 +109,7 @@ def processor_seconds(pid: int) -> float:
 
 def stage_of(out: str) -> str:
     """The stage in which a run was that has printed `out`."""
-    from cdisc.run import STAGES
+    from cdisc.app.run import STAGES
 
     if not out.startswith("cdisc "):
         return "start"
@@ -120,7 +120,7 @@ def contents(workdir: pathlib.Path) -> dict[str, str]:
     """Digests of all that must not depend on how often the run was stopped, by name."""
     import jax
 
-    from cdisc import checkpoints
+    from cdisc.app import checkpoints
 
     found = {}
     for manifest in sorted(workdir.rglob("manifest.json")):

@@ -8,14 +8,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from cdisc import config as config_lib
-from cdisc import parallel
+from cdisc.app import config as config_lib
+from cdisc.app import devices
+from cdisc.app.options import read, scheduler_of
+from cdisc.app.stages.pretrain import compiled_step
 from cdisc.diffusion.schedule import Schedule
 from cdisc.learning import pretrain
 from cdisc.networks import backbone
 from cdisc.networks.unet import UNetConfig
-from cdisc.options import read, scheduler_of
-from cdisc.stages.pretrain import compiled_step
 
 
 class Training(NamedTuple):
@@ -39,10 +39,10 @@ def training(config: ml_collections.ConfigDict) -> Training:
     assert options is not None  # a network that is to be trained
 
     picture = (network.sample_size, network.sample_size, network.in_channels)
-    places, _ = parallel.share_of_batch(options.batch_size, options.accumulate)
+    places, _ = devices.share_of_batch(options.batch_size, options.accumulate)
     noise = np.random.default_rng(0).standard_normal((*places.shape, *picture), np.float32)
     pictures = (noise, np.zeros(places.shape, np.int32))
     step = compiled_step(backbone=model, options=options, schedule=schedule, shape=picture)
-    state = parallel.replicate(pretrain.init(network, options, jax.random.key(0)))
+    state = devices.replicate(pretrain.init(network, options, jax.random.key(0)))
     advance = functools.partial(step, pictures=pictures, key=jax.random.key(1))
     return Training(network, model, options, schedule, state, advance)

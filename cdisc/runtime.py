@@ -3,10 +3,9 @@
 import importlib.metadata
 import importlib.util
 import os
-import pathlib
 
 import cdisc
-from cdisc import console
+from cdisc import console, storage
 
 # Halves the time of a convolution's training step on a CPU. XLA refuses flags that it does not know, so this one is
 # given only to versions that were tried.
@@ -29,7 +28,7 @@ def configure() -> None:
     given = os.environ.get("XLA_FLAGS", "")
     flags = [given, *(flag for flag in wanted if flag.partition("=")[0] not in given)]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("xla")))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(storage.cache_folder("xla")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
@@ -40,11 +39,6 @@ def versions() -> dict[str, str]:
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     found = {name: importlib.metadata.version(name) for name in names}
     return {"cdisc": cdisc.__version__, **found, "device": jax.devices()[0].device_kind}
-
-
-def cache_folder(name: str) -> pathlib.Path:
-    """Where files that can be made again are kept for this user."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "cdisc" / name
 
 
 def _only_cpu() -> bool:

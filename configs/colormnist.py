@@ -185,7 +185,7 @@ def _level(**fields) -> ml_collections.ConfigDict:
 
 
 def _method(**fields) -> ml_collections.ConfigDict:
-    """A way to sample a level of adaptation (`cdisc.options.MethodOptions`)."""
+    """A way to sample a level of adaptation (`cdisc.app.options.MethodOptions`)."""
     return _section(**({"guidance": 2.0, "teacher_weight": 0.0, "teacher_sigma_min": 0.0} | fields))
 
 

@@ -14,7 +14,7 @@ import warnings
 import ml_collections
 from absl import app, flags
 
-from cdisc import main
+from cdisc.app import cli
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def run_here(*arguments: str | pathlib.Path) -> subprocess.CompletedProcess:
         # ml_collections reads config files in a way that Python is about to drop.
         warnings.filterwarnings("ignore", r"the load_module\(\)", DeprecationWarning)
         try:
-            app.run(main.main, argv=argv, flags_parser=main._parse)
+            app.run(cli.main, argv=argv, flags_parser=cli.parse)
         except SystemExit as ended:
             return subprocess.CompletedProcess(argv, ended.code, out.getvalue(), err.getvalue())
     raise AssertionError("the command has not ended")

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from commands import config_of
 
-from cdisc import options as options_lib
-from cdisc import parallel
-from cdisc import run as run_lib
+from cdisc.app import devices
+from cdisc.app import options as options_lib
+from cdisc.app import run as run_lib
+from cdisc.app.run import Query, Run, prepare
+from cdisc.app.stages import adapt as stage
+from cdisc.app.stages import evaluate
 from cdisc.diffusion import exact
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.discovery import poe
@@ -23,9 +26,6 @@ from cdisc.evaluation import methods
 from cdisc.learning import adapt
 from cdisc.networks import backbone as backbones
 from cdisc.networks import interop
-from cdisc.run import Query, Run, prepare
-from cdisc.stages import adapt as stage
-from cdisc.stages import evaluate
 
 SCHEDULE = linear_beta(1000)
 TABLE = jnp.asarray([[1.0, 0.0, 0.0, 0.5], [0.0, -1.0, 0.5, 0.0], [0.5, 0.5, -1.0, 0.0]])
@@ -57,7 +57,7 @@ def _fit(**changes):
     settings = {"pool": "query", "start": "top1", "candidates": 2, "steps": 4, "batch_size": 4}
     options = adapt.AdaptOptions(**(settings | {"embedding_learning_rate": 0.0} | changes))
     compiled = stage.compiled_level(RUN, options)
-    learnt, losses = stage.fit_level(compiled, TABLE, parallel.stack(LESSONS), None, KEYS, "embedding", options)
+    learnt, losses = stage.fit_level(compiled, TABLE, devices.stack(LESSONS), None, KEYS, "embedding", options)
     assert losses.shape == (len(LESSONS), options.steps)
     return learnt, losses
 

@@ -6,10 +6,10 @@ import pytest
 import tiny
 from commands import config_of
 
-from cdisc import bundled, checkpoints
+from cdisc import bundled
+from cdisc.app.options import network_options, scheduler_of
 from cdisc.errors import UserError
 from cdisc.networks import interop
-from cdisc.options import network_options, scheduler_of
 
 
 @pytest.mark.parametrize("name", ["colormnist", "avatars"])
@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 def test_what_is_bundled_is_loaded(folder):
     scheduler = interop.SchedulerConfig(num_train_timesteps=2, trained_betas=(0.1, 0.2), clip=None)
     params = tiny.random_params()
-    checkpoints.save_npz(folder / "own.npz", params, {"data": "d"} | bundled.about(tiny.NETWORK, scheduler))
+    bundled.save_npz(folder / "own.npz", params, {"data": "d"} | bundled.about(tiny.NETWORK, scheduler))
     model = bundled.load("own")
     assert (model.network, model.scheduler) == (tiny.NETWORK, scheduler)
     for leaf, other in zip(jax.tree.leaves(model.params), jax.tree.leaves(params), strict=True):
@@ -39,10 +39,10 @@ def test_what_is_bundled_is_loaded(folder):
 
 def test_what_cannot_be_loaded_is_said(folder):
     about = bundled.about(tiny.NETWORK, interop.SchedulerConfig())
-    checkpoints.save_npz(folder / "old.npz", {}, {"data": "d"})
-    checkpoints.save_npz(folder / "other.npz", {}, about)
-    checkpoints.save_npz(folder / "newer.npz", {}, about | {"network": '{"groups": 3}'})
-    checkpoints.save_npz(folder / "old_judge.npz", {}, {})
+    bundled.save_npz(folder / "old.npz", {}, {"data": "d"})
+    bundled.save_npz(folder / "other.npz", {}, about)
+    bundled.save_npz(folder / "newer.npz", {}, about | {"network": '{"groups": 3}'})
+    bundled.save_npz(folder / "old_judge.npz", {}, {})
     with pytest.raises(ValueError, match=r"the name of a bundled network has 'oldest', .* did you mean 'old'"):
         bundled.load("oldest")
     with pytest.raises(ValueError, match="has 'old_judge', which cdisc does not know"):

@@ -5,7 +5,8 @@ import signal
 import numpy as np
 import pytest
 
-from cdisc import checkpoints, signals
+from cdisc import signals
+from cdisc.app import checkpoints
 from cdisc.data import cache
 from cdisc.errors import UserError
 

@@ -13,7 +13,8 @@ import published
 import pytest
 from commands import config_of
 
-from cdisc import checkpoints, signals
+from cdisc import signals
+from cdisc.app import checkpoints
 from cdisc.data import celeba, decoding, stand_in
 from cdisc.data import manifest as manifest_lib
 from cdisc.errors import UserError

@@ -11,7 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from cdisc import checkpoints
+from cdisc import bundled, storage
+from cdisc.app import checkpoints
 from cdisc.errors import UserError
 
 
@@ -212,7 +213,7 @@ def test_a_full_disk_keeps_what_was_there(saved, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pathlib.Path, "open", full)
         with pytest.raises(UserError, match=r"notes\.txt was not saved: the disk is full"):
-            checkpoints.write_text(saved.parent / "notes.txt", "text")
+            storage.write_text(saved.parent / "notes.txt", "text")
     assert [path.name for path in saved.parent.iterdir()] == ["state"]
     assert_same(checkpoints.restore(saved, make_tree()), make_tree())
 
@@ -344,8 +345,8 @@ def test_a_folder_is_one_processs_alone(tmp_path, monkeypatch, capsys):
 
 def test_write_text_replaces_the_file_whole(tmp_path):
     path = tmp_path / "new" / "a.txt"
-    checkpoints.write_text(path, "one")
-    checkpoints.write_text(path, "two")
+    storage.write_text(path, "one")
+    storage.write_text(path, "two")
     assert path.read_text() == "two"
     assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
 
@@ -368,7 +369,7 @@ def test_what_is_renamed_is_on_its_disk(tmp_path, monkeypatch):
     for name in ("rename", "replace"):
         monkeypatch.setattr(pathlib.Path, name, watch(getattr(pathlib.Path, name)))
     checkpoints.save(tmp_path / "saved", {"x": jnp.zeros(3)})
-    checkpoints.write_text(tmp_path / "a.txt", "one")
+    storage.write_text(tmp_path / "a.txt", "one")
     assert (renamed, missed) == (["saved", "a.txt"], [])
 
 
@@ -381,24 +382,24 @@ def test_processes_that_write_one_file_at_once(tmp_path, monkeypatch, module, na
         monkeypatch.setattr(pathlib.Path, "replace", replace)
         with monkeypatch.context() as there:
             there.setattr(getattr(checkpoints, module), name, lambda: "other")
-            checkpoints.write_text(path, "two")
+            storage.write_text(path, "two")
         return self.replace(target)
 
     monkeypatch.setattr(pathlib.Path, "replace", after_another)
-    checkpoints.write_text(path, "one")
+    storage.write_text(path, "one")
     assert path.read_text() == "one"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_writable(tmp_path, monkeypatch):
-    checkpoints.writable(tmp_path / "a" / "b")
+    storage.writable(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another --workdir"):
-        checkpoints.writable(tmp_path / "file" / "b")
+        storage.writable(tmp_path / "file" / "b")
     monkeypatch.setattr(checkpoints.os, "access", lambda folder, mode: False)
     with pytest.raises(UserError, match="cannot be written"):
-        checkpoints.writable(tmp_path)
+        storage.writable(tmp_path)
 
 
 ABOUT = {"config": "c" * 64, "data": "d" * 64}
@@ -408,8 +409,8 @@ def test_bundle_round_trip(tmp_path):
     # Half precision keeps eleven bits. Catches: returning float16, another order of the leaves.
     tree = {"kernel": jnp.linspace(0.1, 1.0, 7), "nothing": {}, "pair": (jnp.ones((2, 3)), jnp.float32(0.1))}
     path = tmp_path / "bundle.npz"
-    checkpoints.save_npz(path, tree, ABOUT)
-    restored = checkpoints.restore_npz(path, jax.eval_shape(lambda: tree), ABOUT)
+    bundled.save_npz(path, tree, ABOUT)
+    restored = bundled.restore_npz(path, jax.eval_shape(lambda: tree), ABOUT)
     assert jax.tree.structure(restored) == jax.tree.structure(tree)
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(tree), strict=True):
         assert a.dtype == jnp.float32
@@ -418,13 +419,13 @@ def test_bundle_round_trip(tmp_path):
 
 def test_bundles_of_other_runs_are_refused(tmp_path):
     path = tmp_path / "bundle.npz"
-    checkpoints.save_npz(path, {"kernel": jnp.ones(3)}, ABOUT)
+    bundled.save_npz(path, {"kernel": jnp.ones(3)}, ABOUT)
     with pytest.raises(UserError, match=r"bundle.npz was made with data dddd.* and this run has eeee"):
-        checkpoints.restore_npz(path, {"kernel": jnp.ones(3)}, ABOUT | {"data": "e" * 64})
+        bundled.restore_npz(path, {"kernel": jnp.ones(3)}, ABOUT | {"data": "e" * 64})
     with pytest.raises(UserError, match=r"no array kernel of shape \(4,\)"):
-        checkpoints.restore_npz(path, {"kernel": jnp.ones(4)}, ABOUT)
+        bundled.restore_npz(path, {"kernel": jnp.ones(4)}, ABOUT)
     with pytest.raises(UserError, match=r"no array bias"):
-        checkpoints.restore_npz(path, {"bias": jnp.ones(3)}, ABOUT)
+        bundled.restore_npz(path, {"bias": jnp.ones(3)}, ABOUT)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "text"])
@@ -432,7 +433,7 @@ def test_unreadable_bundles_are_refused(tmp_path, damage):
     # Catches: not expecting zipfile's and zlib's own errors.
     path = tmp_path / "bundle.npz"
     tree = {"kernel": jnp.arange(2000.0)}
-    checkpoints.save_npz(path, tree, ABOUT)
+    bundled.save_npz(path, tree, ABOUT)
     if damage == "missing":
         path.unlink()
     elif damage == "cut":
@@ -442,4 +443,4 @@ def test_unreadable_bundles_are_refused(tmp_path, damage):
     else:
         path.write_text("this is no archive")
     with pytest.raises(UserError, match=r"cannot be read .*from_scratch=True"):
-        checkpoints.restore_npz(path, tree, ABOUT)
+        bundled.restore_npz(path, tree, ABOUT)

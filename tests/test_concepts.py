@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdisc import cost
+from cdisc.app import cost
 from cdisc.diffusion import exact, schedule
 from cdisc.discovery import concepts, modes
 

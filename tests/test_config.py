@@ -3,7 +3,8 @@ import dataclasses
 import ml_collections
 import pytest
 
-from cdisc import config
+from cdisc import storage
+from cdisc.app import config
 from cdisc.errors import UserError
 
 
@@ -66,7 +67,7 @@ def make_config():
 def test_digest():
     # The oracle is sha256 of '{"a": [1, 2], "b": null}' by another tool (sha256sum).
     expected = "14265913f60ea6d8fd54c743c5beb66818c144bfe337a19ea9782429eed31287"
-    assert config.digest({"b": None, "a": (1, 2)}) == config.digest({"a": [1, 2], "b": None}) == expected
+    assert storage.digest({"b": None, "a": (1, 2)}) == storage.digest({"a": [1, 2], "b": None}) == expected
 
 
 @pytest.mark.parametrize(

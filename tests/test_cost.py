@@ -8,12 +8,12 @@ import pytest
 import tiny
 from commands import config_of
 
-from cdisc import cost
+from cdisc.app import cost
+from cdisc.app.options import read
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
 from cdisc.learning import pretrain
 from cdisc.networks import backbone, denoiser
-from cdisc.options import read
 
 SCHEDULE = linear_beta(1000)
 OPTIONS = pretrain.PretrainOptions(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdisc import checkpoints
+from cdisc import storage
+from cdisc.app import checkpoints
 from cdisc.data import decoding
 from cdisc.errors import UserError
 
@@ -51,7 +52,7 @@ def test_the_next_rows_are_decoded_while_these_are_written(tmp_path, monkeypatch
         return int(name)
 
     monkeypatch.setattr(checkpoints, "_to_disk", lambda path: None)
-    seen, write = [], checkpoints.write_text
+    seen, write = [], storage.write_text
     monkeypatch.setattr(checkpoints, "write_text", lambda *args: (seen.append(len(asked)), write(*args)))
     monkeypatch.setattr(
         decoding.cache.os, "fsync", lambda file: wait_for(lambda: len(asked) >= min(len(seen) * 256, 600))

@@ -19,8 +19,8 @@ from cdisc import runtime
 runtime.configure()
 import jax, numpy as np
 
-from cdisc import run
-from cdisc.stages import adapt, discover
+from cdisc.app import run
+from cdisc.app.stages import adapt, discover
 
 config = runpy.run_path("configs/mixture.py")["get_config"]()
 config.discover.update(timesteps=(100, 300), starts_per_t=5, max_steps=20, lanes=4, capacity=6, hierarchy=())
@@ -61,7 +61,7 @@ def answer(tmp_path_factory):
     return run
 
 
-# Eight go the way that four go; tests/test_parallel.py has eight too.
+# Eight go the way that four go; tests/test_mapping.py has eight too.
 @pytest.mark.parametrize("devices", [2, 4, pytest.param(8, marks=pytest.mark.slow)])
 def test_results_do_not_depend_on_the_devices(answer, devices):
     # Catches: chains, modes or candidates left out or in another order, randomness that follows the device, a query

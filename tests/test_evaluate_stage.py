@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from commands import config_of
 
-from cdisc import bundled, checkpoints, run, signals
+from cdisc import bundled, signals
+from cdisc.app import run
+from cdisc.app.report import results as results_lib
+from cdisc.app.stages import evaluate as stage
+from cdisc.app.stages import report
+from cdisc.app.stages.judge import bundled_judge, judge_about, judge_bundle, load_judge
 from cdisc.data import compositions
 from cdisc.evaluation import metrics, protocol
-from cdisc.report import results as results_lib
-from cdisc.stages import evaluate as stage
-from cdisc.stages import report
-from cdisc.stages.judge import bundled_judge, judge_about, judge_bundle, load_judge
 
 NOTHING = types.SimpleNamespace(
     pool=None, selection=types.SimpleNamespace(indices=(), gains=(), mask=()), nfe=np.int32(7)
@@ -129,7 +130,7 @@ def test_the_bundled_judge_is_used_where_it_fits(tmp_path, monkeypatch, capsys):
     this = types.SimpleNamespace(config=config, dataset=types.SimpleNamespace(fingerprint="digits"))
     monkeypatch.setattr(bundled, "FOLDER", tmp_path)
     like = {"x": np.zeros(2, np.float32)}
-    checkpoints.save_npz(judge_bundle(this), {"x": np.ones(2)}, judge_about(this))
+    bundled.save_npz(judge_bundle(this), {"x": np.ones(2)}, judge_about(this))
     config.pretrain.update(from_scratch=True, bundle="")
     np.testing.assert_array_equal(bundled_judge(this, like)["x"], [1.0, 1.0])
     this.dataset.fingerprint = "others"

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from cdisc.report import figures
+from cdisc.app.report import figures
 
 
 def _mask(pixels: np.ndarray, colour: str, tolerance: int = 12) -> np.ndarray:
@@ -208,5 +208,5 @@ def test_charts_follow_the_theme_and_are_the_same_bytes_each_time(plane: figures
 
 
 def test_no_global_plotting_state() -> None:
-    code = "import sys; import cdisc.report.html; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys; import cdisc.app.report.html; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

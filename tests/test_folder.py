@@ -8,7 +8,7 @@ import pytest
 from commands import ONE_BLOCK, config_of, marked, run_here
 from PIL import Image
 
-from cdisc import checkpoints, options, run
+from cdisc.app import checkpoints, options, run
 from cdisc.data import folder
 from cdisc.errors import UserError
 

@@ -16,7 +16,8 @@ import pytest
 import toy_run
 from commands import ROOT, command, run_command
 
-from cdisc import checkpoints, hosts, signals
+from cdisc import signals
+from cdisc.app import checkpoints, hosts
 from cdisc.errors import UserError
 
 CONFIG = f"--config={ROOT}/configs/mixture.py"
@@ -49,19 +50,20 @@ import signal
 import jax
 from jax._src import xla_bridge
 
-from cdisc import console, hosts, parallel
+from cdisc import console
+from cdisc.app import devices, hosts
 
 hosts.connect(None, None, None, 120.0)
 me = jax.process_index()
 console.say("said by the first")
-said = [bool(parallel.any_process(me == 1 and turn == 1)) for turn in range(3)]
+said = [bool(devices.any_process(me == 1 and turn == 1)) for turn in range(3)]
 print("GPUs", xla_bridge.CUDA_VISIBLE_DEVICES.value)
 print(hosts.gather(str(me)), said, flush=True)
 if me == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 with hosts.patient():
     while True:
-        bool(parallel.any_process(False))
+        bool(devices.any_process(False))
 """
 
 
@@ -327,7 +329,7 @@ def test_all_stop_at_the_same_step(third_of_twelve, monkeypatch):
 
     met = []
     monkeypatch.setattr(hosts, "gather", lambda: met.append("all"))
-    monkeypatch.setattr(hosts.parallel, "any_process", lambda said: Answer())
+    monkeypatch.setattr(hosts.devices, "any_process", lambda said: Answer())
     monkeypatch.setattr(signals, "_asked", None)
     asked = hosts.Stopping()
     # Devices meet first when all processes are there, and not when one may be compiling for a minute.

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cdisc.app.report import figures, html
+from cdisc.app.report import results as results_lib
 from cdisc.data import pictures
-from cdisc.report import figures, html
-from cdisc.report import results as results_lib
 
 _VOID = {"img", "meta", "br", "source", "link", "input", "hr"}
 

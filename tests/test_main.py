@@ -14,7 +14,8 @@ import pytest
 from commands import ONE_BLOCK, ROOT, command, run_here
 from PIL import Image
 
-from cdisc import checkpoints, cost, hosts, pipeline, signals
+from cdisc import signals
+from cdisc.app import checkpoints, cost, hosts, pipeline
 
 TINY = f"--config={ROOT}/configs/colormnist.py:tiny"
 MINI = (

@@ -14,11 +14,12 @@ from commands import ROOT, config_of, run_command
 from PIL import Image
 
 import cdisc
-from cdisc import checkpoints, pipeline, signals
+from cdisc import signals
+from cdisc.app import checkpoints, pipeline
+from cdisc.app.report import results as results_lib
+from cdisc.app.stages import saved
+from cdisc.app.stages.saved import read_seconds, saved_by_query
 from cdisc.errors import UserError
-from cdisc.report import results as results_lib
-from cdisc.stages import saved
-from cdisc.stages.saved import read_seconds, saved_by_query
 
 PLANAR_OVERRIDES = {
     "discover.timesteps": (100, 300),

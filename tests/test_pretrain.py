@@ -10,11 +10,11 @@ import optax
 import pytest
 import tiny
 
-from cdisc import parallel
+from cdisc.app import devices
+from cdisc.app.stages.pretrain import compiled_step
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.learning import pretrain
 from cdisc.networks import backbone as backbones
-from cdisc.stages.pretrain import compiled_step
 
 SCHEDULE = linear_beta(1000)
 OPTIONS = pretrain.PretrainOptions(
@@ -36,7 +36,7 @@ COLOURS = jnp.asarray([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [0.5, 0.5, 1.0]])
 
 def _share(options, x0, labels):
     """A batch as a step takes it."""
-    places, _ = parallel.share_of_batch(options.batch_size, options.accumulate)
+    places, _ = devices.share_of_batch(options.batch_size, options.accumulate)
     return x0[places], labels[places]
 
 

@@ -14,13 +14,13 @@ import pytest
 import toy_run
 from commands import ROOT, config_of
 
-from cdisc import checkpoints, options
+from cdisc.app import checkpoints, options
+from cdisc.app.run import Run
+from cdisc.app.stages import pretrain as stage
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
 from cdisc.networks import backbone as backbones
 from cdisc.networks import interop
-from cdisc.run import Run
-from cdisc.stages import pretrain as stage
 
 SCHEDULE = linear_beta(1000)
 

@@ -14,12 +14,12 @@ import tiny
 from commands import ROOT, config_of, marked, run_here
 from PIL import Image
 
-from cdisc import checkpoints, options, pipeline
+from cdisc.app import checkpoints, options, pipeline
+from cdisc.app.report import results as results_lib
+from cdisc.app.run import prepare
+from cdisc.app.stages import pretrain
 from cdisc.errors import UserError
 from cdisc.networks import denoiser, interop
-from cdisc.report import results as results_lib
-from cdisc.run import prepare
-from cdisc.stages import pretrain
 
 UNCONDITIONAL = dataclasses.replace(tiny.ONE_LEVEL, patch_size=1, num_class_embeds=None, add_attention=False)
 CONDITIONAL = dataclasses.replace(UNCONDITIONAL, num_class_embeds=4)

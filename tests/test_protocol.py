@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cdisc.app.report import results
 from cdisc.evaluation import judge as judging
 from cdisc.evaluation import metrics, protocol
-from cdisc.report import results
 
 LEVELS = (-0.9, -0.3, 0.3, 0.9)
 JUDGE = judging.nearest_level_judge(("horizontal", "vertical"), (LEVELS, LEVELS))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from commands import README, ROOT, marked
 
-from cdisc import bundled, checkpoints
+from cdisc import bundled
 from cdisc.evaluation import judge
 
 
@@ -84,7 +84,7 @@ def test_the_examples_with_the_bundled_network_compose(plane, whole, monkeypatch
         exec(example, names)
     network = judge.JudgeNetwork(num_values=(10, 4, 4))
     like = jax.eval_shape(functools.partial(judge.init, network, shape=(32, 32, 3)), jax.random.key(0))
-    params = checkpoints.restore_npz(bundled.FOLDER / "colormnist_small_judge.npz", like, {})
+    params = bundled.restore_npz(bundled.FOLDER / "colormnist_small_judge.npz", like, {})
     judged_by = judge.network_judge(network, params, ("digit", "digit_colour", "background"))
     query, samples, varied = (
         np.asarray(judge.verdict(judged_by, jnp.asarray(pictures)))

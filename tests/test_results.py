@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cdisc import errors
-from cdisc.report import results
+from cdisc.app.report import results
 
 
 def _measures(**extra: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from commands import config_of
 
-from cdisc import run
+from cdisc.app import run
 from cdisc.errors import UserError
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdisc import watch
+from cdisc.app import watch
 
 
 @pytest.mark.parametrize(

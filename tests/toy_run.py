@@ -4,7 +4,6 @@ Five queries that are doubled, and the training of twelve numbers. With `--call=
 with `--victim=I` sends itself that signal at the N-th step that it makes.
 """
 
-import functools
 import os
 import pathlib
 import sys
@@ -16,12 +15,13 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 
-from cdisc import hosts, main, parallel, pipeline, signals
+from cdisc import signals
+from cdisc.app import cli, devices, hosts, pipeline
+from cdisc.app.stages import pretrain
+from cdisc.app.stages.saved import saved_by_query
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.learning import pretrain as pretrain_lib
 from cdisc.networks.backbone import Backbone
-from cdisc.stages import pretrain
-from cdisc.stages.saved import saved_by_query
 
 STEPS, QUERIES = 40, 5
 _CALL = flags.DEFINE_integer("call", 0, "At which step.")
@@ -68,10 +68,10 @@ def run(workdir: pathlib.Path, result: str = "last") -> tuple[list[np.ndarray], 
             null=lambda params: params["class_embedding"]["embedding"][-1],
         ),
     )
-    mapped = parallel.one_by_one(lambda x, factor: x * factor, num_shared=1)
+    mapped = devices.one_by_one(lambda x, factor: x * factor, num_shared=1)
 
     def work(indices):
-        return parallel.unstack(mapped(jnp.asarray(indices, jnp.float32), jnp.float32(2.0)))
+        return devices.unstack(mapped(jnp.asarray(indices, jnp.float32), jnp.float32(2.0)))
 
     doubled = saved_by_query(this, "discover", True, np.zeros((), np.float32), jax.local_device_count(), work)
     return doubled, np.asarray(pretrain.train_backbone(this, None)["class_embedding"]["embedding"])
@@ -119,5 +119,5 @@ if __name__ == "__main__":
     pretrain.compiled_step = _hurt(pretrain.compiled_step)
     pipeline.run = _in_place_of_the_pipeline
     signals.install()
-    app.run(main.main, flags_parser=functools.partial(main._parse))
+    app.run(cli.main, flags_parser=cli.parse)
     sys.exit()

@@ -1,14 +1,17 @@
-"""The networks that come with cdisc, as files beside this one; `cdisc.bundle` makes them."""
+"""The networks that come with cdisc, as files beside this one; `cdisc.app.bundle` makes them."""
 
 import dataclasses
 import functools
 import json
 import pathlib
+import zipfile
+import zlib
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from cdisc import checkpoints
-from cdisc.config import parse
 from cdisc.errors import UserError, require_known
 from cdisc.networks import denoiser, interop
 from cdisc.networks.unet import UNetConfig
@@ -19,6 +22,11 @@ FOLDER = pathlib.Path(__file__).parent
 def about(network: UNetConfig, scheduler: interop.SchedulerConfig) -> dict[str, str]:
     """What a file says of its network, as JSON, so that it can be used without the configuration behind it."""
     return {"network": json.dumps(dataclasses.asdict(network)), "scheduler": json.dumps(dataclasses.asdict(scheduler))}
+
+
+def _read(cls: Any, text: str) -> Any:
+    """The inverse of what `about` makes of a dataclass."""
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()})
 
 
 def load(name: str) -> interop.Pretrained:
@@ -34,13 +42,89 @@ def load(name: str) -> interop.Pretrained:
     names = [path.stem for path in FOLDER.glob("*.npz")]
     require_known("the name of a bundled network", name, sorted(set(names) - {f"{stem}_judge" for stem in names}))
     path = FOLDER / f"{name}.npz"
-    said = checkpoints.npz_about(path)
+    said = npz_about(path)
     try:
-        network = parse(UNetConfig, json.loads(said["network"]), "network")
-        scheduler = parse(interop.SchedulerConfig, json.loads(said["scheduler"]), "scheduler")
-    except (KeyError, ValueError, UserError) as error:
+        network, scheduler = _read(UNetConfig, said["network"]), _read(interop.SchedulerConfig, said["scheduler"])
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} does not say what network it holds ({error}): install cdisc again, or run cdisc.bundle."
+            f"{path} does not say what network it holds ({error}): install cdisc again, or run cdisc.app.bundle."
         ) from error
     like = jax.eval_shape(functools.partial(denoiser.init, network), jax.random.key(0))
-    return interop.Pretrained(network, checkpoints.restore_npz(path, like, {}), scheduler)
+    return interop.Pretrained(network, restore_npz(path, like, {}), scheduler)
+
+
+class OtherError(UserError):
+    """A file was made with other settings or data."""
+
+
+def _name_of(path: Any) -> str:
+    return "array:" + jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def save_npz(path: pathlib.Path, tree: Any, about: dict[str, str]) -> None:
+    """Writes a pytree as one compressed file in half precision, for bundling; `about` says what it is.
+
+    Args:
+      path: the file.
+      tree: floating-point arrays.
+      about: text fields, found again by `restore_npz` and `npz_about`.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    arrays: dict[str, Any] = {_name_of(path): np.asarray(leaf).astype(np.float16) for path, leaf in leaves}
+    texts: dict[str, Any] = {f"about:{name}": np.asarray(text) for name, text in about.items()}
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays, **texts)
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All that `save_npz` wrote.
+
+    Raises:
+      UserError: if the file is missing or damaged.
+    """
+    try:
+        # A file of our own: NumPy leaves its own open when it is no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return dict(archive)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): install cdisc again, or train with --config.pretrain.from_scratch=True."
+        ) from error
+
+
+def npz_about(path: pathlib.Path) -> dict[str, str]:
+    """The text fields that `save_npz` wrote; raises as `restore_npz` does for a file that cannot be read."""
+    return {name[6:]: str(text) for name, text in _read_npz(path).items() if name.startswith("about:")}
+
+
+def restore_npz(path: pathlib.Path, like: Any, about: dict[str, str]) -> Any:
+    """Reads what `save_npz` wrote, as float32.
+
+    Args:
+      path: the file.
+      like: the structure and shapes expected.
+      about: the text fields expected.
+
+    Raises:
+      OtherError: if its fields are others.
+      UserError: if the file is missing or damaged, or its arrays are others.
+    """
+    content = _read_npz(path)
+    for name, text in about.items():
+        found = str(content.get(f"about:{name}"))
+        if found != text:
+            raise OtherError(
+                f"{path.name} was made with {name} {found[:12]} and this run has {text[:12]}: undo the change of "
+                "config.data, config.diffusion, config.network or config.pretrain, or train this network with "
+                "--config.pretrain.from_scratch=True."
+            )
+    expected, treedef = jax.tree_util.tree_flatten_with_path(like)
+    leaves = []
+    for leaf_path, leaf in expected:
+        name = _name_of(leaf_path)
+        if name not in content or content[name].shape != tuple(leaf.shape):
+            raise UserError(
+                f"{path.name} has no array {name[6:]} of shape {tuple(leaf.shape)}: it is another network's."
+            )
+        leaves.append(jnp.asarray(content[name].astype(np.float32)))  # cast by NumPy: nothing to compile
+    return jax.tree.unflatten(treedef, leaves)

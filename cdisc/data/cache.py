@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cdisc import checkpoints, console, runtime, signals
+from cdisc import console, signals, storage
 from cdisc.errors import UserError
 
 INSTEAD = "set --config.data.cache to another folder"
@@ -18,7 +18,7 @@ _ABOUT, _IMAGES, _DONE = "about.json", "images.npy", "done.txt"
 
 def folder(given: str, name: str) -> pathlib.Path:
     """The folder `config.data.cache`, or the one called `name` in the user's cache folder where it is empty."""
-    return pathlib.Path(given).expanduser() if given else runtime.cache_folder(name)
+    return pathlib.Path(given).expanduser() if given else storage.cache_folder(name)
 
 
 def pictures(
@@ -51,11 +51,11 @@ def pictures(
     try:
         # A finished cache may be another user's, and read-only.
         if not done.exists() or done.read_text(encoding="utf-8") != str(shape[0]):
-            checkpoints.writable(home, INSTEAD)
+            storage.writable(home, INSTEAD)
         if not note.exists():
             np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
-            checkpoints.write_text(done, "0", INSTEAD)
-            checkpoints.write_text(note, label, INSTEAD)
+            storage.write_text(done, "0", INSTEAD)
+            storage.write_text(note, label, INSTEAD)
         if note.read_text(encoding="utf-8") != label:
             raise UserError(f"{home} holds other pictures or was made by another version: delete that folder.")
         first = int(done.read_text(encoding="utf-8"))
@@ -78,6 +78,6 @@ def pictures(
                 written.flush()
                 os.fsync(written.fileno())
         except OSError as error:
-            raise checkpoints.unwritable(file, error, INSTEAD) from error
-        checkpoints.write_text(done, str(rows.stop), INSTEAD)
+            raise storage.unwritable(file, error, INSTEAD) from error
+        storage.write_text(done, str(rows.stop), INSTEAD)
     return images

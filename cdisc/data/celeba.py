@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from cdisc import config as config_lib
-from cdisc import console, signals
+from cdisc import console, signals, storage
+from cdisc.app import config as config_lib
 from cdisc.data import Dataset, cache, compositions, decoding, prepared, stand_in, stored
 from cdisc.data import manifest as manifest_lib
 from cdisc.errors import UserError, about, nearest, require_positive
@@ -304,7 +304,7 @@ def load(config: Any) -> Dataset:
         "attributes file": hashlib.sha256(known.path.read_bytes()).hexdigest(),
     }
     decoded_by = identity | decoding.VERSIONS
-    kept = cache.folder(config.cache, "celeba") / config_lib.digest([decoded_by, config.size])[:16]
+    kept = cache.folder(config.cache, "celeba") / storage.digest([decoded_by, config.size])[:16]
     written = pathlib.Path(config.manifest).expanduser() if config.manifest else kept / "manifest.json"
     if not written.exists():  # it may be read-only, and other processes may be reading it
         manifest_lib.write(written, manifest)
@@ -336,5 +336,5 @@ def load(config: Any) -> Dataset:
         query=part("validation", "query"),
         reference=part("reference"),
         judge={composition: np.asarray(rows, int) for composition, rows in judge.items()},
-        digest=config_lib.digest([identity, config.size]),
+        digest=storage.digest([identity, config.size]),
     )

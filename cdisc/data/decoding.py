@@ -14,7 +14,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
-from cdisc import checkpoints, console
+from cdisc import console, storage
 from cdisc.data import cache
 from cdisc.errors import UserError
 
@@ -115,7 +115,7 @@ def decode_all(
             made = {name: begun.pop(name).result() for name in files[rows.start : rows.stop]}
             lost = [name for name, image in made.items() if image is None]
             if lost:  # noted before the rows are: a run that is stopped in between makes them again
-                checkpoints.write_text(note, "\n".join(dict.fromkeys([*unreadable(), *lost])), cache.INSTEAD)
+                storage.write_text(note, "\n".join(dict.fromkeys([*unreadable(), *lost])), cache.INSTEAD)
             black = np.zeros((size, size, 3), np.uint8)
             return np.stack([black if image is None else image for image in made.values()])
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cdisc import checkpoints
-from cdisc import config as config_lib
+from cdisc import storage
 from cdisc.data import Dataset, cache, compositions, decoding, stored
 from cdisc.errors import UserError, about, require_positive
 
@@ -123,8 +122,8 @@ def load(config: Any) -> Dataset:
         query[composition], reference[composition], judge[composition] = found[:first], found[first:last], found[last:]
     files = sorted(values_of)
     stats = [(file, found.st_size, found.st_mtime_ns) for file in files for found in [(root / file).stat()]]
-    made_from = {"folder": str(root.resolve()), "files": config_lib.digest(stats), **decoding.VERSIONS}
-    kept = cache.folder(config.cache, "pictures") / config_lib.digest([made_from, config.size])[:16]
+    made_from = {"folder": str(root.resolve()), "files": storage.digest(stats), **decoding.VERSIONS}
+    kept = cache.folder(config.cache, "pictures") / storage.digest([made_from, config.size])[:16]
 
     def open_files() -> Callable[[str], bytes]:
         return lambda file: (root / file).read_bytes()
@@ -132,7 +131,7 @@ def load(config: Any) -> Dataset:
     images, row_of = decoding.decode_all(kept, made_from, config.size, files, open_files)
     note = kept / "content.sha256"
     if not note.exists():  # found once: it takes reading the whole cache
-        checkpoints.write_text(note, hashlib.sha256(images.data).hexdigest(), cache.INSTEAD)
+        storage.write_text(note, hashlib.sha256(images.data).hexdigest(), cache.INSTEAD)
 
     def rows(of: Mapping[compositions.Composition, Sequence[str]]) -> stored.Rows:
         return {c: np.asarray([row_of[file] for file in of[c] if file in row_of], int) for c in of}
@@ -146,5 +145,5 @@ def load(config: Any) -> Dataset:
         query=rows(query),
         reference=rows(reference),
         judge=rows(train | judge),
-        digest=config_lib.digest([content, config.seed, config.query, config.reference]),
+        digest=storage.digest([content, config.seed, config.query, config.reference]),
     )

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from cdisc import checkpoints
+from cdisc import storage
 from cdisc.data.compositions import Composition
 from cdisc.errors import UserError
 
@@ -230,7 +230,7 @@ def write(path: pathlib.Path, manifest: Manifest) -> None:
       UserError: if it cannot be written.
     """
     text = json.dumps(_content(manifest) | {"sha256": fingerprint(manifest)}, indent=1) + "\n"
-    checkpoints.write_text(path, text, "give another --config.data.manifest")
+    storage.write_text(path, text, "give another --config.data.manifest")
 
 
 def read(path: pathlib.Path) -> Manifest:

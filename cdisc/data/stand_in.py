@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from cdisc import checkpoints, console, runtime, signals
+from cdisc import console, signals, storage
 from cdisc.data import avatars
 
 # fmt: off
@@ -93,10 +93,10 @@ def write(root: pathlib.Path, count: int, seed: int) -> None:
       UserError: if the folder cannot be written.
     """
     images = root / "img_align_celeba"
-    checkpoints.writable(images, "set XDG_CACHE_HOME to another folder")
+    storage.writable(images, "set XDG_CACHE_HOME to another folder")
     found = draw_attributes(count, seed)
-    files = [f"{i + 1:06d}.jpg" for i in range(count)]
-    for i, file in enumerate(console.progress(files, "drawing a stand-in for CelebA")):
+    names = [f"{i + 1:06d}.jpg" for i in range(count)]
+    for i, file in enumerate(console.progress(names, "drawing a stand-in for CelebA")):
         signals.obey()
         if (images / file).exists():
             continue
@@ -106,11 +106,11 @@ def write(root: pathlib.Path, count: int, seed: int) -> None:
         partial.replace(images / file)
     # The shares of CelebA's own partition.
     parts = [0 if i < 0.8 * count else 1 if i < 0.9 * count else 2 for i in range(count)]
-    lines = [f"{file} {part}" for file, part in zip(files, parts, strict=True)]
-    checkpoints.write_text(root / "list_eval_partition.txt", "\n".join(lines) + "\n")
+    lines = [f"{file} {part}" for file, part in zip(names, parts, strict=True)]
+    storage.write_text(root / "list_eval_partition.txt", "\n".join(lines) + "\n")
     signs = np.stack([found.get(name, np.zeros(count, bool)) for name in NAMES], axis=1)
-    lines = [f"{file} " + " ".join(" 1" if on else "-1" for on in row) for file, row in zip(files, signs, strict=True)]
-    checkpoints.write_text(root / "list_attr_celeba.txt", "\n".join([str(count), " ".join(NAMES), *lines]) + "\n")
+    lines = [f"{file} " + " ".join(" 1" if on else "-1" for on in row) for file, row in zip(names, signs, strict=True)]
+    storage.write_text(root / "list_attr_celeba.txt", "\n".join([str(count), " ".join(NAMES), *lines]) + "\n")
 
 
 def folder(count: int, seed: int) -> pathlib.Path:
@@ -123,7 +123,7 @@ def folder(count: int, seed: int) -> pathlib.Path:
     found = {name: bool(values[0]) for name, values in draw_attributes(count, seed).items()}
     try:
         sketch = hashlib.sha256(draw_face(found, np.random.default_rng([seed, 0])).tobytes()).hexdigest()
-        root = runtime.cache_folder("celeba_stand_in") / f"{count}_faces_seed_{seed}_{sketch[:8]}"
+        root = storage.cache_folder("celeba_stand_in") / f"{count}_faces_seed_{seed}_{sketch[:8]}"
         if not (root / "list_attr_celeba.txt").is_file():
             write(root, count, seed)
     except ImportError as error:

@@ -18,8 +18,6 @@ import shutil
 import socket
 import time
 import unittest.mock
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -29,11 +27,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.multihost import multihost
 
-from cdisc import console
+from cdisc import console, storage
 from cdisc.errors import UserError
 
 _MANIFEST = "manifest.json"
-_ELSEWHERE = "choose another --workdir"
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _NETWORK = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 
@@ -50,10 +47,6 @@ class DamagedError(UserError):
         self.what = what
 
 
-class OtherError(UserError):
-    """A file was made with other settings or data."""
-
-
 def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
@@ -64,39 +57,6 @@ def _checksums(folder: pathlib.Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def write_text(path: pathlib.Path, text: str, instead: str = _ELSEWHERE) -> None:
-    """`write_bytes` of text, as UTF-8."""
-    write_bytes(path, [text.encode("utf-8")], instead)
-
-
-def write_bytes(path: pathlib.Path, pieces: Iterable[bytes], instead: str = _ELSEWHERE) -> None:
-    """Replaces the file at `path` whole or not at all; where several processes do, the last one's content stays.
-
-    Args:
-      path: of the file; its folder is made.
-      pieces: of the content, in their order.
-      instead: what the user may do if it cannot be written.
-
-    Raises:
-      UserError: if it cannot be written.
-    """
-    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.writelines(pieces)
-        _to_disk(partial)
-        partial.replace(path)
-    except OSError as error:
-        raise unwritable(path, error, instead) from error
-
-
-def _to_disk(path: pathlib.Path) -> None:
-    """Waits until a file is on its disk: one that is renamed earlier may be empty after a power failure."""
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
-
-
 def _of_system(error: BaseException) -> OSError | None:
     """What the system has said, if it was the system: Orbax's storage layer wraps it in the words of a ValueError."""
     if isinstance(error, OSError):
@@ -104,14 +64,6 @@ def _of_system(error: BaseException) -> OSError | None:
     if code := re.search(r"os_error_code='(\d+)'", str(error)):
         return OSError(int(code[1]), os.strerror(int(code[1])))
     return OSError(errno.ENOSPC, str(error)) if "No space left" in str(error) else None
-
-
-def unwritable(path: pathlib.Path, error: OSError, instead: str = _ELSEWHERE) -> UserError:
-    """The complaint that a file could not be written, and what may be done `instead`."""
-    reason = "the disk is full" if error.errno == errno.ENOSPC else f"the folder cannot be written ({error})"
-    return UserError(
-        f"{path} was not saved: {reason}; make room or {instead}, then run again: what was finished before is kept."
-    )
 
 
 def complaint(error: OSError, folder: pathlib.Path | None) -> str | None:
@@ -169,14 +121,14 @@ def save(path: pathlib.Path, tree: Any) -> None:
         partial.mkdir(parents=True)
         with _orbax() as checkpointer:
             checkpointer.save(partial / "arrays", leaves)
-        files = _checksums(partial)
+        written = _checksums(partial)
         manifest = {
             "leaves": {name: [list(leaf.shape), leaf.dtype.name] for name, leaf in leaves.items()},
-            "files": files,
+            "files": written,
         }
         (partial / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-        for name in (*files, _MANIFEST):
-            _to_disk(partial / name)
+        for name in (*written, _MANIFEST):
+            storage.to_disk(partial / name)
         if path.exists():
             path.rename(old)
         partial.rename(path)
@@ -186,7 +138,7 @@ def save(path: pathlib.Path, tree: Any) -> None:
         system = _of_system(error)
         if system is None:
             raise
-        raise unwritable(path, system) from error
+        raise storage.unwritable(path, system) from error
 
 
 def exists(path: pathlib.Path) -> bool:
@@ -230,7 +182,7 @@ def restore(path: pathlib.Path, like: Any) -> Any:
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         leaves = {name: (tuple(shape), dtype) for name, (shape, dtype) in manifest["leaves"].items()}
-        files = dict(manifest["files"])
+        checksums = dict(manifest["files"])
         found_files = _checksums(path)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} holds no finished checkpoint") from error
@@ -251,7 +203,7 @@ def restore(path: pathlib.Path, like: Any) -> Any:
     surplus = sorted(set(leaves) - set(names))
     if surplus:
         raise UserError(f"{path} has {surplus[0]}, which is not expected: it comes from another network or version.")
-    for name, checksum in files.items():
+    for name, checksum in checksums.items():
         if name not in found_files:
             raise DamagedError(f"{path} is damaged ({name} is missing)")
         if found_files[name] != checksum:
@@ -317,88 +269,6 @@ def restore_newest(folder: pathlib.Path, like: Any) -> Any | None:
             console.warn(f"{error.what}: it is removed, and {paths[-1].name} is tried in its place.")
             shutil.rmtree(newest)
     return None
-
-
-def save_npz(path: pathlib.Path, tree: Any, about: dict[str, str]) -> None:
-    """Writes a pytree as one compressed file in half precision, for bundling; `about` says what it is.
-
-    Args:
-      path: the file.
-      tree: floating-point arrays.
-      about: text fields, found again by `restore_npz` and `npz_about`.
-    """
-    arrays: dict[str, Any] = {f"array:{name}": leaf.astype(np.float16) for name, leaf in _named_leaves(tree).items()}
-    texts: dict[str, Any] = {f"about:{name}": np.asarray(text) for name, text in about.items()}
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays, **texts)
-
-
-def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All that `save_npz` wrote.
-
-    Raises:
-      UserError: if the file is missing or damaged.
-    """
-    try:
-        # A file of our own: NumPy leaves its own open when it is no archive.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return dict(archive)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}): install cdisc again, or train with --config.pretrain.from_scratch=True."
-        ) from error
-
-
-def npz_about(path: pathlib.Path) -> dict[str, str]:
-    """The text fields that `save_npz` wrote; raises as `restore_npz` does for a file that cannot be read."""
-    return {name[6:]: str(text) for name, text in _read_npz(path).items() if name.startswith("about:")}
-
-
-def restore_npz(path: pathlib.Path, like: Any, about: dict[str, str]) -> Any:
-    """Reads what `save_npz` wrote, as float32.
-
-    Args:
-      path: the file.
-      like: the structure and shapes expected.
-      about: the text fields expected.
-
-    Raises:
-      OtherError: if its fields are others.
-      UserError: if the file is missing or damaged, or its arrays are others.
-    """
-    content = _read_npz(path)
-    for name, text in about.items():
-        found = str(content.get(f"about:{name}"))
-        if found != text:
-            raise OtherError(
-                f"{path.name} was made with {name} {found[:12]} and this run has {text[:12]}: undo the change of "
-                "config.data, config.diffusion, config.network or config.pretrain, or train this network with "
-                "--config.pretrain.from_scratch=True."
-            )
-    expected, treedef = jax.tree_util.tree_flatten_with_path(like)
-    leaves = []
-    for leaf_path, leaf in expected:
-        name = "array:" + jax.tree_util.keystr(leaf_path, simple=True, separator="/")
-        if name not in content or content[name].shape != tuple(leaf.shape):
-            raise UserError(
-                f"{path.name} has no array {name[6:]} of shape {tuple(leaf.shape)}: it is another network's."
-            )
-        leaves.append(jnp.asarray(content[name].astype(np.float32)))  # cast by NumPy: nothing to compile
-    return jax.tree.unflatten(treedef, leaves)
-
-
-def writable(folder: pathlib.Path, instead: str = _ELSEWHERE) -> None:
-    """Makes sure that `folder` exists and can be written; `instead` says what the user may do if it cannot.
-
-    Raises:
-      UserError: if not.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error, instead) from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} cannot be written: {instead}.")
 
 
 @contextlib.contextmanager

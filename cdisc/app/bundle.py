@@ -4,7 +4,7 @@ The bundled ColorMNIST files come from these two commands, the first of which ta
 
     python -m cdisc.main --config=configs/colormnist.py:small --config.pretrain.from_scratch=True \
         --stages=pretrain --workdir=runs/backbone
-    python -m cdisc.bundle --config=configs/colormnist.py:small --config.pretrain.from_scratch=True \
+    python -m cdisc.app.bundle --config=configs/colormnist.py:small --config.pretrain.from_scratch=True \
         --workdir=runs/backbone
 
 Those of the avatars come from the same with configs/avatars.py:small.
@@ -18,7 +18,7 @@ import pathlib
 from absl import app, flags
 from ml_collections import config_flags
 
-from cdisc import checkpoints, console, runtime
+from cdisc import console, runtime
 from cdisc.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration that the backbone was trained with.")
@@ -32,9 +32,9 @@ def main(_: list[str]) -> int:
         console.fail("give --config=FILE and --workdir=DIR.")
         return 2
     from cdisc import bundled
-    from cdisc.run import opened  # jax reads its environment when it is first used
-    from cdisc.stages import pretrain
-    from cdisc.stages.judge import judge_about, judge_bundle, train_judge
+    from cdisc.app.run import opened  # jax reads its environment when it is first used
+    from cdisc.app.stages import pretrain
+    from cdisc.app.stages.judge import judge_about, judge_bundle, train_judge
 
     try:
         with opened(_CONFIG.value, pathlib.Path(_WORKDIR.value), []) as run:
@@ -42,8 +42,8 @@ def main(_: list[str]) -> int:
                 raise UserError("config.pretrain.bundle and config.evaluate.judge.bundle name the files: give both.")
             backbone = bundled.FOLDER / f"{run.config.pretrain.bundle}.npz"
             about = pretrain.bundle_about(run) | bundled.about(run.network, run.scheduler)
-            checkpoints.save_npz(backbone, pretrain.pretrain(run, active=False), about)
-            checkpoints.save_npz(judge_bundle(run), train_judge(run), judge_about(run))
+            bundled.save_npz(backbone, pretrain.pretrain(run, active=False), about)
+            bundled.save_npz(judge_bundle(run), train_judge(run), judge_about(run))
     except UserError as error:
         console.fail(str(error))
         return 2

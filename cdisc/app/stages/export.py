@@ -5,10 +5,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from cdisc import checkpoints, console
+from cdisc import console, storage
+from cdisc.app.run import Run
+from cdisc.app.stages.adapt import QueryModel
 from cdisc.networks import interop
-from cdisc.run import Run
-from cdisc.stages.adapt import QueryModel
 
 
 def export(this: Run, params: Any, models: Sequence[QueryModel], folder: pathlib.Path) -> None:
@@ -28,5 +28,5 @@ def export(this: Run, params: Any, models: Sequence[QueryModel], folder: pathlib
                 adaptation.embedding,
             )
     names = {f"query_{i:04d}": {"name": query.name, "source": query.source} for i, query in enumerate(this.queries)}
-    checkpoints.write_text(folder / "queries.json", json.dumps(names, indent=2) + "\n")
+    storage.write_text(folder / "queries.json", json.dumps(names, indent=2) + "\n")
     console.say(f"export: {folder}, the backbone and {len(models)} queries")

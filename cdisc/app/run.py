@@ -13,9 +13,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from cdisc import checkpoints, console, hosts, parallel
-from cdisc import config as config_lib
-from cdisc import options as options_lib
+from cdisc import console, storage
+from cdisc.app import checkpoints, devices, hosts
+from cdisc.app import config as config_lib
+from cdisc.app import options as options_lib
 from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, folder, pictures, planar
 from cdisc.data import queries as queries_data
 from cdisc.diffusion import schedule as schedule_lib
@@ -91,7 +92,7 @@ class Run:
             sampling = self.config.sampling
             return ddim(eps_fn, self.schedule, x, num_steps=sampling.num_steps, clip=sampling.clip)
 
-        return parallel.one_by_one(one, num_shared=1)
+        return devices.one_by_one(one, num_shared=1)
 
     def path(self, *parts: str) -> pathlib.Path:
         """A path in the workdir."""
@@ -168,9 +169,9 @@ def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths
         that processes do not share.
     """
     this = prepare(config, workdir, query_paths)
-    pictures_found = config_lib.digest([zlib.crc32(query.image.tobytes()) for query in this.queries])
+    pictures_found = storage.digest([zlib.crc32(query.image.tobytes()) for query in this.queries])
     hosts.require_alike(data=this.dataset.fingerprint[:12], queries=pictures_found[:12])
-    checkpoints.writable(workdir)
+    storage.writable(workdir)
     with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
         hosts.require_shared(workdir)
         bind(workdir, config, this.dataset.fingerprint, this.queries)
@@ -237,7 +238,7 @@ def bind(
     }
     with hosts.first_alone():
         if hosts.first() and not path.exists():
-            checkpoints.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+            storage.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

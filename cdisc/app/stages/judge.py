@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cdisc import bundled, checkpoints, console
-from cdisc import config as config_lib
+from cdisc import bundled, console, storage
+from cdisc.app import checkpoints
+from cdisc.app.run import Run
 from cdisc.evaluation import judge, protocol
-from cdisc.run import Run
 
 _JUDGED = 1000
 """Real pictures on which the judge is tested."""
@@ -58,8 +58,8 @@ def bundled_judge(this: Run, like: judge.Params) -> judge.Params | None:
     if not this.config.evaluate.judge.bundle:
         return None
     try:
-        return checkpoints.restore_npz(judge_bundle(this), like, judge_about(this))
-    except checkpoints.OtherError:
+        return bundled.restore_npz(judge_bundle(this), like, judge_about(this))
+    except bundled.OtherError:
         console.warn(
             f"the judge {this.config.evaluate.judge.bundle} was trained otherwise or on other data: this run trains "
             "one of its own, and figures by the two are not comparable."
@@ -84,4 +84,4 @@ def judge_bundle(this: Run) -> pathlib.Path:
 def judge_about(this: Run) -> dict[str, str]:
     """What must match for a bundled judge to be used."""
     settings = {name: value for name, value in this.config.evaluate.judge.items() if name != "bundle"}
-    return {"config": config_lib.digest(settings), "data": this.dataset.fingerprint}
+    return {"config": storage.digest(settings), "data": this.dataset.fingerprint}

@@ -30,7 +30,8 @@ import jax
 # The store has no public name; Orbax and Flax reach for it like this, too.
 from jax._src import distributed
 
-from cdisc import console, parallel, signals
+from cdisc import console, signals
+from cdisc.app import devices
 from cdisc.errors import UserError
 
 _HEARTBEAT = 20
@@ -194,13 +195,13 @@ class Stopping:
             # CPUs find one another at their first collective, and give up after 30 s, in which another process may
             # still be compiling its first step.
             gather()
-            parallel.any_process(False).block_until_ready()
+            devices.any_process(False).block_until_ready()
 
     def __call__(self) -> bool:
         """Whether any process had been asked to stop a few steps ago; `signals.obey` then stops each of them."""
         if not several():
             return signals.asked()
-        self._answers.append(parallel.any_process(signals.asked()))
+        self._answers.append(devices.any_process(signals.asked()))
         stopping = len(self._answers) > _STEPS_BEHIND and bool(self._answers.popleft())
         if stopping:
             signals.ask(signal.SIGTERM)

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 
 from cdisc import console, signals
+from cdisc.app.report import figures, html
+from cdisc.app.report import results as results_lib
+from cdisc.app.run import Run
+from cdisc.app.stages.evaluate import PRODUCT, REAL, query_only_name
+from cdisc.app.stages.saved import read_seconds
 from cdisc.data import planar
 from cdisc.discovery import concepts
 from cdisc.discovery import hierarchy as hierarchy_lib
 from cdisc.evaluation.protocol import best_sigma
-from cdisc.report import figures, html
-from cdisc.report import results as results_lib
-from cdisc.run import Run
-from cdisc.stages.evaluate import PRODUCT, REAL, query_only_name
-from cdisc.stages.saved import read_seconds
 
 
 def report(

@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import bundled, checkpoints, console, hosts, parallel, signals, watch
-from cdisc import config as config_lib
+from cdisc import bundled, console, signals, storage
+from cdisc.app import checkpoints, devices, hosts, watch
+from cdisc.app import config as config_lib
+from cdisc.app.run import Run
+from cdisc.app.stages.saved import meet, unfinished
 from cdisc.data import Dataset
 from cdisc.data.pictures import Pixels, grid, png
 from cdisc.diffusion import sampling
@@ -24,8 +27,6 @@ from cdisc.learning import pretrain as pretrain_lib
 from cdisc.networks import denoiser, interop
 from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
-from cdisc.run import Run
-from cdisc.stages.saved import meet, unfinished
 
 _METRICS_EVERY = 50
 """How many steps pass before their metrics are read and written: reading them waits for the device."""
@@ -64,12 +65,10 @@ def pretrain(this: Run, active: bool) -> Any:
     elif not this.config.pretrain.bundle:
         raise UserError("config.pretrain names no bundled backbone: set --config.pretrain.from_scratch=True.")
     else:
-        params = checkpoints.restore_npz(
-            bundled.FOLDER / f"{this.config.pretrain.bundle}.npz", like, bundle_about(this)
-        )
+        params = bundled.restore_npz(bundled.FOLDER / f"{this.config.pretrain.bundle}.npz", like, bundle_about(this))
         console.say(f"pretrain: the bundled backbone {this.config.pretrain.bundle}")
     if hosts.first():
-        checkpoints.write_text(this.path("pretrain", _ABOUT), json.dumps(weights_about(this)) + "\n")
+        storage.write_text(this.path("pretrain", _ABOUT), json.dumps(weights_about(this)) + "\n")
         checkpoints.save(path, params)
     meet([path])
     return checkpoints.restore(path, like)
@@ -126,7 +125,7 @@ def import_backbone(this: Run, active: bool) -> denoiser.Params:
         elif not active:
             raise unfinished("pretrain", path)
         else:
-            checkpoints.write_text(path, digest.hexdigest() + "\n")
+            storage.write_text(path, digest.hexdigest() + "\n")
             count = sum(leaf.size for leaf in jax.tree.leaves(pretrained.params))
             console.say(f"pretrain: {folder}, {count:,} parameters")
     return pretrained.params if null is None else denoiser.null_last(pretrained.params, null)
@@ -155,11 +154,11 @@ def compiled_step(
       shape: (H, W, C) of a picture.
 
     Returns:
-      The step, which takes a state that `parallel.replicate` made and the pictures of `read_share`; `metrics` are
+      The step, which takes a state that `devices.replicate` made and the pictures of `read_share`; `metrics` are
       `loss` and `grad_norm`, both scalars.
     """
     known: dict[str, Any] = {"options": options, "schedule": schedule}
-    return parallel.training_step(
+    return devices.training_step(
         draw=functools.partial(pretrain_lib.draw, shape=shape, **known),
         zero_total=lambda state: pretrain_lib.zero_total(state.params),
         add=lambda total, state, *share: pretrain_lib.add_gradient(
@@ -182,8 +181,8 @@ def read_share(dataset: Dataset, options: pretrain_lib.PretrainOptions, key: jax
     Returns:
       `steps done -> pictures`, those of the next step as `compiled_step` takes them.
     """
-    places, _ = parallel.share_of_batch(options.batch_size, options.accumulate)
-    host = parallel.host_device()
+    places, _ = devices.share_of_batch(options.batch_size, options.accumulate)
+    host = devices.host_device()
     train, key = jax.device_put((dataset.train, key), host)
 
     def read(step: int) -> Any:
@@ -223,7 +222,7 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
         state = init(key_init)
     else:
         console.say(f"pretrain: goes on at step {first} of {options.steps}")
-    state = parallel.replicate(state)
+    state = devices.replicate(state)
     train_step = compiled_step(
         backbone=this.backbone, options=options, schedule=this.schedule, shape=this.dataset.shape
     )
@@ -236,7 +235,7 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
         board = watch.Board(this.path("pretrain", "tensorboard"))
         found = metrics_path.read_text(encoding="utf-8") if metrics_path.exists() else ""
         lines = found.splitlines(keepends=True)[:first]
-        checkpoints.write_text(metrics_path, "".join(lines))
+        storage.write_text(metrics_path, "".join(lines))
         best = min((json.loads(line).get("validation_loss", math.inf) for line in lines), default=math.inf)
     asked = hosts.Stopping()
     history: list[dict[str, jax.Array]] = []
@@ -263,7 +262,7 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
                 if drawing:
                     picture = draw(state.ema)
                     place = this.path("pretrain", "samples", f"step_{done:08d}.png")
-                    checkpoints.write_bytes(place, [png(picture)])
+                    storage.write_bytes(place, [png(picture)])
                     board.image(done, "samples", picture)
                 if validating and rows[-1]["validation_loss"] < best:
                     best = rows[-1]["validation_loss"]
@@ -293,7 +292,7 @@ def class_pictures(this: Run, key: jax.Array) -> Callable[[denoiser.Params], Pix
         start, settings = jnp.repeat(noise, columns, axis=0), this.config.sampling
         return sampling.ddim(eps_fn, this.schedule, start, num_steps=settings.num_steps, clip=settings.clip)
 
-    return lambda params: grid(draw(parallel.one_copy(params)), columns=columns)
+    return lambda params: grid(draw(devices.one_copy(params)), columns=columns)
 
 
 def validation(this: Run, options: pretrain_lib.PretrainOptions, key: jax.Array) -> Callable[[denoiser.Params], float]:
@@ -308,7 +307,7 @@ def validation(this: Run, options: pretrain_lib.PretrainOptions, key: jax.Array)
     example_losses = jax.jit(functools.partial(pretrain_lib.example_losses, **known))
 
     def validate(params: denoiser.Params) -> float:
-        params, batch = parallel.one_copy(params), this.config.sampling.batch
+        params, batch = devices.one_copy(params), this.config.sampling.batch
         batches = [jax.tree.map(lambda array, i=i: array[i : i + batch], given) for i in range(0, count, batch)]
         found = [example_losses(params, *arrays) for arrays in batches]
         return float(np.mean(np.concatenate(found)))
@@ -322,7 +321,7 @@ def metric_rows(history: Sequence[dict[str, jax.Array]], done: int, folder: path
     Raises:
       UserError: if one is not finite; names the step, and the last checkpoint in `folder`.
     """
-    block = parallel.stack(history)
+    block = devices.stack(history)
     finite = np.isfinite(block["loss"]) & np.isfinite(block["grad_norm"])
     first = done + 1 - len(finite)
     if not finite.all():

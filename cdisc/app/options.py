@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from cdisc.config import flatten, parse
+from cdisc.app.config import flatten, parse
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery.concepts import DiscoveryOptions
 from cdisc.errors import UserError, about, nearest, require_known, require_positive

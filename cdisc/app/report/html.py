@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cdisc import checkpoints
+from cdisc import storage
+from cdisc.app.report import figures
 from cdisc.data import pictures
-from cdisc.report import figures
 
 _TILE = 112  # CSS pixels to which a picture is scaled, roughly.
 _SHEET = 264  # The same for a sheet of samples.
@@ -113,7 +113,7 @@ class Page:
     Attributes:
       title: the heading.
       subtitle: one line below it, as the configuration in words.
-      results: the results file's content, as `cdisc.report.results.SCHEMA` has it.
+      results: the results file's content, as `cdisc.app.report.results.SCHEMA` has it.
       queries: the panels, in order; taken one by one, so that they need not be in memory together.
       plane: the mixture's cells when the data are points in the plane, else None.
       methods: method name to one sentence that says what it is, for the legend.
@@ -659,4 +659,4 @@ def _pieces(page: Page) -> Iterator[str]:
 
 def write(path: str | os.PathLike[str], page: Page) -> None:
     """Writes the page to `path`; the file is replaced whole or not at all."""
-    checkpoints.write_bytes(pathlib.Path(path), (piece.encode("utf-8") for piece in _pieces(page)))
+    storage.write_bytes(pathlib.Path(path), (piece.encode("utf-8") for piece in _pieces(page)))

@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema
 
-from cdisc import checkpoints, errors
+from cdisc import errors, storage
 
 SCHEMA_VERSION = 3
 """Grows when a key is renamed, removed or changes its meaning, but not for a new optional key."""
@@ -249,7 +249,7 @@ def write(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
     """Writes `results`, made JSON-safe and validated, as indented JSON; the file is replaced whole or not at all."""
     safe = json_safe(results)
     validate(safe)
-    checkpoints.write_text(pathlib.Path(path), json.dumps(safe, indent=2, allow_nan=False) + "\n")
+    storage.write_text(pathlib.Path(path), json.dumps(safe, indent=2, allow_nan=False) + "\n")
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from cdisc import checkpoints, console, hosts, parallel, signals, watch
+from cdisc import console, signals, storage
+from cdisc.app import checkpoints, devices, hosts, watch
+from cdisc.app.run import Run
 from cdisc.errors import UserError
-from cdisc.run import Run
 
 _SHOWN_LATE = 90.0
 """Seconds to wait for what another host has written: NFS keeps for a minute that a file was not there."""
@@ -66,7 +67,7 @@ def saved_by_query(
         raise unfinished(stage, paths[missing[0]])
     at_once = min(at_once, -(-len(paths) // jax.process_count()))
     # Always batch the same queries together: other batch-mates can change a result's last bits.
-    share = list(parallel.groups(range(len(paths)), at_once))[jax.process_index() :: jax.process_count()]
+    share = list(devices.groups(range(len(paths)), at_once))[jax.process_index() :: jax.process_count()]
     batches = [batch for batch in share if not set(batch).isdisjoint(missing)]
     for batch in console.progress(watch.traced(batches, this.trace_folder(stage)), stage, len(batches)):
         signals.obey()
@@ -83,7 +84,7 @@ def note_seconds(path: pathlib.Path, stage: str, seconds: float, finished: bool)
     before = known.get(stage, {"seconds": 0.0, "finished": False})
     if not before["finished"]:
         known[stage] = {"seconds": before["seconds"] + seconds, "finished": finished}
-        checkpoints.write_text(path, json.dumps(known))
+        storage.write_text(path, json.dumps(known))
 
 
 def read_seconds(path: pathlib.Path) -> dict[str, float]:

@@ -1,13 +1,13 @@
 """Config sections to dataclasses; digests and differences."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ml_collections
 
+from cdisc import storage
 from cdisc.errors import UserError, about, nearest
 
 _Options = TypeVar("_Options")
@@ -69,17 +69,12 @@ def parse(cls: type[_Options], section: Mapping[str, Any], where: str, ignore: I
         raise UserError(f"config.{where} cannot be used: {error}.") from error
 
 
-def digest(content: Any) -> str:
-    """SHA-256 of a JSON-like value, in hexadecimal; tuples and lists are the same."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def backbone_digest(config: ml_collections.ConfigDict, sections: Sequence[str] = BACKBONE_SECTIONS) -> str:
     """The digest of all in `sections` that decides the weights of a trained backbone."""
     content = {name: config.to_dict()[name] for name in sections if name in config}
     for section, fields in content.items():
         content[section] = {k: v for k, v in fields.items() if k not in _NOT_IN_WEIGHTS.get(section, ())}
-    return digest(content)
+    return storage.digest(content)
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

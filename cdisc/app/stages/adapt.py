@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import checkpoints, console, parallel, signals
+from cdisc import console, signals, storage
+from cdisc.app import devices
+from cdisc.app.options import GuidanceOptions
+from cdisc.app.run import Run
+from cdisc.app.stages.saved import saved_by_query
 from cdisc.discovery import concepts, poe
 from cdisc.errors import UserError
 from cdisc.evaluation import baselines, methods
 from cdisc.learning import adapt as adapt_lib
-from cdisc.options import GuidanceOptions
-from cdisc.run import Run
-from cdisc.stages.saved import saved_by_query
 
 
 @flax.struct.dataclass
@@ -55,11 +56,11 @@ def draw(
     items = [
         (recipe, x)
         for recipe, key in zip(recipes, keys, strict=True)
-        for x in np.asarray(parallel.split(jax.random.normal(key, (count, *this.dataset.shape)), batches))
+        for x in np.asarray(devices.split(jax.random.normal(key, (count, *this.dataset.shape)), batches))
     ]
     drawn = [
-        np.asarray(this.sampler(parallel.stack(group), params))
-        for group in parallel.groups(items, jax.local_device_count())
+        np.asarray(this.sampler(devices.stack(group), params))
+        for group in devices.groups(items, jax.local_device_count())
     ]
     return np.concatenate(drawn).reshape(len(recipes), -1, *this.dataset.shape)[:, :count]
 
@@ -81,11 +82,11 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
         draws, batch = settings.class_draws, this.config.sampling.batch
         return baselines.class_losses(conditional, table, this.schedule, query, key, num_draws=draws, batch_size=batch)
 
-    mapped_compare = parallel.one_by_one(compare, num_shared=1)
+    mapped_compare = devices.one_by_one(compare, num_shared=1)
     compiled = {name: compiled_level(this, options) for name, options in levels.items()}
 
     def work(indices: Sequence[int]) -> list[QueryModel]:
-        images = parallel.stack([this.queries[i].image for i in indices])
+        images = devices.stack([this.queries[i].image for i in indices])
         split_keys = [jax.random.split(this.key("adapt", this.queries[i]), 3) for i in indices]
         key_compare, key_pool, key_fit = (jnp.stack(keys) for keys in zip(*split_keys, strict=True))
         teachers = [discoveries[i].teacher for i in indices]
@@ -93,7 +94,7 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
         best_first: Any = None
         pool: Any = None
         if this.backbone.table(params).shape[0]:
-            losses = parallel.in_groups(mapped_compare, (images, key_compare), params)
+            losses = devices.in_groups(mapped_compare, (images, key_compare), params)
             best_first = jnp.argsort(losses, axis=1).astype(jnp.int32)
         if needs_pool:
             recipes = [teacher_recipe(teacher, this.options.adapt_guidance) for teacher in teachers]
@@ -111,8 +112,8 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
                 for name, course in courses.items()
                 for step, loss in enumerate(course[j].tolist(), start=1)
             ]
-            checkpoints.write_text(this.path("adapt", f"query_{i:04d}.jsonl"), "".join(rows))
-        by_query = {name: parallel.unstack(adaptations) for name, adaptations in fitted.items()}
+            storage.write_text(this.path("adapt", f"query_{i:04d}.jsonl"), "".join(rows))
+        by_query = {name: devices.unstack(adaptations) for name, adaptations in fitted.items()}
         return [
             QueryModel(teacher, losses[j], {name: by_query[name][j] for name in levels})
             for j, teacher in enumerate(teachers)
@@ -159,9 +160,9 @@ def compiled_level(this: Run, options: adapt_lib.AdaptOptions) -> tuple[Callable
         return adapt_lib.result(state, this.backbone, params, options)
 
     return (
-        parallel.side_by_side(begin, num_shared=2),
-        parallel.side_by_side(advance, num_shared=2),
-        parallel.side_by_side(finish, num_shared=1),
+        devices.side_by_side(begin, num_shared=2),
+        devices.side_by_side(advance, num_shared=2),
+        devices.side_by_side(finish, num_shared=1),
     )
 
 
@@ -180,10 +181,10 @@ def fit_level(
       What each has learnt, leaves (Q, ...), and its losses (Q, steps).
     """
     begin, advance, finish = compiled
-    count = parallel.size(lessons.query)
+    count = devices.size(lessons.query)
     # Moved once, to where the steps need them.
-    lessons, keys = parallel.spread(lessons), parallel.spread(keys)
-    params, prior = parallel.replicate((params, prior))
+    lessons, keys = devices.spread(lessons), devices.spread(keys)
+    params, prior = devices.replicate((params, prior))
     fits: list[tuple[adapt_lib.FitState, np.ndarray]] = []
     classes = 1 if lessons.classes is None else lessons.classes.shape[-1]
     for candidate in range(min(options.candidates, classes)):
@@ -193,7 +194,7 @@ def fit_level(
             signals.obey()
             state, loss = advance((state, lessons, keys), params, prior)
             course.append(loss)
-        losses = np.moveaxis(parallel.stack(course), 0, -1)  # (devices, each, steps); waits for the last step
+        losses = np.moveaxis(devices.stack(course), 0, -1)  # (devices, each, steps); waits for the last step
         fits.append((state, losses))
         finite = np.isfinite(losses).all(axis=(0, 1))
         if not finite.all():
@@ -202,5 +203,5 @@ def fit_level(
                 "learning rates; what was finished before is kept."
             )
     if len(fits) > 1:
-        state, losses = parallel.select_best(fits, [seen[..., options.steps // 2 :].mean(axis=-1) for _, seen in fits])
-    return parallel.gather((finish(state, params), losses), count)
+        state, losses = devices.select_best(fits, [seen[..., options.steps // 2 :].mean(axis=-1) for _, seen in fits])
+    return devices.gather((finish(state, params), losses), count)

@@ -8,17 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import config as config_lib
-from cdisc import hosts, parallel, runtime, signals
+from cdisc import runtime, signals, storage
+from cdisc.app import devices, hosts
+from cdisc.app.report import results as results_lib
+from cdisc.app.run import Query, Run
+from cdisc.app.stages.adapt import QueryModel, draw, teacher_recipe
+from cdisc.app.stages.judge import judge_report, load_judge
+from cdisc.app.stages.saved import read_seconds, saved_by_query
 from cdisc.data import compositions
 from cdisc.discovery import concepts, poe
 from cdisc.errors import UserError
 from cdisc.evaluation import baselines, judge, methods, protocol
-from cdisc.report import results as results_lib
-from cdisc.run import Query, Run
-from cdisc.stages.adapt import QueryModel, draw, teacher_recipe
-from cdisc.stages.judge import judge_report, load_judge
-from cdisc.stages.saved import read_seconds, saved_by_query
 
 PRODUCT = "product"
 REAL = "real pictures"
@@ -82,7 +82,7 @@ def evaluate(
         drawn[PRODUCT] = np.stack(
             [poe.sample(model.teacher, key, settings.samples) for model, key in zip(known, keys, strict=True)]
         )
-        return parallel.unstack(drawn)
+        return devices.unstack(drawn)
 
     names = recipes_of(this, params, this.queries[0], models[0])
     like = {
@@ -186,7 +186,7 @@ def write_results(
             "schema_version": results_lib.SCHEMA_VERSION,
             "dataset": this.dataset.name,
             "data_hash": this.dataset.fingerprint,
-            "config_hash": config_lib.digest(this.config.to_dict()),
+            "config_hash": storage.digest(this.config.to_dict()),
             "seed": this.config.seed,
             "versions": runtime.versions(),
             "seconds": read_seconds(this.path("seconds.json")),

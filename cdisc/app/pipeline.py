@@ -16,17 +16,18 @@ from collections.abc import Iterator, Sequence
 import jax
 import ml_collections
 
-from cdisc import config as config_lib
-from cdisc import console, hosts, runtime, signals
+from cdisc import console, runtime, signals, storage
+from cdisc.app import config as config_lib
+from cdisc.app import hosts
+from cdisc.app.run import STAGES, Run, opened
+from cdisc.app.stages.adapt import adapt
+from cdisc.app.stages.discover import discover, follow
+from cdisc.app.stages.evaluate import evaluate
+from cdisc.app.stages.export import export
+from cdisc.app.stages.pretrain import pretrain
+from cdisc.app.stages.report import report
+from cdisc.app.stages.saved import note_seconds
 from cdisc.errors import UserError, nearest
-from cdisc.run import STAGES, Run, opened
-from cdisc.stages.adapt import adapt
-from cdisc.stages.discover import discover, follow
-from cdisc.stages.evaluate import evaluate
-from cdisc.stages.export import export
-from cdisc.stages.pretrain import pretrain
-from cdisc.stages.report import report
-from cdisc.stages.saved import note_seconds
 
 _SMALLER = {
     "pretrain": "raise config.pretrain.accumulate or set config.network.remat=True",
@@ -72,7 +73,7 @@ def run(
     )
     with opened(config, workdir, query_paths) as this:
         console.say(
-            f"{machine()}, config {config_lib.digest(config.to_dict())[:12]}, seed {config.seed}, "
+            f"{machine()}, config {storage.digest(config.to_dict())[:12]}, seed {config.seed}, "
             f"{len(this.queries)} queries"
         )
         run_stages(dataclasses.replace(this, profile=profile), stages, export_to)

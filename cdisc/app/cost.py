@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import ml_collections
 from jax.extend.core import jaxprs_in_params
 
-from cdisc import config as config_lib
+from cdisc.app import config as config_lib
+from cdisc.app.options import Options, check_timesteps, read, scheduler_of
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError, about
 from cdisc.learning import pretrain
 from cdisc.networks import backbone, denoiser
 from cdisc.networks.unet import UNetConfig
-from cdisc.options import Options, check_timesteps, read, scheduler_of
 
 EFFICIENCY = 0.4
 """The share of a chip's peak rate that a large network reaches; `docs/scaling.md` has its origin and its error."""

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import checkpoints, parallel
+from cdisc import storage
+from cdisc.app import checkpoints, devices
+from cdisc.app.run import Run
+from cdisc.app.stages.saved import saved_by_query, unfinished
 from cdisc.discovery import concepts
 from cdisc.discovery import hierarchy as hierarchy_lib
 from cdisc.errors import UserError
 from cdisc.networks import backbone as backbone_lib
-from cdisc.run import Run
-from cdisc.stages.saved import saved_by_query, unfinished
 
 
 def discover(this: Run, params: Any, active: bool) -> Sequence[concepts.Discovery]:
@@ -26,13 +27,13 @@ def discover(this: Run, params: Any, active: bool) -> Sequence[concepts.Discover
         eps_fn = backbone_lib.null_eps(this.backbone, params)
         return concepts.discover(eps_fn, this.schedule, query, key, options, axis_name)
 
-    mapped = parallel.divided(one, num_shared=1)
+    mapped = devices.divided(one, num_shared=1)
 
     def work(indices: Sequence[int]) -> list[concepts.Discovery]:
         queries = [this.queries[i] for i in indices]
-        images = parallel.stack([query.image for query in queries])
+        images = devices.stack([query.image for query in queries])
         keys = jnp.stack([this.key("discover", query) for query in queries])
-        found = parallel.unstack(mapped((images, keys), params))
+        found = devices.unstack(mapped((images, keys), params))
         for query, discovery in zip(queries, found, strict=True):
             if not np.isfinite(discovery.teacher.mean).all() or not discovery.pool.mask.any():
                 raise UserError(
@@ -42,7 +43,7 @@ def discover(this: Run, params: Any, active: bool) -> Sequence[concepts.Discover
         return found
 
     key = this.key("discover", this.queries[0])
-    first = (parallel.stack([this.queries[0].image]), key[None])
+    first = (devices.stack([this.queries[0].image]), key[None])
     like = jax.eval_shape(lambda *given: jax.tree.map(lambda leaf: leaf[0], mapped(*given)), first, params)
     return saved_by_query(this, "discover", active, like, jax.local_device_count(), work)
 
@@ -81,5 +82,5 @@ def follow(
     file, text = this.path("discover", "hierarchy.json"), json.dumps(tree, indent=2) + "\n"
     # A run that only restores writes nothing: its workdir may be an archive.
     if not file.exists() or file.read_text(encoding="utf-8") != text:
-        checkpoints.write_text(file, text)
+        storage.write_text(file, text)
     return tree, hierarchy
