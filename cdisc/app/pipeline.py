@@ -71,12 +71,12 @@ def run(
         devices=jax.local_device_count(),
         **runtime.versions(),
     )
-    with opened(config, workdir, query_paths) as this:
+    with opened(config, workdir, query_paths) as opened_run:
         console.say(
             f"{machine()}, config {storage.digest(config.to_dict())[:12]}, seed {config.seed}, "
-            f"{len(this.queries)} queries"
+            f"{len(opened_run.queries)} queries"
         )
-        run_stages(dataclasses.replace(this, profile=profile), stages, export_to)
+        run_stages(dataclasses.replace(opened_run, profile=profile), stages, export_to)
         hosts.gather()  # JAX gives up on processes that do not end together
 
 
@@ -94,36 +94,36 @@ def machine() -> str:
     )
 
 
-def run_stages(this: Run, stages: Sequence[str], export_to: pathlib.Path | None) -> None:
+def run_stages(run: Run, stages: Sequence[str], export_to: pathlib.Path | None) -> None:
     """Runs `stages` in their order, and the export after adaptation."""
     # A stage that was not asked for is needed only by a later one that was.
     last = max(STAGES.index(stage) for stage in ([*stages, "adapt"] if export_to else stages))
-    with clock(this, "pretrain", stages) as active:
-        params = pretrain(this, active)
+    with clock(run, "pretrain", stages) as active:
+        params = pretrain(run, active)
     if last == STAGES.index("pretrain"):
         return
-    with clock(this, "discover", stages) as active:
-        discoveries = discover(this, params, active)
-        hierarchy = follow(this, params, discoveries, active) if hosts.first() else None
+    with clock(run, "discover", stages) as active:
+        discoveries = discover(run, params, active)
+        hierarchy = follow(run, params, discoveries, active) if hosts.first() else None
     if last == STAGES.index("discover"):
         return
-    with clock(this, "adapt", stages) as active:
-        models = adapt(this, params, discoveries, active)
+    with clock(run, "adapt", stages) as active:
+        models = adapt(run, params, discoveries, active)
     if export_to is not None and hosts.first():
-        export(this, params, models, export_to)
+        export(run, params, models, export_to)
     if last == STAGES.index("adapt"):
         return
-    with clock(this, "evaluate", stages) as active:
-        samples = evaluate(this, params, discoveries, models, active)
+    with clock(run, "evaluate", stages) as active:
+        samples = evaluate(run, params, discoveries, models, active)
     if last == STAGES.index("evaluate"):
         return
-    with clock(this, "report", stages):
+    with clock(run, "report", stages):
         if hosts.first():
-            report(this, params, discoveries, samples, hierarchy)
+            report(run, params, discoveries, samples, hierarchy)
 
 
 @contextlib.contextmanager
-def clock(this: Run, stage: str, stages: Sequence[str]) -> Iterator[bool]:
+def clock(run: Run, stage: str, stages: Sequence[str]) -> Iterator[bool]:
     """Notes the seconds that a stage takes in `seconds.json`; yields whether it was asked for; a run can stop here."""
     signals.obey()
     start = time.monotonic()
@@ -139,6 +139,6 @@ def clock(this: Run, stage: str, stages: Sequence[str]) -> Iterator[bool]:
     finally:
         seconds = time.monotonic() - start
         if stage in stages and hosts.first():
-            note_seconds(this.path("seconds.json"), stage, seconds, finished=sys.exception() is None)
+            note_seconds(run.path("seconds.json"), stage, seconds, finished=sys.exception() is None)
     if stage in stages:
         console.say(f"{stage}: {seconds:.1f} s")

@@ -168,14 +168,14 @@ def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths
       UserError: as `prepare`, and for a workdir that cannot be written, is in use, or was made with others, or
         that processes do not share.
     """
-    this = prepare(config, workdir, query_paths)
-    pictures_found = storage.digest([zlib.crc32(query.image.tobytes()) for query in this.queries])
-    hosts.require_alike(data=this.dataset.fingerprint[:12], queries=pictures_found[:12])
+    run = prepare(config, workdir, query_paths)
+    pictures_found = storage.digest([zlib.crc32(query.image.tobytes()) for query in run.queries])
+    hosts.require_alike(data=run.dataset.fingerprint[:12], queries=pictures_found[:12])
     storage.writable(workdir)
     with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
         hosts.require_shared(workdir)
-        bind(workdir, config, this.dataset.fingerprint, this.queries)
-        yield this
+        bind(workdir, config, run.dataset.fingerprint, run.queries)
+        yield run
 
 
 def held_out_queries(config: ml_collections.ConfigDict, dataset: Dataset) -> tuple[Query, ...]:

@@ -43,62 +43,60 @@ def teacher_recipe(teacher: poe.Teacher, guidance: GuidanceOptions) -> methods.R
     return methods.Recipe(teacher, teacher_weight=guidance.w0, w_max=guidance.w_max, elementwise=guidance.elementwise)
 
 
-def draw(
-    this: Run, params: Any, recipes: Sequence[methods.Recipe], keys: Sequence[jax.Array], count: int
-) -> np.ndarray:
+def draw(run: Run, params: Any, recipes: Sequence[methods.Recipe], keys: Sequence[jax.Array], count: int) -> np.ndarray:
     """`count` samples of each of Q recipes of one structure, on the host: (Q, count, *shape).
 
     A device makes at most `config.sampling.batch` of them at once, which bounds its memory whatever `count` is. All of
     a recipe's starting noise is drawn together, so that its samples do not depend on how they are divided; recipes with
     the same key start from the same noise.
     """
-    batches = -(-count // this.config.sampling.batch)
+    batches = -(-count // run.config.sampling.batch)
     items = [
         (recipe, x)
         for recipe, key in zip(recipes, keys, strict=True)
-        for x in np.asarray(devices.split(jax.random.normal(key, (count, *this.dataset.shape)), batches))
+        for x in np.asarray(devices.split(jax.random.normal(key, (count, *run.dataset.shape)), batches))
     ]
     drawn = [
-        np.asarray(this.sampler(devices.stack(group), params))
+        np.asarray(run.sampler(devices.stack(group), params))
         for group in devices.groups(items, jax.local_device_count())
     ]
-    return np.concatenate(drawn).reshape(len(recipes), -1, *this.dataset.shape)[:, :count]
+    return np.concatenate(drawn).reshape(len(recipes), -1, *run.dataset.shape)[:, :count]
 
 
-def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool) -> Sequence[QueryModel]:
+def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool) -> Sequence[QueryModel]:
     """What every query's picture and teacher teach the backbone, level by level.
 
     Leaves, beside each query's model, `adapt/query_*.jsonl`: a line for each step with its `level`, `step` and `loss`.
     """
-    settings, levels = this.config.adapt, this.options.levels
+    settings, levels = run.config.adapt, run.options.levels
     needs_pool = any(options.pool != "query" for options in levels.values())
     needs_prior = any(options.prior_weight > 0 for options in levels.values())
-    prior = prior_pictures(this) if needs_prior else None
+    prior = prior_pictures(run) if needs_prior else None
 
     def compare(item: tuple[jax.Array, jax.Array], params: Any) -> jax.Array:
         query, key = item
-        conditional = functools.partial(this.backbone.apply, params)
-        table = this.backbone.table(params)
-        draws, batch = settings.class_draws, this.config.sampling.batch
-        return baselines.class_losses(conditional, table, this.schedule, query, key, num_draws=draws, batch_size=batch)
+        conditional = functools.partial(run.backbone.apply, params)
+        table = run.backbone.table(params)
+        draws, batch = settings.class_draws, run.config.sampling.batch
+        return baselines.class_losses(conditional, table, run.schedule, query, key, num_draws=draws, batch_size=batch)
 
     mapped_compare = devices.one_by_one(compare, num_shared=1)
-    compiled = {name: compiled_level(this, options) for name, options in levels.items()}
+    compiled = {name: compiled_level(run, options) for name, options in levels.items()}
 
     def work(indices: Sequence[int]) -> list[QueryModel]:
-        images = devices.stack([this.queries[i].image for i in indices])
-        split_keys = [jax.random.split(this.key("adapt", this.queries[i]), 3) for i in indices]
+        images = devices.stack([run.queries[i].image for i in indices])
+        split_keys = [jax.random.split(run.key("adapt", run.queries[i]), 3) for i in indices]
         key_compare, key_pool, key_fit = (jnp.stack(keys) for keys in zip(*split_keys, strict=True))
         teachers = [discoveries[i].teacher for i in indices]
         losses: Any = [None] * len(indices)
         best_first: Any = None
         pool: Any = None
-        if this.backbone.table(params).shape[0]:
+        if run.backbone.table(params).shape[0]:
             losses = devices.in_groups(mapped_compare, (images, key_compare), params)
             best_first = jnp.argsort(losses, axis=1).astype(jnp.int32)
         if needs_pool:
-            recipes = [teacher_recipe(teacher, this.options.adapt_guidance) for teacher in teachers]
-            pool = draw(this, params, recipes, list(key_pool), settings.pool_size)
+            recipes = [teacher_recipe(teacher, run.options.adapt_guidance) for teacher in teachers]
+            pool = draw(run, params, recipes, list(key_pool), settings.pool_size)
         lessons = adapt_lib.Lesson(query=images, pool=pool, classes=best_first)
         fitted: dict[str, adapt_lib.Adaptation] = {}
         courses: dict[str, jax.Array] = {}  # (indices, steps) losses
@@ -112,52 +110,52 @@ def adapt(this: Run, params: Any, discoveries: Sequence[concepts.Discovery], act
                 for name, course in courses.items()
                 for step, loss in enumerate(course[j].tolist(), start=1)
             ]
-            storage.write_text(this.path("adapt", f"query_{i:04d}.jsonl"), "".join(rows))
+            storage.write_text(run.path("adapt", f"query_{i:04d}.jsonl"), "".join(rows))
         by_query = {name: devices.unstack(adaptations) for name, adaptations in fitted.items()}
         return [
             QueryModel(teacher, losses[j], {name: by_query[name][j] for name in levels})
             for j, teacher in enumerate(teachers)
         ]
 
-    like = jax.eval_shape(functools.partial(untrained, this, levels), discoveries[0].teacher, params, this.key("adapt"))
+    like = jax.eval_shape(functools.partial(untrained, run, levels), discoveries[0].teacher, params, run.key("adapt"))
     at_once = settings.chunk * jax.local_device_count()
-    return saved_by_query(this, "adapt", active, like, at_once, work)
+    return saved_by_query(run, "adapt", active, like, at_once, work)
 
 
 def untrained(
-    this: Run, levels: dict[str, adapt_lib.AdaptOptions], teacher: poe.Teacher, params: Any, key: jax.Array
+    run: Run, levels: dict[str, adapt_lib.AdaptOptions], teacher: poe.Teacher, params: Any, key: jax.Array
 ) -> QueryModel:
     """A query model before any learning: the structure of every one."""
-    image = jnp.zeros(this.dataset.shape)
-    table = this.backbone.table(params)
+    image = jnp.zeros(run.dataset.shape)
+    table = run.backbone.table(params)
     lesson = adapt_lib.Lesson(image, classes=jnp.arange(table.shape[0]), given=jnp.zeros(table.shape[1]))
-    states = {name: (adapt_lib.init(this.backbone, params, lesson, key, o), o) for name, o in levels.items()}
+    states = {name: (adapt_lib.init(run.backbone, params, lesson, key, o), o) for name, o in levels.items()}
     return QueryModel(
         teacher=teacher,
         losses=jnp.zeros(table.shape[0]) if table.shape[0] else None,
-        levels={name: adapt_lib.result(state, this.backbone, params, o) for name, (state, o) in states.items()},
+        levels={name: adapt_lib.result(state, run.backbone, params, o) for name, (state, o) in states.items()},
     )
 
 
-def prior_pictures(this: Run) -> adapt_lib.Prior:
+def prior_pictures(run: Run) -> adapt_lib.Prior:
     """Pictures of trained classes, the same for all queries."""
-    count, train = this.config.adapt.prior_size, this.dataset.train
-    return adapt_lib.Prior(*this.dataset.train_batch(train, this.key("adapt"), count, np.arange(count)))
+    count, train = run.config.adapt.prior_size, run.dataset.train
+    return adapt_lib.Prior(*run.dataset.train_batch(train, run.key("adapt"), count, np.arange(count)))
 
 
-def compiled_level(this: Run, options: adapt_lib.AdaptOptions) -> tuple[Callable[..., Any], ...]:
+def compiled_level(run: Run, options: adapt_lib.AdaptOptions) -> tuple[Callable[..., Any], ...]:
     """`init`, `step` and `result` of a level, mapped over queries; each compiles once for all chunks."""
 
     def begin(item: tuple[adapt_lib.Lesson, jax.Array], params: Any, candidate: jax.Array) -> adapt_lib.FitState:
         lesson, key = item
-        return adapt_lib.init(this.backbone, params, lesson, key, options, candidate)
+        return adapt_lib.init(run.backbone, params, lesson, key, options, candidate)
 
     def advance(item: tuple, params: Any, prior: adapt_lib.Prior | None) -> tuple[adapt_lib.FitState, jax.Array]:
         state, lesson, key = item
-        return adapt_lib.step(state, this.backbone, params, this.schedule, lesson, prior, key, options)
+        return adapt_lib.step(state, run.backbone, params, run.schedule, lesson, prior, key, options)
 
     def finish(state: adapt_lib.FitState, params: Any) -> adapt_lib.Adaptation:
-        return adapt_lib.result(state, this.backbone, params, options)
+        return adapt_lib.result(state, run.backbone, params, options)
 
     return (
         devices.side_by_side(begin, num_shared=2),

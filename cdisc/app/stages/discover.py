@@ -18,21 +18,21 @@ from cdisc.errors import UserError
 from cdisc.networks import backbone as backbone_lib
 
 
-def discover(this: Run, params: Any, active: bool) -> Sequence[concepts.Discovery]:
+def discover(run: Run, params: Any, active: bool) -> Sequence[concepts.Discovery]:
     """The discovery of every query."""
-    options = this.options.discovery
+    options = run.options.discovery
 
     def one(item: tuple[jax.Array, jax.Array], params: Any, axis_name: str | None) -> concepts.Discovery:
         query, key = item
-        eps_fn = backbone_lib.null_eps(this.backbone, params)
-        return concepts.discover(eps_fn, this.schedule, query, key, options, axis_name)
+        eps_fn = backbone_lib.null_eps(run.backbone, params)
+        return concepts.discover(eps_fn, run.schedule, query, key, options, axis_name)
 
     mapped = devices.divided(one, num_shared=1)
 
     def work(indices: Sequence[int]) -> list[concepts.Discovery]:
-        queries = [this.queries[i] for i in indices]
+        queries = [run.queries[i] for i in indices]
         images = devices.stack([query.image for query in queries])
-        keys = jnp.stack([this.key("discover", query) for query in queries])
+        keys = jnp.stack([run.key("discover", query) for query in queries])
         found = devices.unstack(mapped((images, keys), params))
         for query, discovery in zip(queries, found, strict=True):
             if not np.isfinite(discovery.teacher.mean).all() or not discovery.pool.mask.any():
@@ -42,20 +42,20 @@ def discover(this: Run, params: Any, active: bool) -> Sequence[concepts.Discover
                 )
         return found
 
-    key = this.key("discover", this.queries[0])
-    first = (devices.stack([this.queries[0].image]), key[None])
+    key = run.key("discover", run.queries[0])
+    first = (devices.stack([run.queries[0].image]), key[None])
     like = jax.eval_shape(lambda *given: jax.tree.map(lambda leaf: leaf[0], mapped(*given)), first, params)
-    return saved_by_query(this, "discover", active, like, jax.local_device_count(), work)
+    return saved_by_query(run, "discover", active, like, jax.local_device_count(), work)
 
 
 def follow(
-    this: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool
+    run: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool
 ) -> tuple[dict[str, Any], hierarchy_lib.Hierarchy] | None:
     """The hierarchy of all queries' modes, as JSON and with its arrays; None where it was not asked for.
 
     Its leaves are the modes that the discoveries found, without the saddles, at their own noise levels.
     """
-    options = this.options.discovery
+    options = run.options.discovery
     if not options.hierarchy:
         return None
     kept = []
@@ -68,18 +68,18 @@ def follow(
 
     @jax.jit
     def climb(params: Any, points: jax.Array, t: jax.Array) -> hierarchy_lib.Hierarchy:
-        eps_fn = backbone_lib.null_eps(this.backbone, params)
-        return hierarchy_lib.follow(eps_fn, this.schedule, points, t, options)
+        eps_fn = backbone_lib.null_eps(run.backbone, params)
+        return hierarchy_lib.follow(eps_fn, run.schedule, points, t, options)
 
-    path = this.path("discover", "hierarchy")
+    path = run.path("discover", "hierarchy")
     if not checkpoints.exists(path):
         if not active:
             raise unfinished("discover", path)
         checkpoints.save(path, climb(params, points, t))
     hierarchy = jax.tree.map(np.asarray, checkpoints.restore(path, jax.eval_shape(climb, params, points, t)))
-    sources = [query.name for query, (_, at, _) in zip(this.queries, kept, strict=True) for _ in at]
+    sources = [query.name for query, (_, at, _) in zip(run.queries, kept, strict=True) for _ in at]
     tree = hierarchy_lib.tree(hierarchy, basins, sources)
-    file, text = this.path("discover", "hierarchy.json"), json.dumps(tree, indent=2) + "\n"
+    file, text = run.path("discover", "hierarchy.json"), json.dumps(tree, indent=2) + "\n"
     # A run that only restores writes nothing: its workdir may be an archive.
     if not file.exists() or file.read_text(encoding="utf-8") != text:
         storage.write_text(file, text)

@@ -24,21 +24,21 @@ PRODUCT = "product"
 REAL = "real pictures"
 
 
-def recipes_of(this: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.Recipe]:
+def recipes_of(run: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.Recipe]:
     """Every method's recipe for one query."""
-    settings, guidance = this.config.evaluate, this.options.guidance
-    table = np.asarray(this.backbone.table(params))
+    settings, guidance = run.config.evaluate, run.options.guidance
+    table = np.asarray(run.backbone.table(params))
     recipes = {"poe": teacher_recipe(model.teacher, guidance)}
     # Also at weight 0, so that methods share one compiled sampler.
     beside = dataclasses.replace(recipes["poe"], teacher_weight=0.0)
-    for name, method in this.options.methods.items():
+    for name, method in run.options.methods.items():
         adaptation = model.levels[method.level]
         recipes[name] = dataclasses.replace(
             beside,
             embeddings=adaptation.embedding[None],
             weights=jnp.asarray([method.guidance], jnp.float32),
             adapter=adaptation.adapter,
-            scale=this.options.levels[method.level].scale,
+            scale=run.options.levels[method.level].scale,
             teacher_weight=method.teacher_weight,
             teacher_sigma_min=method.teacher_sigma_min,
         )
@@ -61,20 +61,20 @@ def query_only_name(sigma: float) -> str:
 
 
 def evaluate(
-    this: Run, params: Any, discoveries: Sequence[concepts.Discovery], models: Sequence[QueryModel], active: bool
+    run: Run, params: Any, discoveries: Sequence[concepts.Discovery], models: Sequence[QueryModel], active: bool
 ) -> Sequence[dict[str, np.ndarray]]:
     """Samples of every method for every query, measured; writes `results.json`."""
-    settings = this.config.evaluate
+    settings = run.config.evaluate
 
     def work(indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
         known = [models[i] for i in indices]
-        recipes = [recipes_of(this, params, this.queries[i], model) for i, model in zip(indices, known, strict=True)]
+        recipes = [recipes_of(run, params, run.queries[i], model) for i, model in zip(indices, known, strict=True)]
         # One key for all methods: they start from the same noise, so their samples can be compared one by one.
-        keys = [this.key("evaluate", this.queries[i]) for i in indices]
+        keys = [run.key("evaluate", run.queries[i]) for i in indices]
         drawn = {}
         for name in recipes[0]:
             signals.obey()
-            samples = draw(this, params, [recipe[name] for recipe in recipes], keys, settings.samples)
+            samples = draw(run, params, [recipe[name] for recipe in recipes], keys, settings.samples)
             if not np.isfinite(samples).all():
                 raise UserError(f"evaluate: samples of {name} are not finite: lower its guidance.")
             drawn[name] = samples
@@ -84,24 +84,24 @@ def evaluate(
         )
         return devices.unstack(drawn)
 
-    names = recipes_of(this, params, this.queries[0], models[0])
+    names = recipes_of(run, params, run.queries[0], models[0])
     like = {
-        name: jax.ShapeDtypeStruct((settings.samples, *this.dataset.shape), jnp.float32) for name in (*names, PRODUCT)
+        name: jax.ShapeDtypeStruct((settings.samples, *run.dataset.shape), jnp.float32) for name in (*names, PRODUCT)
     }
-    samples = saved_by_query(this, "evaluate", active, like, jax.local_device_count(), work)
+    samples = saved_by_query(run, "evaluate", active, like, jax.local_device_count(), work)
     if active and hosts.first():
         signals.obey()  # a judge may have to be trained
-        write_results(this, discoveries, samples, load_judge(this))
+        write_results(run, discoveries, samples, load_judge(run))
     return samples
 
 
 def score_class(
-    this: Run, queries: Sequence[Query], samples: Iterable[dict[str, np.ndarray]], judged_by: judge.Judge | None
+    run: Run, queries: Sequence[Query], samples: Iterable[dict[str, np.ndarray]], judged_by: judge.Judge | None
 ) -> tuple[list[dict[str, protocol.Figures]], dict[str, dict[str, protocol.Figures]]]:
     """What was drawn for the queries of one class, measured.
 
     Args:
-      this: the run.
+      run: the run.
       queries: of one composition, or a single one of unknown composition.
       samples: for each of them, method name to samples; taken one by one.
       judged_by: see `load_judge`.
@@ -110,10 +110,10 @@ def score_class(
       For each query, method name to its figures; and method name to the figures of all queries together, empty where
       these have too few samples for precision and recall.
     """
-    settings, composition = this.config.evaluate, queries[0].composition
+    settings, composition = run.config.evaluate, queries[0].composition
     references, real = None, {}
     if composition is not None:
-        pictures = this.dataset.references(composition, settings.references + settings.samples)
+        pictures = run.dataset.references(composition, settings.references + settings.samples)
         references = jnp.asarray(pictures[: settings.references])
         # Other real pictures of the composition in place of samples: what a perfect method would reach.
         real = {REAL: pictures[settings.references :]}
@@ -144,14 +144,14 @@ def score_class(
 
 
 def write_results(
-    this: Run,
+    run: Run,
     discoveries: Sequence[concepts.Discovery],
     samples: Sequence[dict[str, np.ndarray]],
     judged_by: judge.Judge | None,
 ) -> None:
     """Measures the samples, class by class, and writes `results.json`."""
     # A picture of unknown composition is a class of its own.
-    labels = [i if query.composition is None else query.composition for i, query in enumerate(this.queries)]
+    labels = [i if query.composition is None else query.composition for i, query in enumerate(run.queries)]
     classes: dict[Hashable, list[int]] = {}
     for i, label in enumerate(labels):
         classes.setdefault(label, []).append(i)
@@ -159,18 +159,18 @@ def write_results(
     pools = []
     for places in classes.values():
         drawn = (samples[i] for i in places)
-        figures, pooled = score_class(this, [this.queries[i] for i in places], drawn, judged_by)
+        figures, pooled = score_class(run, [run.queries[i] for i in places], drawn, judged_by)
         measured |= zip(places, figures, strict=True)
         pools.append(pooled)
     queries: list[dict[str, Any]] = []
-    for i, (query, discovery) in enumerate(zip(this.queries, discoveries, strict=True)):
+    for i, (query, discovery) in enumerate(zip(run.queries, discoveries, strict=True)):
         signals.obey()
         queries.append(
             {
                 "name": query.name,
                 "attributes": None
                 if query.composition is None
-                else compositions.attributes(this.dataset.split.factors, query.composition),
+                else compositions.attributes(run.dataset.split.factors, query.composition),
                 "source": query.source,
                 "prototypes": prototypes_of(discovery),
                 "nfe": int(discovery.nfe),
@@ -181,17 +181,17 @@ def write_results(
     for name, pooled in protocol.aggregate_pooled(pools).items():
         methods[name]["pooled"] = pooled
     results_lib.write(
-        this.path("results.json"),
+        run.path("results.json"),
         {
             "schema_version": results_lib.SCHEMA_VERSION,
-            "dataset": this.dataset.name,
-            "data_hash": this.dataset.fingerprint,
-            "config_hash": storage.digest(this.config.to_dict()),
-            "seed": this.config.seed,
+            "dataset": run.dataset.name,
+            "data_hash": run.dataset.fingerprint,
+            "config_hash": storage.digest(run.config.to_dict()),
+            "seed": run.config.seed,
             "versions": runtime.versions(),
-            "seconds": read_seconds(this.path("seconds.json")),
+            "seconds": read_seconds(run.path("seconds.json")),
             # An exact judge needs no calibration.
-            **({} if judged_by is None or this.network is None else {"judge": judge_report(this, judged_by)}),
+            **({} if judged_by is None or run.network is None else {"judge": judge_report(run, judged_by)}),
             "queries": queries,
             "methods": methods,
         },

@@ -11,22 +11,22 @@ from cdisc.app.stages.adapt import QueryModel
 from cdisc.networks import interop
 
 
-def export(this: Run, params: Any, models: Sequence[QueryModel], folder: pathlib.Path) -> None:
+def export(run: Run, params: Any, models: Sequence[QueryModel], folder: pathlib.Path) -> None:
     """Writes the backbone to `folder/backbone`, and every level of every query as an adapter of that backbone.
 
     `interop.save_adapter` writes each to `folder/query_0000/LEVEL`; `folder/queries.json` says which query that is.
     """
-    assert this.network is not None  # `pipeline.run` has refused an exact score
-    interop.save(folder / "backbone", this.network, params, this.scheduler)
+    assert run.network is not None  # `pipeline.run` has refused an exact score
+    interop.save(folder / "backbone", run.network, params, run.scheduler)
     for i, model in enumerate(models):
         for name, adaptation in model.levels.items():
             interop.save_adapter(
                 folder / f"query_{i:04d}" / name,
-                this.network,
+                run.network,
                 adaptation.adapter,
-                this.options.levels[name].alpha,
+                run.options.levels[name].alpha,
                 adaptation.embedding,
             )
-    names = {f"query_{i:04d}": {"name": query.name, "source": query.source} for i, query in enumerate(this.queries)}
+    names = {f"query_{i:04d}": {"name": query.name, "source": query.source} for i, query in enumerate(run.queries)}
     storage.write_text(folder / "queries.json", json.dumps(names, indent=2) + "\n")
     console.say(f"export: {folder}, the backbone and {len(models)} queries")

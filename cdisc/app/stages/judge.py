@@ -16,72 +16,72 @@ _JUDGED = 1000
 """Real pictures on which the judge is tested."""
 
 
-def judge_network(this: Run) -> judge.JudgeNetwork:
+def judge_network(run: Run) -> judge.JudgeNetwork:
     """The classifier with one head for each factor."""
-    return judge.JudgeNetwork(num_values=tuple(len(values) for values in this.dataset.split.factors.values))
+    return judge.JudgeNetwork(num_values=tuple(len(values) for values in run.dataset.split.factors.values))
 
 
-def train_judge(this: Run) -> judge.Params:
+def train_judge(run: Run) -> judge.Params:
     """The judge's parameters, trained on real pictures of every composition."""
-    key_init, key_train = jax.random.split(jax.random.fold_in(jax.random.key(this.config.evaluate.judge.seed), 0))
-    settings, network = this.config.evaluate.judge, judge_network(this)
-    images, attributes = this.dataset.labelled("train", settings.pictures, settings.seed)
+    key_init, key_train = jax.random.split(jax.random.fold_in(jax.random.key(run.config.evaluate.judge.seed), 0))
+    settings, network = run.config.evaluate.judge, judge_network(run)
+    images, attributes = run.dataset.labelled("train", settings.pictures, settings.seed)
     data = judge.Labelled(jnp.asarray(images), jnp.asarray(attributes))
-    params = judge.init(network, key_init, this.dataset.shape)
+    params = judge.init(network, key_init, run.dataset.shape)
     console.say(f"evaluate: training the judge, {settings.steps} steps")
     return judge.train(network, params, judge.draw, data, key_train, steps=settings.steps)[0]
 
 
-def load_judge(this: Run) -> judge.Judge | None:
+def load_judge(run: Run) -> judge.Judge | None:
     """The judge of the samples: exact for points; for pictures restored, bundled or trained on real ones.
 
     None where there are no real pictures.
     """
-    factors = this.dataset.split.factors
+    factors = run.dataset.split.factors
     if not factors.names:
         return None
-    if this.network is None:
+    if run.network is None:
         return judge.nearest_level_judge(factors.names, [[float(v) for v in values] for values in factors.values])
-    network = judge_network(this)
-    like = jax.eval_shape(functools.partial(judge.init, network, shape=this.dataset.shape), jax.random.key(0))
-    path = this.path("evaluate", "judge")
+    network = judge_network(run)
+    like = jax.eval_shape(functools.partial(judge.init, network, shape=run.dataset.shape), jax.random.key(0))
+    path = run.path("evaluate", "judge")
     if checkpoints.exists(path):
         params = checkpoints.restore(path, like)
     else:
-        params = bundled_judge(this, like) or train_judge(this)
+        params = bundled_judge(run, like) or train_judge(run)
         checkpoints.save(path, params)
     return judge.network_judge(network, params, factors.names)
 
 
-def bundled_judge(this: Run, like: judge.Params) -> judge.Params | None:
+def bundled_judge(run: Run, like: judge.Params) -> judge.Params | None:
     """The bundled judge; None where there is none, or it was trained otherwise or on other data."""
-    if not this.config.evaluate.judge.bundle:
+    if not run.config.evaluate.judge.bundle:
         return None
     try:
-        return bundled.restore_npz(judge_bundle(this), like, judge_about(this))
+        return bundled.restore_npz(judge_bundle(run), like, judge_about(run))
     except bundled.OtherError:
         console.warn(
-            f"the judge {this.config.evaluate.judge.bundle} was trained otherwise or on other data: this run trains "
+            f"the judge {run.config.evaluate.judge.bundle} was trained otherwise or on other data: this run trains "
             "one of its own, and figures by the two are not comparable."
         )
         return None
 
 
-def judge_report(this: Run, judged_by: judge.Judge) -> dict[str, Any]:
+def judge_report(run: Run, judged_by: judge.Judge) -> dict[str, Any]:
     """How a trained judge does on real pictures of the query part, none of which it has seen."""
-    images, attributes = this.dataset.labelled("query", _JUDGED, 0)
+    images, attributes = run.dataset.labelled("query", _JUDGED, 0)
     found = protocol.calibration(judged_by, jnp.asarray(images), jnp.asarray(attributes))
     single = ", ".join(f"{name} {share:.1%}" for name, share in found["attribute_accuracy"].items())
     console.say(f"evaluate: of unseen real pictures the judge has {found['joint_accuracy']:.1%} right ({single})")
     return found
 
 
-def judge_bundle(this: Run) -> pathlib.Path:
+def judge_bundle(run: Run) -> pathlib.Path:
     """Where the bundled judge lies."""
-    return bundled.FOLDER / f"{this.config.evaluate.judge.bundle}.npz"
+    return bundled.FOLDER / f"{run.config.evaluate.judge.bundle}.npz"
 
 
-def judge_about(this: Run) -> dict[str, str]:
+def judge_about(run: Run) -> dict[str, str]:
     """What must match for a bundled judge to be used."""
-    settings = {name: value for name, value in this.config.evaluate.judge.items() if name != "bundle"}
-    return {"config": storage.digest(settings), "data": this.dataset.fingerprint}
+    settings = {name: value for name, value in run.config.evaluate.judge.items() if name != "bundle"}
+    return {"config": storage.digest(settings), "data": run.dataset.fingerprint}

@@ -44,57 +44,57 @@ _TRACED_STEPS = 5
 """Steps in a trace: enough to see what repeats, and a file that can be opened."""
 
 
-def pretrain(this: Run, active: bool) -> Any:
+def pretrain(run: Run, active: bool) -> Any:
     """The backbone's parameters: exact, restored, bundled, imported or trained."""
-    if this.network is None:
-        return this.dataset.train
-    if this.config.network.kind == "diffusers":
-        return import_backbone(this, active)
-    like = jax.eval_shape(functools.partial(denoiser.init, this.network), this.key("pretrain"))
-    path = this.path("pretrain", "params")
+    if run.network is None:
+        return run.dataset.train
+    if run.config.network.kind == "diffusers":
+        return import_backbone(run, active)
+    like = jax.eval_shape(functools.partial(denoiser.init, run.network), run.key("pretrain"))
+    path = run.path("pretrain", "params")
     # Ask the first process: it writes, and may have written before a slower one looks.
     if hosts.gather(str(checkpoints.exists(path)))[0] == "True":
         meet([path])
         return checkpoints.restore(path, like)
     if not active:
         raise unfinished("pretrain", path)
-    if this.config.pretrain.restore:
-        params = restore_backbone(this, like)
-    elif this.config.pretrain.from_scratch:
-        params = train_backbone(this, this.network)
-    elif not this.config.pretrain.bundle:
+    if run.config.pretrain.restore:
+        params = restore_backbone(run, like)
+    elif run.config.pretrain.from_scratch:
+        params = train_backbone(run, run.network)
+    elif not run.config.pretrain.bundle:
         raise UserError("config.pretrain names no bundled backbone: set --config.pretrain.from_scratch=True.")
     else:
-        params = bundled.restore_npz(bundled.FOLDER / f"{this.config.pretrain.bundle}.npz", like, bundle_about(this))
-        console.say(f"pretrain: the bundled backbone {this.config.pretrain.bundle}")
+        params = bundled.restore_npz(bundled.FOLDER / f"{run.config.pretrain.bundle}.npz", like, bundle_about(run))
+        console.say(f"pretrain: the bundled backbone {run.config.pretrain.bundle}")
     if hosts.first():
-        storage.write_text(this.path("pretrain", _ABOUT), json.dumps(weights_about(this)) + "\n")
+        storage.write_text(run.path("pretrain", _ABOUT), json.dumps(weights_about(run)) + "\n")
         checkpoints.save(path, params)
     meet([path])
     return checkpoints.restore(path, like)
 
 
-def weights_about(this: Run) -> dict[str, str]:
+def weights_about(run: Run) -> dict[str, str]:
     """What must be the same where a trained backbone is reused; where its data are stored does not count."""
-    digest = config_lib.backbone_digest(this.config, ("diffusion", "network", "pretrain"))
-    return {"data": this.dataset.fingerprint, "diffusion, network or pretrain": digest}
+    digest = config_lib.backbone_digest(run.config, ("diffusion", "network", "pretrain"))
+    return {"data": run.dataset.fingerprint, "diffusion, network or pretrain": digest}
 
 
-def restore_backbone(this: Run, like: Any) -> denoiser.Params:
+def restore_backbone(run: Run, like: Any) -> denoiser.Params:
     """The parameters that another run has trained, in the workdir `config.pretrain.restore`.
 
     Raises:
       UserError: if none are there, or they were trained otherwise or on other data.
     """
-    folder = pathlib.Path(this.config.pretrain.restore).expanduser() / "pretrain"
+    folder = pathlib.Path(run.config.pretrain.restore).expanduser() / "pretrain"
     try:
         found = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"config.pretrain.restore is {this.config.pretrain.restore!r}, and {folder / _ABOUT} cannot be read "
+            f"config.pretrain.restore is {run.config.pretrain.restore!r}, and {folder / _ABOUT} cannot be read "
             f"({error}): name the --workdir of a run that has finished pretrain."
         ) from error
-    for section, digest in weights_about(this).items():
+    for section, digest in weights_about(run).items():
         if found.get(section) != digest:
             raise UserError(
                 f"the backbone in {folder} was trained with other config.{section} than this run has: use the same "
@@ -104,23 +104,23 @@ def restore_backbone(this: Run, like: Any) -> denoiser.Params:
     return checkpoints.restore(folder / "params", like)
 
 
-def import_backbone(this: Run, active: bool) -> denoiser.Params:
+def import_backbone(run: Run, active: bool) -> denoiser.Params:
     """The parameters in the folder `config.network.path`, which stay there: the workdir keeps only their digest.
 
     Raises:
       UserError: for weights that cannot be read, or that are not those which the workdir's results were made with.
     """
-    folder, null = this.config.network.path, this.config.network.null_class
+    folder, null = run.config.network.path, run.config.network.null_class
     pretrained = interop.load(folder)
     digest = hashlib.sha256(repr((pretrained.network, pretrained.scheduler)).encode())
     for leaf in jax.tree.leaves(pretrained.params):
         digest.update(np.asarray(leaf).tobytes())
-    path = this.path("pretrain", "imported.sha256")
+    path = run.path("pretrain", "imported.sha256")
     with hosts.first_alone():
         if path.exists():
             if path.read_text(encoding="utf-8").strip() != digest.hexdigest():
                 raise UserError(
-                    f"{folder} is not the network that {this.workdir} was made with: choose another --workdir."
+                    f"{folder} is not the network that {run.workdir} was made with: choose another --workdir."
                 )
         elif not active:
             raise unfinished("pretrain", path)
@@ -131,9 +131,9 @@ def import_backbone(this: Run, active: bool) -> denoiser.Params:
     return pretrained.params if null is None else denoiser.null_last(pretrained.params, null)
 
 
-def bundle_about(this: Run) -> dict[str, str]:
+def bundle_about(run: Run) -> dict[str, str]:
     """What must match for a bundled backbone to be used."""
-    return {"config": config_lib.backbone_digest(this.config), "data": this.dataset.fingerprint}
+    return {"config": config_lib.backbone_digest(run.config), "data": run.dataset.fingerprint}
 
 
 def compiled_step(
@@ -194,7 +194,7 @@ def read_share(dataset: Dataset, options: pretrain_lib.PretrainOptions, key: jax
     return read
 
 
-def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
+def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
     """Trains the backbone, from its last checkpoint if there is one; returns averaged parameters.
 
     They are the last ones or, with `config.pretrain.result` "best", those with the smallest validation loss, which is
@@ -205,10 +205,10 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     averaged parameters draw; all this is the same whether or not the training was interrupted. When a signal stops the
     run, the current step is saved first.
     """
-    options = this.options.training
+    options = run.options.training
     assert options is not None  # there is a network to train
-    key_init, key_train, key_pictures, key_validation = jax.random.split(this.key("pretrain"), 4)
-    folder = this.path("pretrain", "train")
+    key_init, key_train, key_pictures, key_validation = jax.random.split(run.key("pretrain"), 4)
+    folder = run.path("pretrain", "train")
     init = functools.partial(pretrain_lib.init, network, options)
     like = jax.eval_shape(init, key_init)
     state = checkpoints.restore_newest(folder, like) if hosts.first() else None  # it removes damaged ones
@@ -223,23 +223,21 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
     else:
         console.say(f"pretrain: goes on at step {first} of {options.steps}")
     state = devices.replicate(state)
-    train_step = compiled_step(
-        backbone=this.backbone, options=options, schedule=this.schedule, shape=this.dataset.shape
-    )
-    read = read_share(this.dataset, options, key_train)
-    every, samples_every = this.config.pretrain.save_every, this.config.pretrain.samples_every
-    draw, validate = class_pictures(this, key_pictures), validation(this, options, key_validation)
-    metrics_path, best_path = this.path("pretrain", "metrics.jsonl"), this.path("pretrain", "best")
+    train_step = compiled_step(backbone=run.backbone, options=options, schedule=run.schedule, shape=run.dataset.shape)
+    read = read_share(run.dataset, options, key_train)
+    every, samples_every = run.config.pretrain.save_every, run.config.pretrain.samples_every
+    draw, validate = class_pictures(run, key_pictures), validation(run, options, key_validation)
+    metrics_path, best_path = run.path("pretrain", "metrics.jsonl"), run.path("pretrain", "best")
     # Steps that are repeated write their metrics again.
     if hosts.first():
-        board = watch.Board(this.path("pretrain", "tensorboard"))
+        board = watch.Board(run.path("pretrain", "tensorboard"))
         found = metrics_path.read_text(encoding="utf-8") if metrics_path.exists() else ""
         lines = found.splitlines(keepends=True)[:first]
         storage.write_text(metrics_path, "".join(lines))
         best = min((json.loads(line).get("validation_loss", math.inf) for line in lines), default=math.inf)
     asked = hosts.Stopping()
     history: list[dict[str, jax.Array]] = []
-    left = watch.traced(range(first + 1, options.steps + 1), this.trace_folder("pretrain"), _TRACED_STEPS)
+    left = watch.traced(range(first + 1, options.steps + 1), run.trace_folder("pretrain"), _TRACED_STEPS)
     pictures = read(first)
     for done in console.progress(left, "pretrain", options.steps, first):
         state, metrics = train_step(state, pictures, key_train)
@@ -261,53 +259,53 @@ def train_backbone(this: Run, network: UNetConfig) -> denoiser.Params:
                 board.scalars(rows)
                 if drawing:
                     picture = draw(state.ema)
-                    place = this.path("pretrain", "samples", f"step_{done:08d}.png")
+                    place = run.path("pretrain", "samples", f"step_{done:08d}.png")
                     storage.write_bytes(place, [png(picture)])
                     board.image(done, "samples", picture)
                 if validating and rows[-1]["validation_loss"] < best:
                     best = rows[-1]["validation_loss"]
                     checkpoints.save(best_path, state.ema)
                 if saving:
-                    checkpoints.save_step(folder, done, state, this.config.pretrain.keep)
+                    checkpoints.save_step(folder, done, state, run.config.pretrain.keep)
         if stopping:
             signals.obey()
-    if this.config.pretrain.result == "last":
+    if run.config.pretrain.result == "last":
         return state.ema
     meet([best_path])
     return checkpoints.restore(best_path, state.ema)
 
 
-def class_pictures(this: Run, key: jax.Array) -> Callable[[denoiser.Params], Pixels]:
+def class_pictures(run: Run, key: jax.Array) -> Callable[[denoiser.Params], Pixels]:
     """A function of parameters that draws some trained classes, a column each, from fixed noise shared by a row."""
-    trained = len(this.dataset.split.trained)
+    trained = len(run.dataset.split.trained)
     columns, rows = min(_SAMPLE_CLASSES, trained), _SAMPLES_A_CLASS
     labels = jnp.asarray(np.tile(np.rint(np.linspace(0, trained - 1, columns)).astype(np.int32), rows))
-    noise = jax.random.normal(key, (rows, *this.dataset.shape))
+    noise = jax.random.normal(key, (rows, *run.dataset.shape))
 
     @jax.jit
     def draw(params: denoiser.Params) -> jax.Array:
         def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
-            return this.backbone.apply(params, x, t, denoiser.embed(params, labels))
+            return run.backbone.apply(params, x, t, denoiser.embed(params, labels))
 
-        start, settings = jnp.repeat(noise, columns, axis=0), this.config.sampling
-        return sampling.ddim(eps_fn, this.schedule, start, num_steps=settings.num_steps, clip=settings.clip)
+        start, settings = jnp.repeat(noise, columns, axis=0), run.config.sampling
+        return sampling.ddim(eps_fn, run.schedule, start, num_steps=settings.num_steps, clip=settings.clip)
 
     return lambda params: grid(draw(devices.one_copy(params)), columns=columns)
 
 
-def validation(this: Run, options: pretrain_lib.PretrainOptions, key: jax.Array) -> Callable[[denoiser.Params], float]:
+def validation(run: Run, options: pretrain_lib.PretrainOptions, key: jax.Array) -> Callable[[denoiser.Params], float]:
     """The loss of parameters on pictures of the trained classes that training does not use, always the same ones."""
-    trained = this.dataset.split.trained
+    trained = run.dataset.split.trained
     count = len(trained) * -(-_VALIDATED // len(trained))
     labels = np.arange(count, dtype=np.int32) % len(trained)
-    x0 = np.concatenate([this.dataset.queries(composition, 1) for composition in trained])[labels]
-    given = ((x0, labels), *map(np.asarray, draw_noise(key, this.schedule, x0.shape)))
+    x0 = np.concatenate([run.dataset.queries(composition, 1) for composition in trained])[labels]
+    given = ((x0, labels), *map(np.asarray, draw_noise(key, run.schedule, x0.shape)))
 
-    known: dict[str, Any] = {"backbone": this.backbone, "schedule": this.schedule, "loss": options.loss}
+    known: dict[str, Any] = {"backbone": run.backbone, "schedule": run.schedule, "loss": options.loss}
     example_losses = jax.jit(functools.partial(pretrain_lib.example_losses, **known))
 
     def validate(params: denoiser.Params) -> float:
-        params, batch = devices.one_copy(params), this.config.sampling.batch
+        params, batch = devices.one_copy(params), run.config.sampling.batch
         batches = [jax.tree.map(lambda array, i=i: array[i : i + batch], given) for i in range(0, count, batch)]
         found = [example_losses(params, *arrays) for arrays in batches]
         return float(np.mean(np.concatenate(found)))

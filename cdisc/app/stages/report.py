@@ -18,32 +18,32 @@ from cdisc.evaluation.protocol import best_sigma
 
 
 def report(
-    this: Run,
+    run: Run,
     params: Any,
     discoveries: Sequence[concepts.Discovery],
     samples: Sequence[dict[str, np.ndarray]],
     hierarchy: tuple[dict[str, Any], hierarchy_lib.Hierarchy] | None,
 ) -> None:
     """Writes `report/index.html` from what the other stages left."""
-    results = results_lib.read(this.path("results.json"))
-    results["seconds"] = read_seconds(this.path("seconds.json"))
-    results_lib.write(this.path("results.json"), results)
-    title = f"cdisc on {this.dataset.name}"
-    subtitle = f"config {results['config_hash'][:12]}, seed {this.config.seed}"
+    results = results_lib.read(run.path("results.json"))
+    results["seconds"] = read_seconds(run.path("seconds.json"))
+    results_lib.write(run.path("results.json"), results)
+    title = f"cdisc on {run.dataset.name}"
+    subtitle = f"config {results['config_hash'][:12]}, seed {run.config.seed}"
     tree, levels = None, ()
     if hierarchy is not None:
         tree, followed = hierarchy
         levels = tuple(m[: len(level["modes"])] for m, level in zip(followed.m, tree["levels"], strict=True))
-    path = this.path("report", "index.html")
+    path = run.path("report", "index.html")
     html.write(
         path,
         html.Page(
             title=title,
             subtitle=subtitle,
             results=results,
-            queries=panels(this, discoveries, samples, results),
-            plane=plane_of(this, params),
-            methods=descriptions(this, results),
+            queries=panels(run, discoveries, samples, results),
+            plane=plane_of(run, params),
+            methods=descriptions(run, results),
             hierarchy=tree,
             hierarchy_modes=levels,
         ),
@@ -52,13 +52,13 @@ def report(
 
 
 def panels(
-    this: Run,
+    run: Run,
     discoveries: Sequence[concepts.Discovery],
     samples: Sequence[dict[str, np.ndarray]],
     results: dict[str, Any],
 ) -> Iterator[html.QueryPanel]:
     """What the page shows of each query, read when asked for: all of it may not fit in memory."""
-    for query, discovery, drawn, entry in zip(this.queries, discoveries, samples, results["queries"], strict=True):
+    for query, discovery, drawn, entry in zip(run.queries, discoveries, samples, results["queries"], strict=True):
         signals.obey()
         picks = discovery.selection
         places = [j for j, present in zip(picks.indices, picks.mask, strict=True) if present]
@@ -79,7 +79,7 @@ def panels(
             attributes=entry["attributes"],
             query=query.image,
             prototypes=prototypes,
-            modes=modes_of(discovery) if len(this.dataset.shape) == 3 else (),
+            modes=modes_of(discovery) if len(run.dataset.shape) == 3 else (),
             mean=discovery.teacher.mean,
             variance=discovery.teacher.variance,
             samples=drawn,
@@ -96,9 +96,9 @@ def modes_of(discovery: concepts.Discovery) -> tuple[html.Mode, ...]:
     )
 
 
-def descriptions(this: Run, results: dict[str, Any]) -> dict[str, str]:
+def descriptions(run: Run, results: dict[str, Any]) -> dict[str, str]:
     """One sentence for each method, for the page's legend."""
-    settings = this.config.evaluate
+    settings = run.config.evaluate
     sentences = {
         "poe": "The null model guided towards the product of the experts (Eq. 13, 14).",
         PRODUCT: "Draws of the product itself, without the network.",
@@ -114,8 +114,8 @@ def descriptions(this: Run, results: dict[str, Any]) -> dict[str, str]:
         if sigma == settings.query_only_sigma:
             which += "; the paper publishes none: its text calls it small, its figures suggest a wide one"
         sentences[query_only_name(sigma)] = f"A Gaussian of this width around the query as the teacher{which}."
-    for name, method in this.options.methods.items():
-        level = this.options.levels[method.level]
+    for name, method in run.options.methods.items():
+        level = run.options.levels[method.level]
         learnt = "a new class embedding" + (" in the span of the trained ones" if level.space == "span" else "")
         learnt += f" and LoRA of rank {level.rank}" if level.rank else ""
         nearest = f"one of the {level.candidates} nearest classes" if level.candidates > 1 else "the nearest class"
@@ -131,12 +131,12 @@ def descriptions(this: Run, results: dict[str, Any]) -> dict[str, str]:
     return {name: sentences[name] for name in results["methods"]}
 
 
-def plane_of(this: Run, params: Any) -> figures.Plane | None:
+def plane_of(run: Run, params: Any) -> figures.Plane | None:
     """The trained and held-out cells of points in the plane; None for pictures."""
-    if this.network is not None:
+    if run.network is not None:
         return None
-    levels = tuple(float(level) for level in this.config.data.levels)
-    held_out = planar.planar_mixture(levels, levels, float(this.config.data.std), this.dataset.split, held_out=True)
+    levels = tuple(float(level) for level in run.config.data.levels)
+    held_out = planar.planar_mixture(levels, levels, float(run.config.data.std), run.dataset.split, held_out=True)
     return figures.Plane(
         trained_means=params.means,
         trained_variances=params.variances,

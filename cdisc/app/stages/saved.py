@@ -46,22 +46,22 @@ class Saved(Sequence[Any]):
 
 
 def saved_by_query(
-    this: Run, stage: str, active: bool, like: Any, at_once: int, work: Callable[[Sequence[int]], Sequence[Any]]
+    run: Run, stage: str, active: bool, like: Any, at_once: int, work: Callable[[Sequence[int]], Sequence[Any]]
 ) -> Saved:
     """What a stage leaves for each query; what was not saved before is worked out and saved.
 
     Args:
-      this: the run.
+      run: the run.
       stage: its name, and its folder's.
       active: whether the stage was asked for; if not, everything must be there.
       like: the structure, shapes and types of one result.
       at_once: at most how many queries `work` is given at a time; fewer where a process would else have none.
-      work: from indices into `this.queries` to their results.
+      work: from indices into `run.queries` to their results.
 
     Raises:
       UserError: if a result is missing and the stage was not asked for, or cannot be written, or disappears.
     """
-    paths = [this.path(stage, f"query_{i:04d}") for i in range(len(this.queries))]
+    paths = [run.path(stage, f"query_{i:04d}") for i in range(len(run.queries))]
     missing = [i for i, path in enumerate(paths) if not checkpoints.exists(path)]
     if missing and not active:
         raise unfinished(stage, paths[missing[0]])
@@ -69,7 +69,7 @@ def saved_by_query(
     # Always batch the same queries together: other batch-mates can change a result's last bits.
     share = list(devices.groups(range(len(paths)), at_once))[jax.process_index() :: jax.process_count()]
     batches = [batch for batch in share if not set(batch).isdisjoint(missing)]
-    for batch in console.progress(watch.traced(batches, this.trace_folder(stage)), stage, len(batches)):
+    for batch in console.progress(watch.traced(batches, run.trace_folder(stage)), stage, len(batches)):
         signals.obey()
         for i, result in zip(batch, work(batch), strict=True):
             if i in missing:
