@@ -13,8 +13,7 @@ import published
 import pytest
 from commands import config_of
 
-from cdisc import signals
-from cdisc.app import checkpoints
+from cdisc import signals, storage
 from cdisc.data import celeba, decoding, stand_in
 from cdisc.data import manifest as manifest_lib
 from cdisc.errors import UserError
@@ -286,8 +285,8 @@ def test_a_second_load_writes_nothing(config, monkeypatch, name):
     def refuse(path, content):
         raise AssertionError(path)
 
-    monkeypatch.setattr(checkpoints, "write_bytes", refuse)
-    monkeypatch.setattr(checkpoints, "writable", refuse)
+    monkeypatch.setattr(storage, "write_bytes", refuse)
+    monkeypatch.setattr(storage, "writable", refuse)
     assert celeba.load(config).fingerprint == first.fingerprint
 
 

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from cdisc import storage
-from cdisc.app import checkpoints
 from cdisc.data import decoding
 from cdisc.errors import UserError
 
@@ -51,9 +50,9 @@ def test_the_next_rows_are_decoded_while_these_are_written(tmp_path, monkeypatch
         asked.append(name)
         return int(name)
 
-    monkeypatch.setattr(checkpoints, "_to_disk", lambda path: None)
+    monkeypatch.setattr(storage, "to_disk", lambda path: None)
     seen, write = [], storage.write_text
-    monkeypatch.setattr(checkpoints, "write_text", lambda *args: (seen.append(len(asked)), write(*args)))
+    monkeypatch.setattr(storage, "write_text", lambda *args: (seen.append(len(asked)), write(*args)))
     monkeypatch.setattr(
         decoding.cache.os, "fsync", lambda file: wait_for(lambda: len(asked) >= min(len(seen) * 256, 600))
     )

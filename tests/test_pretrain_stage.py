@@ -14,6 +14,7 @@ import pytest
 import toy_run
 from commands import ROOT, config_of
 
+from cdisc import bundled
 from cdisc.app import checkpoints, options
 from cdisc.app.run import Run
 from cdisc.app.stages import pretrain as stage
@@ -95,7 +96,7 @@ def trained(workdir, fingerprint="faces", **changes):
 def one_number(monkeypatch):
     """A backbone of one number in the place of every network."""
     monkeypatch.setattr(stage.denoiser, "init", lambda network, key: {"x": jnp.zeros(())})
-    monkeypatch.setattr(checkpoints, "restore_npz", lambda path, like, about: {"x": jnp.float32(3.0)})
+    monkeypatch.setattr(bundled, "restore_npz", lambda path, like, about: {"x": jnp.float32(3.0)})
 
 
 def test_a_backbone_of_another_run_is_taken_if_it_was_trained_alike(one_number, tmp_path):
