@@ -61,9 +61,6 @@ def area(envelope: Frontier, least: float = ACCURATE) -> float:
 
     A perfect method, with accuracy 1 and recall 1, has 1; one that is never right in `least` of its samples has 0.
     """
-    last = envelope.accuracy[-1]
-    if last <= least:
-        return 0.0
     knots = np.concatenate([[least], envelope.accuracy[envelope.accuracy > least]])
     return float(np.trapezoid(np.interp(knots, *envelope), knots) / (1.0 - least))
 
