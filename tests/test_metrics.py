@@ -60,6 +60,85 @@ def test_samples_of_the_same_distribution_have_high_precision_and_recall():
     assert precision > 0.85 and recall > 0.85
 
 
+def test_recall_of_right_samples_is_recall_without_the_wrong_ones():
+    # Catches: wrong samples as members, or as neighbours that shorten the radii of right ones.
+    rng = np.random.default_rng(1)
+    real = rng.normal(size=(31, 3)).astype(np.float32)
+    fake = (0.5 * rng.normal(size=(14, 3))).astype(np.float32)
+    right = np.arange(14) % 2 == 0
+    found = metrics.right_recall(jnp.asarray(real), jnp.asarray(fake), jnp.asarray(right))
+    expected = _inside_brute(fake[right], real, 3)
+    assert float(found) == pytest.approx(expected)
+    assert 0 < expected != _inside_brute(fake, real, 3)
+    every = metrics.right_recall(jnp.asarray(real), jnp.asarray(fake), jnp.ones(14, bool))
+    assert every == metrics.precision_recall(jnp.asarray(real), jnp.asarray(fake)).recall
+
+
+def test_wrong_outliers_recall_everything_and_the_right_recall_leaves_them_out():
+    real = jax.random.normal(jax.random.key(0), (50, 2))
+    copies = real[:1] + 1e-3 * jax.random.normal(jax.random.key(1), (8, 2))
+    outliers = 50.0 * jnp.asarray([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    fake, right = jnp.concatenate([copies, outliers]), jnp.arange(12) < 8
+    assert metrics.precision_recall(real, fake).recall == 1.0
+    assert metrics.right_recall(real, fake, right) <= 0.02
+
+
+@pytest.mark.parametrize(("count", "positive"), [(0, False), (3, False), (4, True)])
+def test_few_right_samples_recall_nothing(count, positive):
+    # Catches: an infinite ball where k-th neighbours do not exist, which recalls all.
+    points = jax.random.normal(jax.random.key(2), (10, 2))
+    assert bool(metrics.right_recall(points, points, jnp.arange(10) < count) > 0) == positive
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_density_and_coverage_match_brute_force(k):
+    # Catches: balls around the samples, an average over the wrong axis, a density without its 1 / k.
+    rng = np.random.default_rng(2)
+    real, fake = rng.normal(size=(19, 3)), 0.7 * rng.normal(size=(11, 3))
+    inside = np.zeros((19, 11), bool)
+    for i in range(19):
+        radius = sorted(np.linalg.norm(real[i] - real[j]) for j in range(19) if j != i)[k - 1]
+        inside[i] = [np.linalg.norm(real[i] - sample) <= radius for sample in fake]
+    expected = (inside.sum() / (k * 11), inside.any(axis=1).mean())
+    found = metrics.density_coverage(jnp.asarray(real, jnp.float32), jnp.asarray(fake, jnp.float32), k=k)
+    assert 0 < expected[1] != expected[0] > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="more than 3 real"):
+        metrics.density_coverage(jnp.zeros((3, 2)), jnp.zeros((1, 2)), k=3)
+
+
+def test_outliers_raise_recall_and_not_coverage():
+    real = jax.random.normal(jax.random.key(3), (40, 2))
+    copies = real[:1] + 1e-3 * jax.random.normal(jax.random.key(4), (8, 2))
+    fake = jnp.concatenate([copies, 30.0 * jnp.asarray([[1.0, 1.0], [-1.0, -1.0]])])
+    assert metrics.precision_recall(real, fake).recall > 0.8
+    assert metrics.density_coverage(real, fake).coverage <= 0.1
+
+
+def test_density_of_the_same_distribution_is_one():
+    # By exchangeability a new point is inside a ball that reaches to the k-th of the N - 1 others with k / N.
+    real, fake = jax.random.normal(jax.random.key(5), (2, 400, 3))
+    assert float(metrics.density_coverage(real, fake, k=5).density) == pytest.approx(1.0, abs=0.1)
+
+
+def test_vendi_score_of_sets_whose_spectra_are_known():
+    # Catches: a kernel that is not divided by n, the sum of squares instead of the entropy, a squared bandwidth lost.
+    assert float(metrics.vendi(jnp.ones((6, 4)), 1.0)) == pytest.approx(1.0, abs=1e-4)
+    assert float(metrics.vendi(100.0 * jnp.eye(6), 1.0)) == pytest.approx(6.0, rel=1e-4)
+    # Three copies of each of two far pictures are two.
+    assert float(metrics.vendi(100.0 * jnp.repeat(jnp.eye(2), 3, axis=0), 1.0)) == pytest.approx(2.0, rel=1e-4)
+    # Two pictures at distance d: eigenvalues (1 +- c) / 2 with c = exp(-d^2 / (2 h^2)).
+    for d, h in ((1.0, 1.0), (1.0, 2.0), (3.0, 2.0)):
+        p = (1 + np.exp(-(d**2) / (2 * h**2))) / 2
+        expected = np.exp(-p * np.log(p) - (1 - p) * np.log(1 - p))
+        assert float(metrics.vendi(jnp.asarray([[0.0], [d]]), h)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_median_distance_leaves_out_a_member_from_itself():
+    # Distances 1, 3, 4; with the zeros of the diagonal the median would be 1.
+    assert float(metrics.median_distance(jnp.asarray([[0.0], [1.0], [4.0]]))) == 3.0
+
+
 def test_a_duplicate_counts_as_a_neighbour_and_the_member_itself_does_not():
     real = jnp.asarray([[0.0], [0.0], [5.0]])
     # k = 1: the twins' balls are the point 0, and the ball of 5 reaches to 0 and to 10.
@@ -111,6 +190,7 @@ def test_accuracies_of_each_factor_and_of_all_together():
     np.testing.assert_allclose(metrics.attribute_accuracy(seen, wanted), [1.0, 0.75, 0.5])
     # 0.5, where the product of the factors' accuracies would be 0.375.
     assert metrics.joint_accuracy(seen, wanted) == 0.5
+    np.testing.assert_array_equal(metrics.all_right(seen, wanted), [True, False, False, True])
     each = jnp.asarray([[1, 2, 3], [1, 2, 0], [0, 0, 0], [1, 2, 3]])
     assert metrics.joint_accuracy(seen, each) == 0.75
 

@@ -33,14 +33,19 @@ def test_real_pictures_reach_the_ceiling_and_copies_do_not():
 
 def test_figures_agree_with_the_metrics_and_keep_the_factors_apart():
     keys = jax.random.split(jax.random.key(1), 3)
-    samples = jnp.concatenate([_cell(keys[0], 6), _cell(keys[1], 2, (0, 3)), _cell(keys[1], 2, (1, 0))])
     references, query = _cell(keys[2], 12), jnp.asarray([-0.9, 0.3])
+    near = query[None] + 0.3 * (_cell(keys[0], 6) - query[None])  # which recall less than all samples do
+    samples = jnp.concatenate([near, _cell(keys[1], 2, (0, 3)), _cell(keys[1], 2, (1, 0))])
     figures = protocol.score_samples(JUDGE, samples, query, jnp.asarray(CELL), references, k=2)
     assert figures["joint_accuracy"] == pytest.approx(0.6)
     assert figures["attribute_accuracy"] == pytest.approx({"horizontal": 0.8, "vertical": 0.6})
     precision, recall = metrics.precision_recall(references, samples, k=2)
     assert precision != recall
     assert (figures["precision"], figures["recall"]) == (float(precision), float(recall))
+    right = jnp.asarray([True] * 6 + [False] * 4)
+    assert figures["right_recall"] == float(metrics.right_recall(references, samples, right, k=2)) != figures["recall"]
+    assert (figures["density"], figures["coverage"]) == metrics.density_coverage(references, samples, k=2)
+    assert figures["vendi"] == float(metrics.vendi(samples, metrics.median_distance(references)))
     assert figures["kid"] == float(metrics.kid(references, samples))
     assert figures["distance_to_query"] == float(metrics.distance_to_query(samples, query))
     assert figures["samples"] == 10
@@ -50,7 +55,7 @@ def test_figures_that_cannot_be_computed_are_none():
     samples = _cell(jax.random.key(2), 5)
     figures = protocol.score_samples(JUDGE, samples, samples[0], None, None)
     assert figures["distance_to_query"] > 0.0 and figures["samples"] == 5
-    assert all(figures[name] is None for name in ("joint_accuracy", "precision", "recall", "kid"))
+    assert all(figures[name] is None for name in protocol.SCALARS if name != "distance_to_query")
     assert figures["attribute_accuracy"] == {"horizontal": None, "vertical": None}
 
 
@@ -61,8 +66,9 @@ def test_few_samples_leave_out_what_needs_more(samples, references):
     few = _cell(keys[0], samples)
     figures = protocol.score_samples(JUDGE, few, few[0], CELL, _cell(keys[1], references), k=3)
     assert figures["joint_accuracy"] == 1.0 and figures["distance_to_query"] is not None
-    assert (figures["kid"] is None) == (samples == 1)
-    assert (figures["precision"] is None) == (figures["recall"] is None) == (min(samples, references) <= 3)
+    assert (figures["kid"] is None) == (figures["vendi"] is None) == (samples == 1)
+    for name in ("precision", "recall", "right_recall", "density", "coverage"):
+        assert (figures[name] is None) == (min(samples, references) <= 3)
 
 
 def test_what_needs_no_judge_is_what_the_judge_leaves():
@@ -141,7 +147,11 @@ def _figures(joint, recall=0.0, **changes):
         "attribute_accuracy": {"horizontal": joint},
         "precision": 0.5,
         "recall": recall,
+        "right_recall": 0.05,
+        "density": 1.2,
+        "coverage": 0.3,
         "kid": 0.1,
+        "vendi": 2.5,
         "distance_to_query": 0.2,
         "samples": 10,
         **changes,
@@ -163,6 +173,7 @@ def test_aggregate_gives_means_and_standard_errors_over_queries():
     assert poe["attribute_accuracy"] == pytest.approx({"horizontal": 0.5})
     assert poe["standard_error"]["attribute_accuracy"] == pytest.approx({"horizontal": error})
     assert (poe["precision"], poe["standard_error"]["precision"]) == (0.5, 0.0)
+    assert (poe["density"], poe["coverage"], poe["vendi"]) == pytest.approx((1.2, 0.3, 2.5))
     assert (poe["samples"], poe["queries"]) == (30, 3)
     assert (out["lora"]["samples"], out["lora"]["queries"]) == (20, 2)
 

@@ -1,7 +1,7 @@
 """Figures that compare a set of samples with real pictures, with the attributes asked for, and with the query.
 
-Precision, recall and KID are taken in whatever feature space they are given: the judge's (see `judge`), so that their
-values compare methods with each other and not with papers that used another network.
+All figures of sets are taken in whatever feature space they are given: the judge's (see `judge`), so that their values
+compare methods with each other and not with papers that used another network.
 """
 
 import functools
@@ -42,30 +42,117 @@ def precision_recall(real: jax.Array, fake: jax.Array, *, k: int = 3) -> Precisi
       ValueError: if a set has k members or fewer, so that k-th neighbours do not exist.
     """
     for name, features in (("real", real), ("fake", fake)):
-        if features.shape[0] <= k:
-            raise ValueError(
-                f"the {k}-th nearest neighbour needs more than {k} {name} features, not {features.shape[0]}"
-            )
+        _require_neighbours(name, features, k)
     return PrecisionRecall(precision=_share_inside(real, fake, k), recall=_share_inside(fake, real, k))
+
+
+def right_recall(real: jax.Array, fake: jax.Array, right: jax.Array, *, k: int = 3) -> jax.Array:
+    """Recall by the RIGHT samples alone: how much of the real pictures they reach, as in `precision_recall`.
+
+    Recall by all samples counts wrong ones that lie around the real pictures, whose balls are wide. The wrong ones are
+    left out here as members and as neighbours.
+
+    Args:
+      real: (N, D) features of real pictures.
+      fake: (M, D) features of samples.
+      right: (M,) bool, whether a sample shows all that was asked for.
+      k: which neighbour sets the radius.
+
+    Returns:
+      () share of the real pictures; 0 with k right samples or fewer, which have no manifold.
+    """
+    return jnp.where(jnp.sum(right) > k, _share_inside(fake, real, k, right), 0.0)
+
+
+class DensityCoverage(NamedTuple):
+    """Precision and recall that the real pictures alone scale (Naeem et al. 2020, arXiv 2002.09797, Eq. 4 and 5).
+
+    Attributes:
+      density: () in how many real pictures' balls a sample lies, over k; 1 in expectation for equal distributions, and
+        above where samples crowd where real pictures do.
+      coverage: () share of the real pictures with a sample in their ball.
+    """
+
+    density: jax.Array
+    coverage: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def density_coverage(real: jax.Array, fake: jax.Array, *, k: int = 3) -> DensityCoverage:
+    """Density and coverage, with the closed balls around real pictures of `precision_recall`.
+
+    Balls around samples play no part, so an outlier among the samples cannot raise either figure. Few samples cannot
+    cover many pictures: compare methods at one number of samples.
+
+    Args:
+      real: (N, D) features of real pictures, N > k.
+      fake: (M, D) features of samples.
+      k: which neighbour sets the radius.
+
+    Raises:
+      ValueError: if there are k real pictures or fewer.
+    """
+    _require_neighbours("real", real, k)
+    radii = _squared_radii(real, k)
+    inside = jax.lax.map(lambda sample: _squared_distances(real, sample) <= radii, fake)  # (M, N)
+    density = jnp.mean(jnp.sum(inside, axis=1) / k)
+    return DensityCoverage(density, coverage=jnp.mean(jnp.any(inside, axis=0).astype(jnp.float32)))
 
 
 # Compiled once for each pair of shapes: the evaluation asks again for every method and query.
 @functools.partial(jax.jit, static_argnames="k")
-def _share_inside(members: jax.Array, points: jax.Array, k: int) -> jax.Array:
-    """The share of `points` (M, D) inside the manifold of `members` (N, D)."""
-
-    def squared_radius(index: jax.Array) -> jax.Array:
-        # The member itself is left out by its index: by its distance, a duplicate could be left out in its place.
-        distances = _squared_distances(members, members[index]).at[index].set(jnp.inf)
-        return jnp.sort(distances)[k - 1]
-
-    radii = jax.lax.map(squared_radius, jnp.arange(members.shape[0]))
+def _share_inside(members: jax.Array, points: jax.Array, k: int, counted: jax.Array | None = None) -> jax.Array:
+    """The share of `points` (M, D) inside the manifold of `members` (N, D), or of those `counted` (N,) among them."""
+    radii = _squared_radii(members, k, counted)
     inside = jax.lax.map(lambda point: jnp.any(_squared_distances(members, point) <= radii), points)
     return jnp.mean(inside.astype(jnp.float32))
 
 
+def _squared_radii(members: jax.Array, k: int, counted: jax.Array | None = None) -> jax.Array:
+    """Each member's squared distance to its k-th nearest neighbour: (N,); -1, an empty ball, for those not counted."""
+    counted = jnp.ones(members.shape[0], bool) if counted is None else counted
+
+    def squared_radius(index: jax.Array) -> jax.Array:
+        # The member itself is left out by its index: by its distance, a duplicate could be left out in its place.
+        distances = jnp.where(counted, _squared_distances(members, members[index]), jnp.inf).at[index].set(jnp.inf)
+        return jnp.where(counted[index], jnp.sort(distances)[k - 1], -1.0)
+
+    return jax.lax.map(squared_radius, jnp.arange(members.shape[0]))
+
+
 def _squared_distances(members: jax.Array, point: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(members - point[None]), axis=-1)
+
+
+def _require_neighbours(name: str, features: jax.Array, k: int) -> None:
+    if features.shape[0] <= k:
+        raise ValueError(f"the {k}-th nearest neighbour needs more than {k} {name} features, not {features.shape[0]}")
+
+
+@jax.jit
+def vendi(features: jax.Array, bandwidth: float | jax.Array) -> jax.Array:
+    """The Vendi score: how many different pictures a set amounts to (Friedman & Dieng 2023, arXiv 2210.02410, Eq. 1).
+
+    It is exp(-sum_i l_i log l_i), l the eigenvalues of K / n, with the kernel K_ij = exp(-|x_i - x_j|^2 / (2 h^2)).
+
+    Args:
+      features: (n, D). The score grows with n where pictures differ: compare methods at one n.
+      bandwidth: () h, above 0; one for all methods, as the median distance of real pictures (`median_distance`).
+
+    Returns:
+      (): from 1, all the same, to n, all far apart.
+    """
+    squares = jax.lax.map(lambda point: _squared_distances(features, point), features)
+    eigenvalues = jnp.linalg.eigvalsh(jnp.exp(-squares / (2.0 * bandwidth**2)) / features.shape[0])
+    # Rounding leaves some below 0, where the entropy is not defined.
+    return jnp.exp(jnp.sum(jax.scipy.special.entr(jnp.maximum(eigenvalues, 0.0))))
+
+
+@jax.jit
+def median_distance(features: jax.Array) -> jax.Array:
+    """The median of the distances between two different members of `features` (N, D), N > 1: ()."""
+    squares = jax.lax.map(lambda point: _squared_distances(features, point), features)
+    return jnp.sqrt(jnp.median(squares[jnp.triu_indices(features.shape[0], k=1)]))
 
 
 def f1(precision: float, recall: float) -> float:
@@ -120,7 +207,13 @@ def attribute_accuracy(seen: jax.Array, wanted: jax.Array) -> jax.Array:
 @jax.jit
 def joint_accuracy(seen: jax.Array, wanted: jax.Array) -> jax.Array:
     """The share of pictures that show the value wanted of EVERY factor: (). Arguments as in `attribute_accuracy`."""
-    return jnp.mean(jnp.all(_matches(seen, wanted), axis=-1).astype(jnp.float32))
+    return jnp.mean(all_right(seen, wanted).astype(jnp.float32))
+
+
+@jax.jit
+def all_right(seen: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Which pictures show the value wanted of every factor: (N,) bool. Arguments as in `attribute_accuracy`."""
+    return jnp.all(_matches(seen, wanted), axis=-1)
 
 
 def _matches(seen: jax.Array, wanted: jax.Array) -> jax.Array:

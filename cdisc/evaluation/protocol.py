@@ -6,8 +6,8 @@ the same composition that no model and no judge has seen. The paper pools one sa
 (`score_pooled`; arXiv 2605.07078, section 4.2), which lets a method that copies its query pass for a diverse one; so
 the pooled figures come in addition to each query's own, not instead of them.
 
-A figure that cannot be computed is None: accuracies without the attributes wanted; precision, recall and KID without
-references or with too few samples, as with one sample of a query.
+A figure that cannot be computed is None: accuracies without the attributes wanted; figures of sets without references
+or with too few samples, as with one sample of a query.
 """
 
 import math
@@ -24,14 +24,20 @@ from cdisc.evaluation.judge import Judge, verdict
 Figures = dict[str, Any]
 """Figures by name, plain Python numbers or None; `attribute_accuracy` holds one for each factor."""
 
-SCALARS = ("joint_accuracy", "precision", "recall", "kid", "distance_to_query")
+SETS = ("precision", "recall", "density", "coverage", "kid", "vendi")
+"""Figures of features alone, of samples against references."""
+
+SCALARS = ("joint_accuracy", "right_recall", *SETS, "distance_to_query")
 POOLED = ("precision", "recall", "f1", "kid")
 COMPARISONS = ("faithfulness", "generalization")
 
 
 def accuracy(judge: Judge, images: jax.Array, attributes: jax.Array) -> Figures:
     """The judge's own accuracies on real pictures (N, *shape) of known attributes (N, F): how far to trust it."""
-    seen = verdict(judge, images)
+    return _accuracies(judge, verdict(judge, images), attributes)
+
+
+def _accuracies(judge: Judge, seen: jax.Array, attributes: jax.Array) -> Figures:
     return {
         "joint_accuracy": float(metrics.joint_accuracy(seen, attributes)),
         "attribute_accuracy": _by_factor(judge, metrics.attribute_accuracy(seen, attributes)),
@@ -79,24 +85,25 @@ def score_samples(
       k: see `metrics.precision_recall`; with k samples or references, or fewer, there is neither.
 
     Returns:
-      joint_accuracy, attribute_accuracy, precision, recall, kid, distance_to_query, samples.
+      `SCALARS`, attribute_accuracy and samples.
     """
     figures = unjudged(samples, query, judge.factors)
-    if attributes is not None:
-        figures |= accuracy(judge, samples, jnp.asarray(attributes))
     if references is not None:
-        figures |= _set_figures(judge.features(references), judge.features(samples), k)
+        real, fake = judge.features(references), judge.features(samples)
+        figures |= _set_figures(real, fake, k)
+    if attributes is not None:
+        seen, wanted = verdict(judge, samples), jnp.asarray(attributes)
+        figures |= _accuracies(judge, seen, wanted)
+        if figures["recall"] is not None:
+            figures["right_recall"] = float(metrics.right_recall(real, fake, metrics.all_right(seen, wanted), k=k))
     return figures
 
 
 def unjudged(samples: jax.Array, query: jax.Array, factors: Sequence[str] = ()) -> Figures:
     """The figures of `score_samples` that need neither a judge nor other pictures; the rest is None."""
     return {
-        "joint_accuracy": None,
+        **dict.fromkeys(SCALARS),
         "attribute_accuracy": dict.fromkeys(factors),
-        "precision": None,
-        "recall": None,
-        "kid": None,
         "distance_to_query": float(metrics.distance_to_query(samples, query)),
         "samples": samples.shape[0],
     }
@@ -116,7 +123,8 @@ def score_pooled(samples: jax.Array, queries: jax.Array, references: jax.Array, 
     """
     pooled = {}
     for name, real in zip(COMPARISONS, (queries, references), strict=True):
-        figures = _set_figures(real, samples, k)
+        of_sets = _set_figures(real, samples, k)
+        figures = {figure: of_sets[figure] for figure in POOLED if figure in of_sets}
         precision, recall = figures["precision"], figures["recall"]
         balance = None if precision is None or recall is None else metrics.f1(precision, recall)
         pooled[name] = figures | {"f1": balance}
@@ -126,13 +134,14 @@ def score_pooled(samples: jax.Array, queries: jax.Array, references: jax.Array, 
 def _set_figures(real: jax.Array, fake: jax.Array, k: int) -> Figures:
     """Figures of features (N, D) of real pictures and (n, D) of samples; None where a set is too small for one."""
     smaller = min(len(real), len(fake))
-    figures: Figures = {"precision": None, "recall": None, "kid": None}
+    found: dict[str, jax.Array] = {}
     if smaller > k:
-        precision, recall = metrics.precision_recall(real, fake, k=k)
-        figures |= {"precision": float(precision), "recall": float(recall)}
+        found |= metrics.precision_recall(real, fake, k=k)._asdict()
+        found |= metrics.density_coverage(real, fake, k=k)._asdict()
     if smaller > 1:
-        figures["kid"] = float(metrics.kid(real, fake))
-    return figures
+        found["kid"] = metrics.kid(real, fake)
+        found["vendi"] = metrics.vendi(fake, metrics.median_distance(real))
+    return dict.fromkeys(SETS) | {name: float(figure) for name, figure in found.items()}
 
 
 def _by_factor(judge: Judge, values: jax.Array) -> dict[str, float]:

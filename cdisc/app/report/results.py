@@ -48,9 +48,22 @@ def _figures(what: str) -> dict[str, Any]:
         ),
         "precision": _share(f"Share of {what} inside the manifold of the references (k-NN, Kynkaanniemi et al. 2019)."),
         "recall": _share(f"Share of the references inside the manifold of {what}."),
+        "right_recall": _share("The same by the right ones alone; 0 with k of them or fewer."),
+        "density": {
+            "type": ["number", "null"],
+            "minimum": 0,
+            "description": "In how many references' k-NN balls one lies, over k (Naeem et al. 2020).",
+        },
+        "coverage": _share(f"Share of the references with one of {what} in their k-NN ball (Naeem et al. 2020)."),
         "kid": {
             "type": ["number", "null"],
             "description": "Unbiased kernel distance to the references (KID); may fall below 0.",
+        },
+        "vendi": {
+            "type": ["number", "null"],
+            "minimum": 0,
+            "description": f"How many different pictures {what} amount to (Friedman & Dieng 2023), 1 if all are the "
+            "same; Gaussian kernel, its width the references' median distance.",
         },
         "distance_to_query": {
             "type": ["number", "null"],
@@ -67,6 +80,9 @@ def _error_of(name: str) -> dict[str, Any]:
         "description": f"Standard error of {name} over the classes, as the mean.",
     }
 
+
+_OPTIONAL = ("right_recall", "density", "coverage", "kid", "vendi")
+"""Figures that files of this version may lack."""
 
 _FIGURES = _figures("one query's samples")
 _MEANS = {
@@ -131,7 +147,7 @@ _QUERY = _record(
         },
         "methods": _table(
             "Method name to that method's figures for this query.",
-            _record("Figures of one method on one query.", {**_FIGURES, "samples": _SAMPLES}, optional=("kid",)),
+            _record("Figures of one method on one query.", {**_FIGURES, "samples": _SAMPLES}, optional=_OPTIONAL),
         ),
     },
 )
@@ -181,7 +197,7 @@ SCHEMA: dict[str, Any] = {
                             "Standard errors of the means; null where there is only one class. A query of unknown "
                             "composition is a class of its own.",
                             _ERRORS,
-                            optional=("kid",),
+                            optional=_OPTIONAL,
                         ),
                         "samples": {**_SAMPLES, "description": "How many samples there were in all."},
                         "queries": {"type": "integer", "minimum": 0, "description": "How many queries were averaged."},
@@ -196,7 +212,7 @@ SCHEMA: dict[str, Any] = {
                             },
                         ),
                     },
-                    optional=("kid", "pooled"),
+                    optional=(*_OPTIONAL, "pooled"),
                 ),
             ),
         },

@@ -1,0 +1,121 @@
+"""What a method can reach: the frontier of accuracy and recall along a dial, and differences of two methods.
+
+Guidance, steps and the like trade recall for accuracy. A method is therefore a curve, and methods compare at equal
+accuracy, or by the area under their curves; at one setting each, they compare dials. Whether a difference stands is
+asked of the same queries under both methods (`paired_bootstrap`).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+ACCURATE = 0.8
+"""Accuracy from which on the area counts: below it, recall is of little use."""
+
+
+class Frontier(NamedTuple):
+    """The upper envelope of the points (accuracy, recall) that a dial reaches, by growing accuracy.
+
+    Between two neighbours it is the line that joins them; at less accuracy than the first, the first's recall. The line
+    is a guess where a dial's settings lie far apart: it is not drawn between points that another one dominates.
+
+    Attributes:
+      accuracy: (n,) growing.
+      recall: (n,) falling.
+    """
+
+    accuracy: np.ndarray
+    recall: np.ndarray
+
+
+def frontier(accuracy: np.ndarray, recall: np.ndarray) -> Frontier:
+    """The points that no other one matches in both figures.
+
+    Args:
+      accuracy: (N,) at each setting of the dial, in any order.
+      recall: (N,) at the same settings.
+
+    Raises:
+      ValueError: if there is no point, or one that is not finite.
+    """
+    accuracy, recall = np.asarray(accuracy, np.float64), np.asarray(recall, np.float64)
+    if accuracy.shape != recall.shape or accuracy.ndim != 1 or not accuracy.size:
+        raise ValueError(f"a frontier needs points, not accuracy {accuracy.shape} with recall {recall.shape}")
+    if not np.isfinite([accuracy, recall]).all():
+        raise ValueError("a frontier needs finite points: leave out the settings that have no accuracy or no recall")
+    order = np.lexsort((recall, accuracy))[::-1]  # by falling accuracy, the highest recall first
+    falling = recall[order]
+    beats = np.append(True, falling[1:] > np.maximum.accumulate(falling)[:-1])
+    kept = order[beats][::-1]
+    return Frontier(accuracy[kept], recall[kept])
+
+
+def recall_at(envelope: Frontier, accuracy: float) -> float:
+    """The recall at an accuracy of at least `accuracy`; NaN where the dial never reaches it."""
+    return float(np.interp(accuracy, *envelope, right=np.nan))
+
+
+def area(envelope: Frontier, least: float = ACCURATE) -> float:
+    """The mean of the recall over accuracies from `least` to 1, as 0 where the dial does not reach.
+
+    A perfect method, with accuracy 1 and recall 1, has 1; one that is never right in `least` of its samples has 0.
+    """
+    knots = np.concatenate([[least], envelope.accuracy[envelope.accuracy > least]])
+    return float(np.trapezoid(np.interp(knots, *envelope), knots) / (1.0 - least))
+
+
+class Difference(NamedTuple):
+    """How much one method has more than another.
+
+    Attributes:
+      estimate: on the queries as they are.
+      low: end of the percentile interval.
+      high: its other end. An interval that contains 0 shows no difference.
+    """
+
+    estimate: float
+    low: float
+    high: float
+
+
+def paired_bootstrap(
+    first: np.ndarray,
+    second: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    statistic: Callable[[np.ndarray], float] = np.mean,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Difference:
+    """The difference of two methods' statistics, with the percentile interval of the bootstrap (Efron 1979).
+
+    Each resample draws as many queries as there are, with replacement, and the SAME ones for both methods: how hard a
+    query is, is no part of the difference. Few queries give intervals that are somewhat too short.
+
+    Args:
+      first: (Q, ...) a method's figures of Q independent queries. Several queries or seeds of one class are not
+        independent: average them first.
+      second: (Q, ...) the other method's, of the same queries in the same order.
+      rng: the source of the resamples.
+      statistic: from the figures of drawn queries (Q, ...) to a number.
+      resamples: how many.
+      confidence: share of the resamples between the ends.
+
+    Returns:
+      `statistic(first) - statistic(second)` and its interval.
+
+    Raises:
+      ValueError: if the queries are not the same number, or fewer than two.
+    """
+    first, second = np.asarray(first), np.asarray(second)
+    count = len(first)
+    if count != len(second) or count < 2:
+        raise ValueError(f"a paired interval needs the same two queries or more, not {count} and {len(second)}")
+
+    def difference(rows: np.ndarray) -> float:
+        return float(statistic(first[rows]) - statistic(second[rows]))
+
+    drawn = [difference(rows) for rows in rng.integers(count, size=(resamples, count))]
+    tail = (1.0 - confidence) / 2.0
+    return Difference(difference(np.arange(count)), *map(float, np.quantile(drawn, [tail, 1.0 - tail])))
