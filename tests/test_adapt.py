@@ -231,7 +231,7 @@ def test_the_null_class_and_trained_pictures_are_shown_without_the_blocks_part()
     batch, prior = sorted(seen, key=lambda e: -e.ndim)
     null = (batch == 7.0).all(axis=(1, 2))
     assert 5 < null.sum() < 35
-    np.testing.assert_array_equal(batch[~null], np.tile(TABLE[2] + rows, (np.sum(~null), 1, 1)))
+    np.testing.assert_array_equal(batch[~null], np.tile(np.asarray(TABLE)[2] + np.asarray(rows), (np.sum(~null), 1, 1)))
     assert {tuple(row) for row in prior.tolist()} <= {tuple(row) for row in TABLE.tolist()}
 
 
