@@ -38,7 +38,7 @@ def main(_: list[str]) -> None:
     rows = []
     for place, query in enumerate(prepare(_CONFIG.value, workdir, []).queries):
         found, drawn = (checkpoints.arrays_of(workdir / s / f"query_{place:04d}") for s in ("discover", "evaluate"))
-        prototypes = found["gaussians/mean"][found["selection/indices"][found["selection/mask"]]]
+        prototypes = found["experts/mean"][found["selection/indices"][found["selection/mask"]]]
         rows.append((query.image[None], prototypes[: _PROTOTYPES.value], drawn[_METHOD.value]))
     blocks = []
     for pictures in zip(*rows, strict=True):

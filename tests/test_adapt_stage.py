@@ -19,8 +19,8 @@ from cdisc.app.run import Query, Run, prepare
 from cdisc.app.stages import adapt as stage
 from cdisc.app.stages import evaluate
 from cdisc.diffusion import exact
+from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.schedule import linear_beta
-from cdisc.discovery import poe
 from cdisc.errors import UserError
 from cdisc.evaluation import methods
 from cdisc.learning import adapt
@@ -141,7 +141,7 @@ def test_the_samples_that_are_learnt_from_have_a_guidance_of_their_own(monkeypat
     known = {"config": config, "options": options_lib.read(config)}
     run = dataclasses.replace(RUN, **known, workdir=tmp_path, dataset=dataset, queries=(query,))
     image = jnp.asarray(query.image)
-    teacher = poe.Teacher(mean=image, variance=jnp.ones_like(image), weights=jnp.ones((1, *image.shape)))
+    teacher = Gaussian(mean=image, variance=jnp.ones_like(image))
     drawn = []
 
     def recorded(this, params, recipes, keys, count):

@@ -7,7 +7,6 @@ import pytest
 
 from cdisc.diffusion import exact
 from cdisc.diffusion.schedule import linear_beta
-from cdisc.discovery import poe
 from cdisc.evaluation import baselines
 
 SCHEDULE = linear_beta(100)
@@ -84,6 +83,5 @@ def test_the_query_only_teacher_is_the_gaussian_around_the_query():
     mixture = exact.GaussianMixture(weights=jnp.ones(1), means=QUERY[None], variances=jnp.full((1, 3), 0.09))
     x, t = jax.random.normal(jax.random.key(5), (4, 3)), jnp.asarray([1, 20, 60, 100])
     np.testing.assert_allclose(
-        poe.teacher_eps(teacher, SCHEDULE)(x, t), exact.mixture_eps(mixture, SCHEDULE)(x, t), rtol=1e-4, atol=1e-5
+        teacher.eps(SCHEDULE)(x, t), exact.mixture_eps(mixture, SCHEDULE)(x, t), rtol=1e-4, atol=1e-5
     )
-    np.testing.assert_array_equal(teacher.weights, np.ones((1, 3)))

@@ -10,6 +10,7 @@ import pytest
 
 from cdisc.app import cost
 from cdisc.diffusion import exact, schedule
+from cdisc.diffusion.gaussian import Gaussian
 from cdisc.discovery import concepts, modes
 
 SCHEDULE = schedule.linear_beta()
@@ -46,7 +47,7 @@ def test_a_held_out_composition_is_made_of_its_trained_halves():
     assert nearest.max() < 0.1
     assert np.abs(prototypes - np.array(HELD_OUT)).max(1).min() > 0.5
     np.testing.assert_allclose(found.teacher.mean, HELD_OUT, atol=0.1)
-    np.testing.assert_allclose(jnp.sum(found.teacher.weights, axis=0), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(jnp.sum(found.ownership, axis=0), 1.0, rtol=1e-5)
 
 
 def test_discovery_is_consistent_with_its_parts():
@@ -58,7 +59,7 @@ def test_discovery_is_consistent_with_its_parts():
     assert candidates[picked].all()
     assert (np.asarray(found.pool.residual)[picked] <= SMALL.max_residual).all()
     assert 0 < int(found.nfe) <= SMALL.max_evaluations
-    picks, teacher = concepts.assemble(query, found.pool, found.gaussians, SMALL)
+    picks, _, teacher = concepts.assemble(query, found.pool, found.experts, SMALL)
     np.testing.assert_array_equal(picks.indices, found.selection.indices)
     np.testing.assert_allclose(teacher.mean, found.teacher.mean, atol=1e-6)
     assert not any(bool(jnp.any(jnp.isnan(leaf))) for leaf in jax.tree.leaves(found))
@@ -92,11 +93,11 @@ def test_saddles_are_no_candidates_unless_asked_for():
     pool = modes.ModePool(
         m * root, m, t, jnp.ones(2, jnp.int32), jnp.zeros(2), jnp.array([0.3, -0.4]), jnp.ones(2, bool)
     )
-    experts = concepts.gaussians_lib.Gaussian(mean=m, variance=jnp.full((2, 2), 0.05))
+    experts = Gaussian(mean=m, variance=jnp.full((2, 2), 0.05))
     query = jnp.array([0.4, 0.0])
-    picks, _ = concepts.assemble(query, pool, experts, SMALL)
+    picks, _, _ = concepts.assemble(query, pool, experts, SMALL)
     assert np.asarray(picks.indices)[np.asarray(picks.mask)].tolist() == [1]
-    picks, _ = concepts.assemble(query, pool, experts, dataclasses.replace(SMALL, max_curvature=float("inf")))
+    picks, _, _ = concepts.assemble(query, pool, experts, dataclasses.replace(SMALL, max_curvature=float("inf")))
     assert int(picks.indices[0]) == 0
 
 
@@ -104,8 +105,8 @@ def test_options_reach_the_selection():
     query = jnp.array([0.05, 0.02])
     found = find(query, jax.random.key(3))
     several = dataclasses.replace(SMALL, background_variance=100.0, num_experts=6)
-    free, _ = concepts.assemble(query, found.pool, found.gaussians, several)
-    partition, _ = concepts.assemble(query, found.pool, found.gaussians, dataclasses.replace(several, one_per_t=True))
+    free, _, _ = concepts.assemble(query, found.pool, found.experts, several)
+    partition, _, _ = concepts.assemble(query, found.pool, found.experts, dataclasses.replace(several, one_per_t=True))
     times = np.asarray(found.pool.t)[np.asarray(partition.indices)[np.asarray(partition.mask)]]
     assert len(set(times.tolist())) == len(times)
     assert int(free.mask.sum()) >= 1
@@ -115,7 +116,7 @@ def test_options_reach_the_selection():
 def test_a_query_that_nothing_explains_gets_the_background():
     found = find(jnp.array([0.1, 0.1]), jax.random.key(4))
     options = dataclasses.replace(SMALL, background_mean=30.0, background_variance=0.5)
-    picks, teacher = concepts.assemble(jnp.array([30.0, 30.0]), found.pool, found.gaussians, options)
+    picks, _, teacher = concepts.assemble(jnp.array([30.0, 30.0]), found.pool, found.experts, options)
     assert not bool(picks.mask.any())
     np.testing.assert_array_equal(teacher.mean, 30.0)
     np.testing.assert_array_equal(teacher.variance, 0.5)

@@ -7,9 +7,9 @@ import pytest
 import tiny
 
 from cdisc.diffusion import exact
+from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.sampling import ddim
 from cdisc.diffusion.schedule import linear_beta, sigma
-from cdisc.discovery import poe
 from cdisc.evaluation import methods
 from cdisc.networks import backbone as backbones
 from cdisc.networks import lora
@@ -21,7 +21,7 @@ MIXTURE = exact.GaussianMixture(
     variances=jnp.asarray([[0.01, 0.02], [0.03, 0.01], [0.02, 0.02]]),
 )
 BACKBONE = backbones.mixture(SCHEDULE)
-TEACHER = poe.Teacher(mean=jnp.asarray([0.2, -0.4]), variance=jnp.asarray([0.05, 3.0]), weights=jnp.ones((1, 2)))
+TEACHER = Gaussian(mean=jnp.asarray([0.2, -0.4]), variance=jnp.asarray([0.05, 3.0]))
 X = jax.random.normal(jax.random.key(0), (4, 2))
 T = jnp.asarray([20, 250, 600, 1000])
 
@@ -101,7 +101,7 @@ def _sampler(traces):
 def test_recipes_of_one_structure_share_one_compilation():
     traces = []
     sampler, table = _sampler(traces), BACKBONE.table(MIXTURE)
-    other = poe.Teacher(mean=-TEACHER.mean, variance=2.0 * TEACHER.variance, weights=TEACHER.weights)
+    other = Gaussian(mean=-TEACHER.mean, variance=2.0 * TEACHER.variance)
     outs = [
         sampler(methods.Recipe(teacher, w0), jax.random.key(seed))
         for teacher, w0, seed in ((TEACHER, 1.2, 0), (other, 1.2, 0), (other, 0.5, 1))

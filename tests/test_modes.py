@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cdisc.diffusion import exact, schedule
-from cdisc.discovery import gaussians, modes
+from cdisc.discovery import covariance, modes
 
 SCHEDULE = schedule.linear_beta()
 merge = jax.jit(modes.merge, static_argnames="capacity")
@@ -316,7 +316,7 @@ def test_a_chain_that_starts_on_a_saddle_is_told_from_a_mode():
     assert int(chains.steps[0]) == 1  # the midpoint has no score at all
     pool = merge(chains, SCHEDULE, t, 0.01, 4)
     settings = {"curvature_iterations": 4, "probes": 1, "estimator": "hutchinson", "lanes": 2}
-    linearise = jax.jit(functools.partial(gaussians.linearise, eps_fn, SCHEDULE, **settings))
+    linearise = jax.jit(functools.partial(covariance.linearise, eps_fn, SCHEDULE, **settings))
     pool, _, _ = linearise(pool, jax.random.key(0))
     saddle = np.abs(np.asarray(pool.m)[:, 0]) < 0.1
     assert float(pool.residual[:3].max()) < 1e-5

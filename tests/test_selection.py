@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from cdisc.discovery import selection
-from cdisc.discovery.gaussians import Gaussian
 
 N, D, K = 8, 12, 3
 greedy = jax.jit(selection.greedy, static_argnames="num_experts")
@@ -33,19 +32,6 @@ def pick(fit, b, **options) -> selection.Selection:
 
 def chosen(picks: selection.Selection) -> list[int]:
     return np.asarray(picks.indices)[np.asarray(picks.mask)].tolist()
-
-
-def test_log_likelihood_and_background_are_normal_log_densities_entry_by_entry():
-    query = jnp.array([[0.1, -0.4], [0.9, 0.0]])
-    experts = Gaussian(mean=jnp.stack([query, query + 0.3]), variance=jnp.full((2, 2, 2), 0.04))
-    fit = selection.log_likelihood(query, experts)
-    expected = jax.scipy.stats.norm.logpdf(query[None], experts.mean, 0.2)
-    np.testing.assert_allclose(fit, expected, rtol=1e-5)
-    np.testing.assert_allclose(
-        selection.background(query, mean=0.2, variance=2.0),
-        jax.scipy.stats.norm.logpdf(query, 0.2, np.sqrt(2.0)),
-        rtol=1e-5,
-    )
 
 
 def test_objective_is_its_definition():

@@ -7,9 +7,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
-from cdisc.discovery import gaussians as gaussians_lib
+from cdisc.discovery import covariance as covariance_lib
 from cdisc.discovery import modes, poe, selection, shares
 from cdisc.errors import require_known, require_positive
 
@@ -43,8 +44,8 @@ class DiscoveryOptions:
       max_curvature: points whose largest curvature, in units of `1 / (1 - abar_t)`, is not below this are saddles and
         not candidates; `inf` keeps them.
       probes: Jacobian products spent on each variance.
-      estimator: "lattice" or "hutchinson" (`gaussians.jacobian_diagonal`).
-      covariance: "posterior", "laplace" or "deconvolved" (`gaussians.variance`).
+      estimator: "lattice" or "hutchinson" (`covariance.jacobian_diagonal`).
+      covariance: "posterior", "laplace" or "deconvolved" (`covariance.variance`).
       delta: the normalised Jacobian diagonal is clipped to [delta, 1 - delta].
       floor: smallest variance of an expert, for pictures in [-1, 1].
       num_experts: K, the most experts picked.
@@ -75,8 +76,8 @@ class DiscoveryOptions:
     curvature_iterations: int = 8
     max_curvature: float = 0.0
     probes: int = 16
-    estimator: gaussians_lib.Estimator = "lattice"
-    covariance: gaussians_lib.Covariance = "posterior"
+    estimator: covariance_lib.Estimator = "lattice"
+    covariance: covariance_lib.Covariance = "posterior"
     delta: float = 1e-3
     floor: float = 1e-3
     num_experts: int = 3
@@ -93,8 +94,8 @@ class DiscoveryOptions:
         for field, allowed in (
             ("start_mode", modes.START_MODES),
             ("ascent", ASCENTS),
-            ("estimator", gaussians_lib.ESTIMATORS),
-            ("covariance", gaussians_lib.COVARIANCES),
+            ("estimator", covariance_lib.ESTIMATORS),
+            ("covariance", covariance_lib.COVARIANCES),
         ):
             require_known(field, getattr(self, field), allowed)
         require_positive(
@@ -146,17 +147,19 @@ class Discovery:
 
     Attributes:
       pool: The N distinct stationary points, with their certificates.
-      gaussians: The N experts, mean and variance (N, *shape).
+      experts: The Gaussians around these points, mean and variance (N, *shape).
       selection: The K picks.
-      teacher: Their product: the density that represents the query's class.
+      ownership: (K, *shape), how much of each entry each pick owns (`poe.ownership`).
+      teacher: Their product: the density that represents the query's class, mean and variance (*shape).
       nfe: () int32, evaluations of the network made, idle lanes included; a Jacobian product counts as one. It is the
         only number that depends on how many share the work.
     """
 
     pool: modes.ModePool
-    gaussians: gaussians_lib.Gaussian
+    experts: Gaussian
     selection: selection.Selection
-    teacher: poe.Teacher
+    ownership: jax.Array
+    teacher: Gaussian
     nfe: jax.Array
 
 
@@ -220,7 +223,7 @@ def discover(
     keys = starts_key[None] if options.rounds == 1 else jax.random.split(starts_key, options.rounds)
     none = (modes.empty_pool(options.capacity, query), jnp.int32(0))
     (pool, ascent_nfe), _ = jax.lax.scan(one_round, none, (jnp.arange(options.rounds), keys))
-    pool, u, linearise_nfe = gaussians_lib.linearise(
+    pool, u, linearise_nfe = covariance_lib.linearise(
         eps_fn,
         schedule,
         pool,
@@ -231,17 +234,18 @@ def discover(
         lanes=options.lanes,
         axis_name=axis_name,
     )
-    experts = gaussians_lib.Gaussian(
+    experts = Gaussian(
         mean=pool.m,
-        variance=gaussians_lib.variance(
+        variance=covariance_lib.variance(
             schedule, u, pool.t, kind=options.covariance, delta=options.delta, floor=options.floor
         ),
     )
-    picks, teacher = assemble(query, pool, experts, options, axis_name)
+    picks, ownership, teacher = assemble(query, pool, experts, options, axis_name)
     return Discovery(
         pool=pool,
-        gaussians=experts,
+        experts=experts,
         selection=picks,
+        ownership=ownership,
         teacher=teacher,
         nfe=ascent_nfe + linearise_nfe,
     )
@@ -250,27 +254,27 @@ def discover(
 def assemble(
     query: jax.Array,
     pool: modes.ModePool,
-    experts: gaussians_lib.Gaussian,
+    experts: Gaussian,
     options: DiscoveryOptions,
     axis_name: str | None = None,
-) -> tuple[selection.Selection, poe.Teacher]:
-    """Selection and product alone: no evaluations, so that options can be compared on one pool."""
-    likelihood = selection.log_likelihood(query, experts)
+) -> tuple[selection.Selection, jax.Array, Gaussian]:
+    """Selection and product alone: no evaluations, so that options can be compared on one pool.
+
+    Returns:
+      The picks, their ownership of each entry, and the teacher, as in `Discovery`.
+    """
+    background = Gaussian(
+        mean=jnp.full_like(query, options.background_mean), variance=jnp.full_like(query, options.background_variance)
+    )
+    likelihood = experts.log_prob_of_entries(query[None])  # Eq. 8
     picks = selection.greedy(
         likelihood,
-        selection.background(query, mean=options.background_mean, variance=options.background_variance),
+        background.log_prob_of_entries(query),
         num_experts=options.num_experts,
         candidates=pool.mask & (pool.curvature < options.max_curvature),
         t=pool.t if options.one_per_t else None,
         axis_name=axis_name,
     )
-    teacher = poe.fuse(
-        jax.tree.map(lambda values: values[picks.indices], experts),
-        poe.ownership(likelihood[picks.indices], picks.mask, options.tau),
-        picks.mask,
-        background=gaussians_lib.Gaussian(
-            mean=jnp.full_like(query, options.background_mean),
-            variance=jnp.full_like(query, options.background_variance),
-        ),
-    )
-    return picks, teacher
+    ownership = poe.ownership(likelihood[picks.indices], picks.mask, options.tau)
+    selected = jax.tree.map(lambda leaf: leaf[picks.indices], experts)
+    return picks, ownership, poe.product(selected, ownership, background)

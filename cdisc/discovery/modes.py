@@ -65,7 +65,7 @@ class ModePool:
       residual: (N,), as in `Chains`; infinite where absent.
       curvature: (N,), the largest eigenvalue of the Hessian of `log p_t`, in units of `1 / (1 - abar_t)`; it is at
         least -1. Negative at a mode, positive at a saddle. Infinite where it was not measured
-        (`gaussians.linearise` does).
+        (`covariance.linearise` does).
       mask: (N,) bool, which places hold a point. The arrays of absent places hold harmless values.
     """
 

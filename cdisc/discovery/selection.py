@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from cdisc.discovery import shares
-from cdisc.discovery.gaussians import Gaussian, log_normal
 
 
 @flax.struct.dataclass
@@ -29,22 +28,12 @@ class Selection:
     gains: jax.Array
 
 
-def log_likelihood(query: jax.Array, gaussian: Gaussian) -> jax.Array:
-    """`l_jr = log N(x_q[r]; m_j[r], s2_j[r])` for every entry r, channels included: (N, *shape) in nats (Eq. 8)."""
-    return log_normal(query[None], gaussian.mean, gaussian.variance)
-
-
-def background(query: jax.Array, *, mean: float, variance: float) -> jax.Array:
-    """The log likelihood `b_r` of each entry of the query under one broad Gaussian: (*shape) in nats."""
-    return log_normal(query, jnp.asarray(mean, query.dtype), jnp.asarray(variance, query.dtype))
-
-
 def objective(likelihood: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
     """`F(S)` of the set of experts in `mask`: () in nats, at least 0.
 
     Args:
-      likelihood: (N, *shape) log likelihoods.
-      b: (*shape) background.
+      likelihood: (N, *shape), the log likelihood of each entry of the query under each expert.
+      b: (*shape), the same under the background.
       mask: (N,) bool, the set.
     """
     margin = likelihood.reshape(likelihood.shape[0], -1) - b.reshape(1, -1)
@@ -63,8 +52,8 @@ def greedy(
     """Picks the expert with the largest gain, then the next, until K are picked or no gain is positive (Eq. 9).
 
     Args:
-      likelihood: (N, *shape) log likelihoods.
-      b: (*shape) background.
+      likelihood: (N, *shape), `l_jr = log N(x_q[r]; m_j[r], s2_j[r])` of every entry r of the query, channels included.
+      b: (*shape), the same under the background.
       num_experts: K.
       candidates: (N,) bool, which experts may be picked.
       t: (N,) timesteps if at most one expert of each may be picked; None for no such rule.

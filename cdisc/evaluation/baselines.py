@@ -13,9 +13,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.loss import eps_error, stratified_timesteps
 from cdisc.diffusion.schedule import Schedule
-from cdisc.discovery.poe import Teacher
 
 ConditionalEps = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """`conditional(x, t, embedding)`: noise predicted in `x` (B, *shape) at `t` (B,) given class embeddings (B, E)."""
@@ -81,8 +81,6 @@ def top3_weights(losses: jax.Array, tau_k: float) -> tuple[jax.Array, jax.Array]
     return classes, jax.nn.softmax(negative / tau_k)
 
 
-def query_only_teacher(query: jax.Array, sigma: float) -> Teacher:
-    """The teacher `N(query, sigma^2 I)`: one expert that owns every entry of `query` (*shape)."""
-    return Teacher(
-        mean=query, variance=jnp.full_like(query, sigma**2), weights=jnp.ones((1, *query.shape), query.dtype)
-    )
+def query_only_teacher(query: jax.Array, sigma: float) -> Gaussian:
+    """The teacher `N(query, sigma^2 I)`."""
+    return Gaussian(mean=query, variance=jnp.full_like(query, sigma**2))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cdisc.diffusion import guidance
+from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery import poe
@@ -37,7 +38,7 @@ class Recipe:
       scale: what multiplies the adapter's products.
     """
 
-    teacher: poe.Teacher | None = None
+    teacher: Gaussian | None = None
     teacher_weight: float | jax.Array = 0.0
     teacher_sigma_min: float | jax.Array = 0.0
     embeddings: jax.Array | tuple[()] = ()
@@ -66,7 +67,7 @@ def recipe_eps(backbone: Backbone, params: Any, schedule: Schedule, recipe: Reci
                 recipe.teacher, schedule, recipe.teacher_weight, recipe.w_max, recipe.elementwise
             )
             weight = guidance.interval(weight, schedule, recipe.teacher_sigma_min)
-            terms.append((poe.teacher_eps(recipe.teacher, schedule)(x, t), weight(t)))
+            terms.append((recipe.teacher.eps(schedule)(x, t), weight(t)))
         return guidance.move(null, terms)
 
     return guided

@@ -16,7 +16,8 @@ from cdisc.app import devices
 from cdisc.app.options import GuidanceOptions
 from cdisc.app.run import Run
 from cdisc.app.stages.saved import saved_by_query
-from cdisc.discovery import concepts, poe
+from cdisc.diffusion.gaussian import Gaussian
+from cdisc.discovery import concepts
 from cdisc.errors import UserError
 from cdisc.evaluation import baselines, methods
 from cdisc.learning import adapt as adapt_lib
@@ -33,12 +34,12 @@ class QueryModel:
       levels: its adaptation at each level.
     """
 
-    teacher: poe.Teacher
+    teacher: Gaussian
     losses: jax.Array | None
     levels: dict[str, adapt_lib.Adaptation]
 
 
-def teacher_recipe(teacher: poe.Teacher, guidance: GuidanceOptions) -> methods.Recipe:
+def teacher_recipe(teacher: Gaussian, guidance: GuidanceOptions) -> methods.Recipe:
     """Eq. 13 for a teacher with some guidance."""
     return methods.Recipe(teacher, teacher_weight=guidance.w0, w_max=guidance.w_max, elementwise=guidance.elementwise)
 
@@ -123,7 +124,7 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
 
 
 def untrained(
-    run: Run, levels: dict[str, adapt_lib.AdaptOptions], teacher: poe.Teacher, params: Any, key: jax.Array
+    run: Run, levels: dict[str, adapt_lib.AdaptOptions], teacher: Gaussian, params: Any, key: jax.Array
 ) -> QueryModel:
     """A query model before any learning: the structure of every one."""
     image = jnp.zeros(run.dataset.shape)

@@ -16,7 +16,7 @@ from cdisc.app.stages.adapt import QueryModel, draw, teacher_recipe
 from cdisc.app.stages.judge import judge_report, load_judge
 from cdisc.app.stages.saved import read_seconds, saved_by_query
 from cdisc.data import compositions
-from cdisc.discovery import concepts, poe
+from cdisc.discovery import concepts
 from cdisc.errors import UserError
 from cdisc.evaluation import baselines, judge, methods, protocol
 
@@ -80,7 +80,7 @@ def evaluate(
             drawn[name] = samples
         # The product itself, without the network: right where the teacher is, but not a realistic picture.
         drawn[PRODUCT] = np.stack(
-            [poe.sample(model.teacher, key, settings.samples) for model, key in zip(known, keys, strict=True)]
+            [model.teacher.sample(key, settings.samples) for model, key in zip(known, keys, strict=True)]
         )
         return devices.unstack(drawn)
 

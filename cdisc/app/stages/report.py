@@ -64,9 +64,9 @@ def panels(
         places = [j for j, present in zip(picks.indices, picks.mask, strict=True) if present]
         prototypes = tuple(
             html.Prototype(
-                mean=discovery.gaussians.mean[j],
-                variance=discovery.gaussians.variance[j],
-                ownership=discovery.teacher.weights[i],
+                mean=discovery.experts.mean[j],
+                variance=discovery.experts.variance[j],
+                ownership=discovery.ownership[i],
                 t=found["t"],
                 basin=found["basin"],
                 gain=found["gain"],

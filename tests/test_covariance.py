@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cdisc.diffusion import exact, schedule
-from cdisc.discovery import gaussians, modes
+from cdisc.discovery import covariance, modes
 
 SCHEDULE = schedule.linear_beta()
 SHAPE = (8, 8, 3)
@@ -19,11 +19,11 @@ def picture_covariance() -> np.ndarray:
     return 0.25 * np.exp(-distance / 3.0) * np.where(c[:, None] == c[None], 1.0, 0.8)
 
 
-def gaussian_prior(covariance: np.ndarray, t: int):
+def gaussian_prior(dense: np.ndarray, t: int):
     """The exact eps of `N(0, covariance)` at one timestep, and its `U = sqrt(a) d x0hat / dx` (d, d)."""
     a = float(SCHEDULE.alpha_bar[t])
-    identity = np.eye(len(covariance))
-    inverse = np.linalg.inv(a * covariance + (1 - a) * identity)
+    identity = np.eye(len(dense))
+    inverse = np.linalg.inv(a * dense + (1 - a) * identity)
     matrix = jnp.asarray(np.sqrt(1 - a) * inverse, jnp.float32)
 
     def eps_fn(x, t):
@@ -37,7 +37,7 @@ def estimates(t: int, rows: int, **options) -> tuple[np.ndarray, np.ndarray]:
     """`rows` independent estimates (rows, d) of one diagonal, and U."""
     eps_fn, jacobian = gaussian_prior(picture_covariance(), t)
     x = jnp.zeros((rows, *SHAPE))
-    u = gaussians.jacobian_diagonal(eps_fn, SCHEDULE, x, jnp.full(rows, t), jax.random.key(0), **options)
+    u = covariance.jacobian_diagonal(eps_fn, SCHEDULE, x, jnp.full(rows, t), jax.random.key(0), **options)
     assert u.shape == x.shape
     return np.asarray(u).reshape(rows, -1), jacobian
 
@@ -51,18 +51,11 @@ def small_mixture() -> exact.GaussianMixture:
     )
 
 
-def test_log_normal_is_the_normal_log_density():
-    x, mean, s2 = jnp.array([0.3, -1.0]), jnp.array([0.1, 2.0]), jnp.array([0.5, 0.01])
-    np.testing.assert_allclose(
-        gaussians.log_normal(x, mean, s2), jax.scipy.stats.norm.logpdf(x, mean, jnp.sqrt(s2)), rtol=1e-5
-    )
-
-
 def test_exact_diagonal_is_second_order_tweedie():
     mixture = small_mixture()
     t = jnp.array([20, 100, 250, 400])
     x = jax.random.normal(jax.random.key(0), (4, 2, 2, 3)) * 0.7
-    u = gaussians.exact_diagonal(exact.mixture_eps(mixture, SCHEDULE), SCHEDULE, x, t)
+    u = covariance.exact_diagonal(exact.mixture_eps(mixture, SCHEDULE), SCHEDULE, x, t)
     a = SCHEDULE.alpha_bar[t][:, None, None, None]
     expected = exact.posterior_variance(mixture, SCHEDULE, x, t) * a / (1 - a)
     np.testing.assert_allclose(u, expected, atol=2e-5, rtol=1e-4)
@@ -83,7 +76,7 @@ def test_hutchinson_has_the_mean_and_the_variance_of_the_theory():
 def test_the_lattice_is_unbiased_with_the_variance_of_its_colours():
     rows, probes = 1500, 16
     u, jacobian = estimates(300, rows, probes=probes, estimator="lattice")
-    colours = gaussians.lattice_colours(SHAPE, probes).reshape(-1)
+    colours = covariance.lattice_colours(SHAPE, probes).reshape(-1)
     same = colours[:, None] == colours[None]
     predicted = np.where(same, np.square(jacobian), 0.0).sum(1) - np.square(np.diag(jacobian))
     assert np.abs((u.mean(0) - np.diag(jacobian)) / np.sqrt(predicted / rows)).max() < 5
@@ -93,7 +86,7 @@ def test_the_lattice_is_unbiased_with_the_variance_of_its_colours():
 @pytest.mark.parametrize(("t", "probes"), [(50, 4), (200, 16), (400, 32)])
 def test_the_lattice_beats_hutchinson_at_equal_probes_on_pictures(t, probes):
     errors = {}
-    for estimator in gaussians.ESTIMATORS:
+    for estimator in covariance.ESTIMATORS:
         u, jacobian = estimates(t, 64, probes=probes, estimator=estimator)
         errors[estimator] = np.sqrt(np.mean(np.square(u - np.diag(jacobian)))) / np.diag(jacobian).mean()
     assert errors["lattice"] < 0.6 * errors["hutchinson"], errors
@@ -104,20 +97,20 @@ def test_the_lattice_is_exact_with_a_probe_for_each_entry():
     eps_fn = exact.mixture_eps(mixture, SCHEDULE)
     t = jnp.array([100, 300])
     x = jax.random.normal(jax.random.key(0), (2, 2, 2, 3)) * 0.7
-    u = gaussians.jacobian_diagonal(eps_fn, SCHEDULE, x, t, jax.random.key(1), probes=40, estimator="lattice")
-    np.testing.assert_allclose(u, gaussians.exact_diagonal(eps_fn, SCHEDULE, x, t), atol=1e-6)
-    assert gaussians.products_of("lattice", 40, 12) == 12
-    assert gaussians.products_of("hutchinson", 40, 12) == 40
+    u = covariance.jacobian_diagonal(eps_fn, SCHEDULE, x, t, jax.random.key(1), probes=40, estimator="lattice")
+    np.testing.assert_allclose(u, covariance.exact_diagonal(eps_fn, SCHEDULE, x, t), atol=1e-6)
+    assert covariance.products_of("lattice", 40, 12) == 12
+    assert covariance.products_of("hutchinson", 40, 12) == 40
 
 
-@pytest.mark.parametrize("estimator", gaussians.ESTIMATORS)
+@pytest.mark.parametrize("estimator", covariance.ESTIMATORS)
 def test_an_estimate_does_not_depend_on_the_other_rows(estimator):
     eps_fn = exact.mixture_eps(small_mixture(), SCHEDULE)
     x = jax.random.normal(jax.random.key(0), (5, 2, 2, 3)) * 0.5
     t = jnp.array([50, 100, 200, 300, 400])
 
     def u(x, t):
-        return gaussians.jacobian_diagonal(eps_fn, SCHEDULE, x, t, jax.random.key(3), probes=4, estimator=estimator)
+        return covariance.jacobian_diagonal(eps_fn, SCHEDULE, x, t, jax.random.key(3), probes=4, estimator=estimator)
 
     np.testing.assert_allclose(u(x[:2], t[:2]), u(x, t)[:2], atol=1e-6)
     same = u(jnp.stack([x[0]] * 3), jnp.full(3, 200))
@@ -126,14 +119,14 @@ def test_an_estimate_does_not_depend_on_the_other_rows(estimator):
 
 def test_jacobian_diagonal_refuses_other_estimators():
     with pytest.raises(ValueError, match="estimator has"):
-        gaussians.jacobian_diagonal(
+        covariance.jacobian_diagonal(
             lambda x, t: x, SCHEDULE, jnp.zeros((1, 2)), jnp.ones(1, int), jax.random.key(0), probes=1, estimator="x"
         )
 
 
 @pytest.mark.parametrize("probes", [4, 8, 16, 32])
 def test_lattice_colours_keep_the_neighbours_of_a_pixel_apart(probes):
-    colours = gaussians.lattice_colours((12, 12, 3), probes)
+    colours = covariance.lattice_colours((12, 12, 3), probes)
     assert set(np.unique(colours)) == set(range(probes))
     counts = np.bincount(colours.reshape(-1))
     assert counts.max() - counts.min() <= 4
@@ -147,8 +140,8 @@ def test_lattice_colours_keep_the_neighbours_of_a_pixel_apart(probes):
 
 
 def test_lattice_colours_of_other_shapes_go_in_turn():
-    assert gaussians.lattice_colours((5,), 3).tolist() == [0, 1, 2, 0, 1]
-    assert len(np.unique(gaussians.lattice_colours((2, 2, 3), 12))) == 12
+    assert covariance.lattice_colours((5,), 3).tolist() == [0, 1, 2, 0, 1]
+    assert len(np.unique(covariance.lattice_colours((2, 2, 3), 12))) == 12
 
 
 @pytest.mark.parametrize(("t", "laplace", "posterior"), [(50, 0.080, 0.019), (400, 4.17, 0.049)])
@@ -157,9 +150,9 @@ def test_the_three_covariances_of_a_gaussian_component(t, laplace, posterior):
     component = exact.GaussianMixture(jnp.ones(1), jnp.full((1, 3), 0.3), jnp.full((1, 3), true))
     ts = jnp.full(2, t)
     x = jnp.sqrt(SCHEDULE.alpha_bar[t]) * jnp.full((2, 3), 0.3)
-    u = gaussians.exact_diagonal(exact.mixture_eps(component, SCHEDULE), SCHEDULE, x, ts)
+    u = covariance.exact_diagonal(exact.mixture_eps(component, SCHEDULE), SCHEDULE, x, ts)
     s2 = {
-        kind: gaussians.variance(SCHEDULE, u, ts, kind=kind, delta=1e-4, floor=1e-6) for kind in gaussians.COVARIANCES
+        kind: covariance.variance(SCHEDULE, u, ts, kind=kind, delta=1e-4, floor=1e-6) for kind in covariance.COVARIANCES
     }
     a = float(SCHEDULE.alpha_bar[t])
     np.testing.assert_allclose(s2["deconvolved"], true, rtol=2e-3)
@@ -170,18 +163,18 @@ def test_the_three_covariances_of_a_gaussian_component(t, laplace, posterior):
     assert float(s2["posterior"][0, 0]) == pytest.approx(posterior, abs=6e-4)
 
 
-@pytest.mark.parametrize("kind", gaussians.COVARIANCES)
+@pytest.mark.parametrize("kind", covariance.COVARIANCES)
 def test_noisy_diagonals_give_positive_variances(kind):
     u = jnp.array([[-3.0, 0.0, 0.5, 1.0, 7.0]])
     t = jnp.array([200])
-    s2 = gaussians.variance(SCHEDULE, u, t, kind=kind, delta=0.01, floor=1e-3)
-    clipped = gaussians.variance(SCHEDULE, jnp.clip(u, 0.01, 0.99), t, kind=kind, delta=0.01, floor=1e-3)
+    s2 = covariance.variance(SCHEDULE, u, t, kind=kind, delta=0.01, floor=1e-3)
+    clipped = covariance.variance(SCHEDULE, jnp.clip(u, 0.01, 0.99), t, kind=kind, delta=0.01, floor=1e-3)
     np.testing.assert_array_equal(s2, clipped)
     assert float(s2.min()) >= 1e-3
     assert np.all(np.diff(np.asarray(s2)[0]) >= 0)
-    assert float(gaussians.variance(SCHEDULE, u, t, kind=kind, delta=0.01, floor=50.0).min()) == 50.0
+    assert float(covariance.variance(SCHEDULE, u, t, kind=kind, delta=0.01, floor=50.0).min()) == 50.0
     with pytest.raises(ValueError, match="covariance has"):
-        gaussians.variance(SCHEDULE, u, t, kind="full", delta=0.01, floor=1e-3)
+        covariance.variance(SCHEDULE, u, t, kind="full", delta=0.01, floor=1e-3)
 
 
 def test_one_linearisation_gives_a_pool_its_curvatures_and_posteriors_and_padding_is_harmless():
@@ -194,14 +187,14 @@ def test_one_linearisation_gives_a_pool_its_curvatures_and_posteriors_and_paddin
     x = m * jnp.sqrt(schedule.alpha_bar_at(SCHEDULE, t, m))
     pool = modes.ModePool(x, m, t, jnp.ones(5, jnp.int32), jnp.zeros(5), jnp.zeros(5), mask)
     options = {"curvature_iterations": 100, "probes": 12, "estimator": "lattice", "lanes": 2}
-    linearise = jax.jit(lambda pool, key: gaussians.linearise(eps_fn, SCHEDULE, pool, key, **options))
+    linearise = jax.jit(lambda pool, key: covariance.linearise(eps_fn, SCHEDULE, pool, key, **options))
     measured, u, nfe = linearise(pool, jax.random.key(0))
     jacobian = jax.jacfwd(lambda x, t: exact.posterior_mean(mixture, SCHEDULE, x[None], t[None])[0])
     jacobians = jax.jit(jax.vmap(jacobian))(x, t)
     hessians = jnp.sqrt(SCHEDULE.alpha_bar[t])[:, None, None] * jacobians.reshape(5, 12, 12) - jnp.eye(12)[None]
     np.testing.assert_allclose(measured.curvature[:3], jnp.linalg.eigvalsh(hessians)[:3, -1], atol=2e-4)
     assert np.isinf(measured.curvature[3:]).all()
-    variance = gaussians.variance(SCHEDULE, u, t, kind="posterior", delta=1e-4, floor=1e-6)
+    variance = covariance.variance(SCHEDULE, u, t, kind="posterior", delta=1e-4, floor=1e-6)
     expected = exact.posterior_variance(mixture, SCHEDULE, x[:3], t[:3])
     np.testing.assert_allclose(variance[:3], expected, rtol=2e-3, atol=1e-5)
     assert bool(jnp.all(jnp.isfinite(variance) & (variance > 0)))

@@ -1,4 +1,4 @@
-"""A diagonal Gaussian around each mode, from the Jacobian of the denoiser there (arXiv 2605.07078, section 3).
+"""The diagonal covariance around each mode, from the Jacobian of the denoiser there (arXiv 2605.07078, section 3).
 
 With `a = abar_t`, `r = (1 - a) / a` and `u = sqrt(a) diag(d x0hat / dx)`, second-order Tweedie says
 `Cov[x_0 | x_t] = r sqrt(a) d x0hat / dx`. The paper does not say how a variance follows from the Jacobian: three
@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable
 from typing import Literal, get_args
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,24 +24,6 @@ Estimator = Literal["hutchinson", "lattice"]
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 Covariance = Literal["posterior", "laplace", "deconvolved"]
 COVARIANCES: tuple[str, ...] = get_args(Covariance)
-
-
-@flax.struct.dataclass
-class Gaussian:
-    """The densities `N(x_0; mean, diag(variance))`, one for each index of the leading axes.
-
-    Attributes:
-      mean: (N, *shape), or (*shape) for a single one.
-      variance: Same shape, positive.
-    """
-
-    mean: jax.Array
-    variance: jax.Array
-
-
-def log_normal(x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
-    """`log N(x; mean, variance)` of each entry, in nats."""
-    return -0.5 * (jnp.square(x - mean) / variance + jnp.log(2.0 * np.pi * variance))
 
 
 def jacobian_diagonal(
