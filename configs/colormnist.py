@@ -92,6 +92,7 @@ def _level(**fields: Any) -> ml_collections.ConfigDict:
         "start": "normal",
         "learning_rate": 1e-3,
         "embedding_learning_rate": 5e-2,
+        "block_learning_rate": 3e-2,
         "null_dropout": 0.1,
     }
     return config.tree(AdaptOptions(**(defaults | fields)))
@@ -171,6 +172,18 @@ def _small(c: ml_collections.ConfigDict) -> None:
             learning_rate=2e-3,
             embedding_learning_rate=1e-2,
         ),
+        # A class embedding for each residual block. It was tried on faces alone (configs/avatars.py).
+        blocks=_level(
+            pool="query",
+            start="top1",
+            space="per_block",
+            steps=60,
+            batch_size=16,
+            embedding_learning_rate=3e-2,
+            block_learning_rate=3e-2,
+            decay=True,
+            null_dropout=0.0,
+        ),
     )
     c.evaluate.update(
         num_queries=4,
@@ -180,6 +193,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
     )
     c.evaluate.judge.bundle = "colormnist_small_judge"
     c.evaluate.methods.lora.guidance = 2.0
+    c.evaluate.methods.blocks = _method(level="blocks")
 
 
 def _study(c: ml_collections.ConfigDict) -> None:

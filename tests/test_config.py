@@ -105,7 +105,7 @@ def test_a_configuration_is_its_tree_read_again():
         ({"data.name": "mnist"}, "config.data.name has 'mnist', .*; did you mean 'colormnist'"),
         ({"data.name": "queries"}, "config.data.backgrounds does not exist"),
         ({"seed": 2**32}, "config.seed is 4294967296: use a whole number from 0"),
-        ({"evaluate.k": 100}, "config.evaluate.references is 100: precision and recall look for 100 neighbours"),
+        ({"evaluate.k": 100}, "config.evaluate.references is 8: precision and recall look for 100 neighbours"),
         ({"evaluate.query_only_sigma": 0.0}, "config.evaluate.query_only_sigma is 0.0: use positive numbers"),
         ({"evaluate.methods.lora.level": "lroa"}, "config.evaluate.methods.lora.level names no level: 'lroa'; did"),
         ({"sampling.clip": -1.0}, "config.sampling.clip is -1.0: use a positive number, or None"),

@@ -173,7 +173,7 @@ def test_fields_that_may_be_none_take_a_value_and_none(monkeypatch, tmp_path, ar
         (("--config.adapt.levels.lora.candidates=0",), "config.adapt.levels.lora.candidates is 0"),
         (
             ("--config.adapt.levels.lora.candidates=2",),
-            "config.adapt.levels.lora.candidates is 2: only a level that starts at 'top1' has some",
+            "config.adapt.levels.lora.candidates is 2: only an adaptation that starts at 'top1' has some",
         ),
         (
             ("--config.adapt.levels.lora.after=embeding",),

@@ -1,13 +1,13 @@
 """The results file: what it takes, what it refuses and how it names the place."""
 
 import copy
-import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
+import jsonschema
 import numpy as np
 import pytest
 
@@ -135,6 +135,8 @@ def test_validate_refuses_what_is_not_an_object() -> None:
 
 
 def _described(schema: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    while "$ref" in schema:  # what stands beside a reference goes before what it refers to
+        schema = {**results.SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")], **_without_reference(schema)}
     yield path, schema.get("description")
     for name, child in schema.get("properties", {}).items():
         yield from _described(child, f"{path}.{name}")
@@ -143,11 +145,28 @@ def _described(schema: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
             yield from _described(schema[keyword], f"{path}.{keyword}")
 
 
-def test_schema_describes_every_key_and_is_json() -> None:
+def _without_reference(schema: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in schema.items() if key != "$ref"}
+
+
+def _objects(schema: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(schema, dict):
+        if "properties" in schema:
+            yield schema
+        schema = list(schema.values())
+    for child in schema if isinstance(schema, list) else ():
+        yield from _objects(child)
+
+
+def test_the_schema_describes_every_key_and_takes_no_other() -> None:
+    # Catches: a key without a description, a required key that is misspelt, an object open to any key.
+    jsonschema.Draft202012Validator.check_schema(results.SCHEMA)
     described = list(_described(results.SCHEMA, "results"))
     assert len(described) > 50
     assert [path for path, description in described if not description] == []
-    assert json.loads(json.dumps(results.SCHEMA)) == results.SCHEMA
+    for found in _objects(results.SCHEMA):
+        assert set(found["required"]) <= set(found["properties"])
+        assert found["additionalProperties"] is False
 
 
 def test_json_safe_turns_arrays_into_lists_and_nan_into_null() -> None:

@@ -214,20 +214,9 @@ class Adapt:
         counts = ("pool_size", "prior_size", "class_draws", "chunk")
         require_positive(**{name: getattr(self, name) for name in counts})
         for name, level in self.levels.items():
-            where = f"levels.{name}."
-            require_positive(
-                **{f"{where}{count}": getattr(level, count) for count in ("steps", "candidates", "batch_size")}
-            )
-            if level.candidates > 1 and (level.after or level.start != "top1"):
-                raise ValueError(
-                    f"{where}candidates is {level.candidates}: only a level that starts at 'top1' has some."
-                )
             if level.after and level.after not in self.levels:
-                raise ValueError(f"{where}after names no level: {level.after!r}{nearest(level.after, self.levels)}")
-            if level.after and level.space != "free":
-                raise ValueError(
-                    f"{where}space is {level.space!r}: a level after another one learns a 'free' embedding."
-                )
+                hint = nearest(level.after, self.levels)
+                raise ValueError(f"levels.{name}.after names no level: {level.after!r}{hint}")
         waiting, ordered = dict(self.levels), dict[str, AdaptOptions]()
         while waiting:
             ready = [name for name, level in waiting.items() if level.after in ("", *ordered)]
@@ -350,7 +339,8 @@ class Config:
         """Refuses sections that are do not fit together."""
         if isinstance(self.data, queries.Options) != isinstance(self.network, DiffusersFolder):
             raise ValueError(
-                "data.name is 'queries' or network.kind is 'diffusers': these go together, as in configs/pretrained.py."
+                "data.name and network.kind do not match: 'queries' and 'diffusers' go together, as in "
+                "configs/pretrained.py."
             )
         if self.discover.num_experts > self.discover.capacity:
             raise ValueError(
