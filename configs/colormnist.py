@@ -176,6 +176,7 @@ def _level(**fields) -> ml_collections.ConfigDict:
         "alpha": 0.0,
         "learning_rate": 1e-3,
         "embedding_learning_rate": 5e-2,
+        "block_learning_rate": 3e-2,
         "decay": False,
         "null_dropout": 0.1,
         "loss": "eps",
@@ -258,6 +259,18 @@ def _small(c: ml_collections.ConfigDict) -> None:
             learning_rate=2e-3,
             embedding_learning_rate=1e-2,
         ),
+        # A class embedding for each residual block. It was tried on faces alone (configs/avatars.py).
+        blocks=_level(
+            pool="query",
+            start="top1",
+            space="per_block",
+            steps=60,
+            batch_size=16,
+            embedding_learning_rate=3e-2,
+            block_learning_rate=3e-2,
+            decay=True,
+            null_dropout=0.0,
+        ),
     )
     c.evaluate.update(
         num_queries=4,
@@ -270,6 +283,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.evaluate.methods = _section(
         embedding=_method(level="embedding", guidance=2.0),
         lora=_method(level="lora", guidance=2.0),
+        blocks=_method(level="blocks", guidance=2.0),
     )
 
 

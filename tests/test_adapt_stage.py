@@ -31,7 +31,7 @@ SCHEDULE = linear_beta(1000)
 TABLE = jnp.asarray([[1.0, 0.0, 0.0, 0.5], [0.0, -1.0, 0.5, 0.0], [0.5, 0.5, -1.0, 0.0]])
 
 
-def _apply(params, x, t, embeddings):
+def _apply(params, x, t, embeddings, adapter=None):
     """`eps` of a class that is one picture, whose pixels are its embedding."""
     a = SCHEDULE.alpha_bar[t][:, None, None, None]
     return (x - jnp.sqrt(a) * embeddings.reshape(x.shape)) / jnp.sqrt(1.0 - a)
@@ -49,16 +49,16 @@ RUN = Run(
     queries=(),
 )
 CLASSES = ([0, 1, 2], [1, 0, 2])
-LESSONS = [adapt.Lesson(query=TABLE[1].reshape(2, 2, 1), classes=jnp.asarray(classes)) for classes in CLASSES]
+EXAMPLES = [adapt.Examples(query=TABLE[1].reshape(2, 2, 1), classes=jnp.asarray(classes)) for classes in CLASSES]
 KEYS = jnp.stack([jax.random.key(0), jax.random.key(1)])
 
 
 def _fit(**changes):
     settings = {"pool": "query", "start": "top1", "candidates": 2, "steps": 4, "batch_size": 4}
-    options = adapt.AdaptOptions(**(settings | {"embedding_learning_rate": 0.0} | changes))
+    options = adapt.AdaptOptions(**(settings | {"embedding_learning_rate": 1e-12} | changes))
     compiled = stage.compiled_level(RUN, options)
-    learnt, losses = stage.fit_level(compiled, TABLE, devices.stack(LESSONS), None, KEYS, "embedding", options)
-    assert losses.shape == (len(LESSONS), options.steps)
+    learnt, losses = stage.fit_level(compiled, TABLE, devices.stack(EXAMPLES), None, KEYS, "embedding", options)
+    assert losses.shape == (len(EXAMPLES), options.steps)
     return learnt, losses
 
 
@@ -66,10 +66,10 @@ def test_each_query_keeps_the_fit_with_the_smaller_loss():
     # Nothing is learnt at rate zero: the fit that starts at the query's own class, here second or first, is exact.
     # So are its losses. Catches: those of the first or the last fit.
     learnt, losses = _fit()
-    np.testing.assert_array_equal(learnt.embedding, [TABLE[1], TABLE[1]])
+    np.testing.assert_allclose(learnt.embedding, [TABLE[1], TABLE[1]], atol=1e-9)
     np.testing.assert_allclose(losses, 0.0, atol=1e-6)
     learnt, losses = _fit(candidates=1)
-    np.testing.assert_array_equal(learnt.embedding, [TABLE[0], TABLE[1]])
+    np.testing.assert_allclose(learnt.embedding, [TABLE[0], TABLE[1]], atol=1e-9)
     assert losses[0].min() > 0.1 and losses[1].max() < 1e-6
 
 
@@ -78,8 +78,8 @@ def test_a_query_alone_learns_what_the_stage_teaches_it():
     changes = {"embedding_learning_rate": 0.05, "candidates": 3, "steps": 5}
     together, _ = _fit(**changes)
     options = adapt.AdaptOptions(pool="query", start="top1", batch_size=4, **changes)
-    for place, lesson in enumerate(LESSONS):
-        alone = adapt.Lesson(lesson.query, classes=lesson.classes)
+    for place, examples in enumerate(EXAMPLES):
+        alone = adapt.Examples(examples.query, classes=examples.classes)
         learnt = adapt.fit(RUN.backbone, TABLE, SCHEDULE, alone, KEYS[place], options)
         np.testing.assert_allclose(learnt.embedding, together.embedding[place], rtol=1e-5, atol=1e-6)
 
@@ -89,18 +89,18 @@ def test_a_query_alone_starts_once_at_each_class_and_ends_at_a_loss_that_is_not_
     begun, init = [], adapt._init
     monkeypatch.setattr(adapt, "_init", lambda *given: begun.append(given[-1]) or init(*given))
     options = adapt.AdaptOptions(
-        pool="query", start="top1", candidates=5, steps=3, batch_size=1, embedding_learning_rate=0.0
+        pool="query", start="top1", candidates=5, steps=3, batch_size=1, embedding_learning_rate=1e-12
     )
-    adapt.fit(RUN.backbone, TABLE, SCHEDULE, LESSONS[0], KEYS[0], options)
+    adapt.fit(RUN.backbone, TABLE, SCHEDULE, EXAMPLES[0], KEYS[0], options)
     assert begun == [0, 1, 2]
-    endless = dataclasses.replace(options, embedding_learning_rate=float("inf"))
+    endless = dataclasses.replace(options, embedding_learning_rate=1e30)
     with pytest.raises(FloatingPointError, match="not finite at step 2"):
-        adapt.fit(RUN.backbone, TABLE, SCHEDULE, LESSONS[0], KEYS[0], endless)
+        adapt.fit(RUN.backbone, TABLE, SCHEDULE, EXAMPLES[0], KEYS[0], endless)
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step():
     with pytest.raises(UserError, match="the loss of level embedding is not finite at step 2"):
-        _fit(embedding_learning_rate=float("inf"))
+        _fit(embedding_learning_rate=1e30)
 
 
 def test_samples_do_not_depend_on_their_batches_nor_do_programs_on_how_many_there_are(monkeypatch):
@@ -135,8 +135,8 @@ def test_the_samples_that_are_learnt_from_have_a_guidance_of_their_own(monkeypat
     config.guidance.update(w0=3.0, w_max=4.0, elementwise=True)
     config.adapt.update(guidance={"w0": 1.5, "w_max": 2.5, "elementwise": False}, class_draws=1)
     config.adapt.levels.taught = {"pool": "teacher", "start": "top1", "steps": 1, "batch_size": 1}
-    config.adapt.levels.taught.embedding_learning_rate = 0.0
-    query = Query("picture", np.asarray(LESSONS[0].query), None, "a test")
+    config.adapt.levels.taught.embedding_learning_rate = 1e-12
+    query = Query("picture", np.asarray(EXAMPLES[0].query), None, "a test")
     dataset = types.SimpleNamespace(shape=query.image.shape)
     known = {"config": config, "options": options_lib.read(config)}
     run = dataclasses.replace(RUN, **known, workdir=tmp_path, dataset=dataset, queries=(query,))

@@ -98,7 +98,7 @@ def test_a_network_without_a_first_timestep_is_refused():
 
 
 def test_class_eps_gives_the_whole_batch_one_embedding():
-    def apply(params, x, t, embeddings):
+    def apply(params, x, t, embeddings, adapter=None):
         return x + params * embeddings * t[:, None]
 
     model = backbone.Backbone(apply=apply, table=lambda params: jnp.eye(2), null=lambda params: jnp.asarray([3.0, 4.0]))

@@ -305,23 +305,23 @@ def test_an_adapter_in_peft_is_the_adapter_here(tmp_path, patch):
     network = dataclasses.replace(CONDITIONAL, patch_size=patch)
     params = tiny.random_params(network)
     rng = np.random.default_rng(6)
+    alpha = 5.0
     adapter = jax.tree.map(
         lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32),
-        lora.init(params, jax.random.key(0), 3),
+        lora.init(params, jax.random.key(0), 3, alpha),
     )
     embedding = jnp.asarray(rng.standard_normal(network.embedding_dim), jnp.float32)
-    alpha = 5.0
     interop.save(tmp_path / "base", network, params, interop.SchedulerConfig())
-    interop.save_adapter(tmp_path / "adapter", network, adapter, alpha, embedding)
-    whole = denoiser.add_class(network, lora.merge(params, adapter, alpha / 3), embedding)
+    interop.save_adapter(tmp_path / "adapter", network, adapter, embedding)
+    whole = denoiser.add_class(network, lora.merge(params, adapter), embedding)
     interop.save(tmp_path / "whole", *whole, interop.SchedulerConfig())
 
     x, t, _ = _inputs(network)
     model = backbone.unet(network, interop.SchedulerConfig().schedule())
     # The base's parameters as an argument: the compiled program does not hold them.
-    out = jax.jit(
-        lambda params, adapter: lora.adapt(backbone.class_eps(model, params, embedding), adapter, alpha / 3)(x, t + 1)
-    )(params, adapter)
+    out = jax.jit(lambda params, adapter: backbone.class_eps(model, params, embedding, adapter)(x, t + 1))(
+        params, adapter
+    )
 
     unet = diffusers.UNet2DModel.from_pretrained(tmp_path / "base")
     row = safetensors_numpy.load_file(tmp_path / "adapter" / interop.EMBEDDING_FILE)["class_embedding.weight"]

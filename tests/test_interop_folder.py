@@ -348,11 +348,11 @@ def test_an_adapted_unconditional_network_has_the_class_that_was_learnt(params, 
 
 
 def test_an_adapter_is_written_factor_by_factor(params, tmp_path):
-    adapter = lora.init(params, jax.random.key(0), 3)
+    adapter = lora.init(params, jax.random.key(0), 3, 6.0)
     adapter = jax.tree.map(lambda leaf: leaf + jnp.arange(leaf.size).reshape(leaf.shape), adapter)
-    interop.save_adapter(tmp_path, NETWORK, adapter, 6.0, jnp.arange(32.0))
+    interop.save_adapter(tmp_path, NETWORK, adapter, jnp.arange(32.0))
     written = safetensors.numpy.load_file(tmp_path / interop.ADAPTER_FILE)
-    assert len(written) == 2 * len(adapter)
+    assert len(written) == 2 * len(adapter.factors)
     for layer, path in (
         ("down_blocks.1.resnets.0.conv1", "down_blocks_1/resnets_0/conv1"),
         ("mid_block.attentions.0.to_out.0", "mid_block/attentions_0/to_out_0"),
@@ -360,15 +360,30 @@ def test_an_adapter_is_written_factor_by_factor(params, tmp_path):
         a, b = (np.asarray(written[f"base_model.model.{layer}.lora_{name}.weight"]) for name in "AB")
         # PEFT's product, out by in by pixels, is the kernel's change here.
         product = np.einsum("or,ri...->oi...", b.reshape(b.shape[:2]), a)
-        ours = np.asarray(adapter[path]["a"] @ adapter[path]["b"])
+        ours = np.asarray(adapter.factors[path]["a"] @ adapter.factors[path]["b"])
         np.testing.assert_allclose(product, np.transpose(ours, (3, 2, 0, 1) if ours.ndim == 4 else None), rtol=1e-5)
         assert b.ndim == a.ndim
     config = json.loads((tmp_path / interop.ADAPTER_CONFIG_FILE).read_text())
-    assert (config["r"], config["lora_alpha"], len(config["target_modules"])) == (3, 6.0, len(adapter))
+    assert (config["r"], config["lora_alpha"], len(config["target_modules"])) == (3, 6.0, len(adapter.factors))
     row = safetensors.numpy.load_file(tmp_path / interop.EMBEDDING_FILE)["class_embedding.weight"]
     np.testing.assert_array_equal(row, np.arange(32.0)[None])
 
 
 def test_an_embedding_learnt_alone_is_written_alone(tmp_path):
-    interop.save_adapter(tmp_path, NETWORK, {}, 0.0, jnp.ones(32))
+    interop.save_adapter(tmp_path, NETWORK, lora.Adapter(), jnp.ones(32))
     assert [path.name for path in tmp_path.iterdir()] == [interop.EMBEDDING_FILE]
+
+
+def test_an_embedding_for_each_block_is_a_class_row_and_a_rest_by_the_block_s_name(tmp_path):
+    # Catches: another order of the blocks, the mean left in, a row in place of the mean.
+    blocks = unet.residual_blocks(NETWORK)
+    rows = jax.random.normal(jax.random.key(0), (len(blocks), 32))
+    interop.save_adapter(tmp_path, NETWORK, lora.Adapter(), rows)
+    shared = safetensors.numpy.load_file(tmp_path / interop.EMBEDDING_FILE)["class_embedding.weight"]
+    np.testing.assert_allclose(shared, rows.mean(axis=0)[None], atol=1e-6)
+    rest = safetensors.numpy.load_file(tmp_path / interop.BLOCKS_FILE)
+    assert {"down_blocks.0.resnets.0", "mid_block.resnets.1", "up_blocks.1.resnets.1"} <= rest.keys()
+    assert len(rest) == len(blocks)
+    for block, row in zip(blocks, rows, strict=True):
+        name = block.replace("resnets_", "resnets.").replace("blocks_", "blocks.").replace("/", ".")
+        np.testing.assert_allclose(rest[name] + shared[0], row, atol=1e-6)

@@ -141,7 +141,7 @@ def test_command_lines_that_cannot_be_used(arguments, sentence):
         (("--config.adapt.levels.lora.candidates=0",), "config.adapt.levels.lora.candidates is 0"),
         (
             ("--config.adapt.levels.lora.candidates=2",),
-            "config.adapt.levels.lora.candidates is 2: only a level that starts at 'top1' has some",
+            "config.adapt.levels.lora.candidates is 2: only an adaptation that starts at 'top1' has some",
         ),
         (
             ("--config.adapt.levels.lora.after=embeding",),

@@ -129,7 +129,7 @@ def test_an_adapter_adapts_the_class_and_the_null_model():
     rng = np.random.default_rng(0)
     adapter = jax.tree.map(
         lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32),
-        lora.init(params, jax.random.key(2), 2),
+        lora.init(params, jax.random.key(2), 2, 1.0),
     )
     model = backbones.unet(tiny.ONE_LEVEL, SCHEDULE)
     embeddings = jnp.asarray(rng.standard_normal((1, 32)), jnp.float32)
@@ -139,8 +139,25 @@ def test_an_adapter_adapts_the_class_and_the_null_model():
         return methods.recipe_eps(model, params, SCHEDULE, recipe)(x, jnp.asarray([10, 800]))
 
     weights = jnp.asarray([0.7])
-    recipe = methods.Recipe(embeddings=embeddings, weights=weights, adapter=adapter, scale=0.5)
+    recipe = methods.Recipe(embeddings=embeddings, weights=weights, adapter=adapter)
     plain = methods.Recipe(embeddings=embeddings, weights=weights)
-    expected = np.asarray(predict(lora.merge(params, adapter, 0.5), plain))
+    expected = np.asarray(predict(lora.merge(params, adapter), plain))
     np.testing.assert_allclose(predict(params, recipe), expected, atol=5e-4 * max(1.0, expected.std()))
     assert np.abs(expected - np.asarray(predict(params, plain))).max() > 0.1 * expected.std()
+
+
+def test_a_class_by_blocks_is_guided_from_the_null_class_of_the_network():
+    # Catches: the null class moved by the blocks' part too, or only one row used.
+    params, x = tiny.random_params(tiny.ONE_LEVEL), jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    model, t = backbones.unet(tiny.ONE_LEVEL, SCHEDULE), jnp.asarray([10, 800])
+    rows = jax.random.normal(jax.random.key(2), (model.num_blocks, 32))
+    recipe = methods.Recipe(embeddings=rows[None], weights=jnp.asarray([1.7]))
+    out, null, given = jax.jit(
+        lambda params, recipe: (
+            methods.recipe_eps(model, params, SCHEDULE, recipe)(x, t),
+            backbones.null_eps(model, params)(x, t),
+            backbones.class_eps(model, params, rows)(x, t),
+        )
+    )(params, recipe)
+    np.testing.assert_allclose(out, null + 1.7 * (given - null), atol=2e-4)
+    assert np.abs(given - null).max() > 0.05

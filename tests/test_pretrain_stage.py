@@ -26,7 +26,7 @@ from cdisc.networks import interop
 SCHEDULE = linear_beta(1000)
 
 
-def _apply(params, x, t, embeddings):
+def _apply(params, x, t, embeddings, adapter=None):
     """`eps` of pictures whose first channel is the embedding, and whose others follow from the noise at the start."""
     a = SCHEDULE.alpha_bar[t][:, None, None]
     first = (x[..., 0] - jnp.sqrt(a) * embeddings[:, :, None]) / jnp.sqrt(1.0 - a)
@@ -165,7 +165,7 @@ def test_the_validation_loss_is_that_of_every_class_on_its_own_picture():
     # Catches: a class left out, labels that are not those of the pictures, a batch that is cut short.
     shown = []
 
-    def apply(params, x, t, embeddings):
+    def apply(params, x, t, embeddings, adapter=None):
         # The picture of class c is c / 10 everywhere, and its noise is found but for the embedding.
         a = SCHEDULE.alpha_bar[t][:, None]
         shown.append(x.shape[0])

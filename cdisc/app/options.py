@@ -139,13 +139,8 @@ def _levels(section: Mapping[str, Any]) -> dict[str, AdaptOptions]:
     waiting = {name: parse(AdaptOptions, level, f"adapt.levels.{name}") for name, level in section.items()}
     for name, level in waiting.items():
         with about(f"config.adapt.levels.{name}."):
-            require_positive(steps=level.steps, candidates=level.candidates, batch_size=level.batch_size)
-            if level.candidates > 1 and (level.after or level.start != "top1"):
-                raise ValueError(f"candidates is {level.candidates}: only a level that starts at 'top1' has some.")
             if level.after and level.after not in waiting:
                 raise ValueError(f"after names no level: {level.after!r}{nearest(level.after, waiting)}")
-            if level.after and level.space != "free":
-                raise ValueError(f"space is {level.space!r}: a level after another one learns a 'free' embedding.")
     ordered: dict[str, AdaptOptions] = {}
     while waiting:
         ready = [name for name, level in waiting.items() if level.after in ("", *ordered)]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.loss import eps_error, stratified_timesteps
 from cdisc.diffusion.schedule import Schedule
+from cdisc.keys import named
 
 ConditionalEps = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """`conditional(x, t, embedding)`: noise predicted in `x` (B, *shape) at `t` (B,) given class embeddings (B, E)."""
@@ -46,9 +47,8 @@ def class_losses(
       num_draws: M, noisy copies of the query.
       batch_size: network evaluations at once.
     """
-    time_key, noise_key = jax.random.split(key)
-    times = stratified_timesteps(time_key, num_draws, schedule.num_timesteps)
-    noises = jax.random.normal(noise_key, (num_draws, *query.shape))
+    times = stratified_timesteps(named(key, "timesteps"), num_draws, schedule.num_timesteps)
+    noises = jax.random.normal(named(key, "noise"), (num_draws, *query.shape))
 
     def batch_losses(pairs: jax.Array) -> jax.Array:
         """The losses of the pairs numbered c * M + m: class c under draw m."""

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cdisc.keys import named
 from cdisc.networks.unet import space_to_depth
 
 Params = Any
@@ -92,10 +93,9 @@ def augment(key: jax.Array, images: jax.Array, *, noise: float, max_shift: int) 
         on one side enters on the other, so keep it within the margin around the object. One draw serves the whole
         batch: a shift for each picture is a gather, which costs as much as the network's forward pass.
     """
-    shift_key, scale_key, noise_key = jax.random.split(key, 3)
-    shift = jax.random.randint(shift_key, (2,), -max_shift, max_shift + 1)
-    scales = jax.random.uniform(scale_key, (images.shape[0], 1, 1, 1), maxval=noise)
-    return jnp.roll(images, shift, axis=(1, 2)) + scales * jax.random.normal(noise_key, images.shape)
+    shift = jax.random.randint(named(key, "shift"), (2,), -max_shift, max_shift + 1)
+    scales = jax.random.uniform(named(key, "scales"), (images.shape[0], 1, 1, 1), maxval=noise)
+    return jnp.roll(images, shift, axis=(1, 2)) + scales * jax.random.normal(named(key, "noise"), images.shape)
 
 
 def loss(network: JudgeNetwork, params: Params, images: jax.Array, attributes: jax.Array) -> jax.Array:
@@ -147,9 +147,8 @@ def train(
     def step(
         params: Params, state: optax.OptState, data: Any, key: jax.Array
     ) -> tuple[Params, optax.OptState, jax.Array]:
-        batch_key, augment_key = jax.random.split(key)
-        images, attributes = batch(data, batch_key)
-        images = augment(augment_key, images, noise=noise, max_shift=max_shift)
+        images, attributes = batch(data, named(key, "batch"))
+        images = augment(named(key, "augment"), images, noise=noise, max_shift=max_shift)
         value, grads = jax.value_and_grad(loss, argnums=1)(network, params, images, attributes)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
@@ -158,8 +157,8 @@ def train(
     data = jax.device_put(data)
     state = optimizer.init(params)
     losses = []
-    for step_key in jax.random.split(key, steps):
-        params, state, value = step(params, state, data, step_key)
+    for i in range(steps):
+        params, state, value = step(params, state, data, named(key, "step", i))
         losses.append(value)
     return params, jnp.stack(losses)
 

@@ -30,12 +30,11 @@ class Recipe:
       teacher: the Gaussian teacher; None for a method without one.
       teacher_weight: () `w0` of Eq. 14.
       teacher_sigma_min: () the teacher guides where the noise-to-signal ratio is at least this.
-      embeddings: (k, E) the classes' embeddings.
+      embeddings: (k, E) the classes' embeddings, or (k, L, E).
       weights: (k,) the classes' guidance weights.
-      adapter: LoRA factors, or an empty dict.
+      adapter: of the kernels, for all classes and the null one; without factors where nothing is adapted.
       w_max: cap of the teacher's weight.
       elementwise: whether the teacher's weight is one for each element (`poe.adaptive_weight`).
-      scale: what multiplies the adapter's products.
     """
 
     teacher: Gaussian | None = None
@@ -43,17 +42,19 @@ class Recipe:
     teacher_sigma_min: float | jax.Array = 0.0
     embeddings: jax.Array | tuple[()] = ()
     weights: jax.Array | tuple[()] = ()
-    adapter: lora.Adapter = flax.struct.field(default_factory=dict)
+    adapter: lora.Adapter = flax.struct.field(default_factory=lora.Adapter)
     w_max: float = flax.struct.field(pytree_node=False, default=2.0)
     elementwise: bool = flax.struct.field(pytree_node=False, default=False)
-    scale: float = flax.struct.field(pytree_node=False, default=0.0)
 
 
 def recipe_eps(backbone: Backbone, params: Any, schedule: Schedule, recipe: Recipe) -> EpsFn:
     """The eps-function of a recipe."""
-    embeddings = jnp.stack([backbone.null(params), *recipe.embeddings])
-    if recipe.adapter:  # merged once, not at every step of a sampler
-        params = lora.merge(params, recipe.adapter, recipe.scale)
+    null = backbone.null(params)
+    if not isinstance(recipe.embeddings, tuple):
+        null = jnp.broadcast_to(null, recipe.embeddings.shape[1:])
+    embeddings = jnp.stack([null, *recipe.embeddings])
+    if recipe.adapter.factors:  # merged once, not at every step of a sampler
+        params = lora.merge(params, recipe.adapter)
 
     def all_classes(x: jax.Array, t: jax.Array) -> jax.Array:
         """The null class and the others in one batch, which is faster than one after the other: (1 + k, B, ...)."""

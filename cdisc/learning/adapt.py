@@ -1,9 +1,10 @@
 """Adaptation: what one picture, or the pool of its teacher, can teach a frozen backbone.
 
-The levels differ in what is learnt (a class embedding, free or in the span of the trained ones; low-rank adapters
-with it) and from what (the query, the teacher's samples, or both). All minimise the plain eps loss over a handful of
-numbers: arXiv 2605.07078, Eq. 15, is the level with LoRA on the teacher's pool. Textual inversion (Gal et al. 2023) is
-the free embedding on the query; LoRA on the query alone is close to DreamBooth (Ruiz et al. 2023).
+Adaptations differ in what is learnt (a class embedding: free, in the span of the trained ones, or one for each residual
+block; low-rank factors with it) and from what (the query, the teacher's samples, or both). All minimise the plain eps
+loss over a handful of numbers: arXiv 2605.07078, Eq. 15, is LoRA on the teacher's pool. Textual inversion (Gal et al.
+2023) is the free embedding on the query, an embedding for each block is close to P+ (Voynov et al. 2023), and LoRA on
+the query alone to DreamBooth (Ruiz et al. 2023).
 
 Everything here treats one query: `init`, then `step` again and again, then `result`, or `fit` for all of it. `jax.vmap`
 over queries trains all their adapters in one program. The loop over steps is Python's: XLA's CPU backend runs the
@@ -11,6 +12,7 @@ gradient of a convolution inside `lax.scan` about eight times slower than outsid
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.struct
@@ -19,43 +21,46 @@ import jax.numpy as jnp
 import optax
 
 from cdisc.diffusion.loss import LOSSES, denoising_loss
-from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
-from cdisc.errors import require_known
+from cdisc.errors import require_known, require_positive
+from cdisc.keys import named
 from cdisc.networks import lora
 from cdisc.networks.backbone import Backbone
 
 POOLS = ("query", "teacher", "both")
 STARTS = ("normal", "top1")
-SPACES = ("free", "span")
+SPACES = ("free", "span", "per_block")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptOptions:
-    """One level of adaptation.
+    """What one adaptation learns, and how.
 
     Attributes:
       pool: "query", "teacher" (samples of the product of experts) or "both" (each half of the time).
       start: the class embedding starts at "normal", N(0, 0.01^2), or at the "top1" class.
-      after: the level whose embedding this one goes on from, instead of `start`; "" for none.
+      after: the adaptation whose embedding this one goes on from, instead of `start`; "" for none.
       candidates: how many classes are tried as the start, for "top1": each of the best ones gets all the steps and the
         same noise, and the fit with the smallest mean loss over its second half is kept. A fit mostly ends at the digit
         it started at, and the losses of whole classes tell colours apart better than digits.
-      space: the embedding is "free", or a combination of the trained ones: in their "span".
+      space: the embedding c is "free", or a combination of the trained ones: in their "span"; "per_block" learns a free
+        c and a d(l) from zero, and residual block l of the network sees c + d(l).
       l1: weight of the L1 norm of the combination's coefficients, for "span".
       rank: inner dimension of the LoRA factors; 0 learns the embedding alone.
-      alpha: the adapter's scale is `alpha / rank`.
+      alpha: the scale of the factors' product is `alpha / rank`.
       steps: optimiser steps.
       batch_size: pictures a step.
-      learning_rate: of the adapter (Adam).
-      embedding_learning_rate: of the embedding (Adam).
-      decay: whether both rates fall to zero over the steps, along a cosine.
+      learning_rate: of the factors (Adam).
+      embedding_learning_rate: of the embedding (Adam); 0 leaves it where it starts.
+      block_learning_rate: of d(l) (Adam), for "per_block".
+      decay: whether the rates fall to zero over the steps, along a cosine.
       null_dropout: share of the batch that sees the null class instead of the new embedding.
       loss: "eps" (Eq. 15) or "v" (`diffusion.loss.loss_weight`).
       prior_weight: weight of the loss on pictures of trained classes, with their own embeddings; 0 leaves it out.
 
     Raises:
-      ValueError: for a pool, start, space or loss that does not exist, a negative rank, or an adapter without a scale.
+      ValueError: for a choice that does not exist, numbers out of range, candidates of a start that has none, and
+        options under which nothing would be learnt.
     """
 
     pool: str
@@ -70,6 +75,7 @@ class AdaptOptions:
     batch_size: int
     learning_rate: float = 0.0
     embedding_learning_rate: float
+    block_learning_rate: float = 0.0
     decay: bool = False
     null_dropout: float = 0.0
     loss: str = "eps"
@@ -80,15 +86,29 @@ class AdaptOptions:
         choices = {"pool": POOLS, "start": STARTS, "space": SPACES, "loss": LOSSES}
         for field, known in choices.items():
             require_known(field, getattr(self, field), known)
+        require_positive(steps=self.steps, batch_size=self.batch_size, candidates=self.candidates)
+        if self.candidates > 1 and (self.after or self.start != "top1"):
+            raise ValueError(f"candidates is {self.candidates}: only an adaptation that starts at 'top1' has some.")
+        if self.after and self.space == "span":
+            raise ValueError(
+                "space is 'span': an adaptation after another one learns a 'free' or 'per_block' embedding."
+            )
         if self.rank < 0:
             raise ValueError(f"rank is {self.rank}: use a whole number, 0 for the embedding alone.")
-        if self.rank and not self.alpha > 0:
-            raise ValueError(f"alpha is {self.alpha}: an adapter of rank {self.rank} needs a positive one.")
-
-    @property
-    def scale(self) -> float:
-        """What multiplies the product of the LoRA factors."""
-        return self.alpha / self.rank if self.rank else 0.0
+        for name in ("learning_rate", "embedding_learning_rate", "block_learning_rate", "l1", "prior_weight"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: use a number from 0 on.")
+        if not 0.0 <= self.null_dropout < 1.0:
+            raise ValueError(f"null_dropout is {self.null_dropout}: use a share below 1.")
+        positive = {"alpha": self.rank > 0, "learning_rate": self.rank > 0}
+        positive |= {"block_learning_rate": self.space == "per_block"}
+        positive |= {"embedding_learning_rate": self.rank == 0 and self.space != "per_block"}
+        for name, needed in positive.items():
+            if needed and not getattr(self, name) > 0.0:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: with rank {self.rank} and space {self.space!r} nothing would be "
+                    "learnt, so use a positive one."
+                )
 
 
 @flax.struct.dataclass
@@ -96,8 +116,8 @@ class Adaptation:
     """A new class of the backbone: `p(x | embedding)` under the adapted kernels.
 
     Attributes:
-      embedding: (E,) the new class embedding.
-      adapter: LoRA factors by layer; empty where only the embedding is learnt.
+      embedding: (E,) the new class embedding; (L, E), c + d(l) for each residual block, where it was learnt so.
+      adapter: of the kernels; without factors where only the embedding is learnt.
     """
 
     embedding: jax.Array
@@ -105,14 +125,14 @@ class Adaptation:
 
 
 @flax.struct.dataclass
-class Lesson:
-    """What there is to learn from, for one query; a level needs only the fields that its options call for.
+class Examples:
+    """What there is to learn from, for one query; only the fields that the options call for are needed.
 
     Attributes:
       query: (H, W, C) the picture.
       pool: (P, H, W, C) samples of its teacher, for the pools "teacher" and "both".
       classes: (N,) int32, the trained classes that explain it best, best first, for the start "top1".
-      given: (E,) the embedding that a level with `after` goes on from.
+      given: (E,) or (L, E), the embedding that an adaptation with `after` goes on from.
     """
 
     query: jax.Array
@@ -121,14 +141,14 @@ class Lesson:
     given: jax.Array | None = None
 
     def need(self, field: str) -> jax.Array:
-        """The value of a field that a level needs.
+        """The value of a field that the options call for.
 
         Raises:
           ValueError: if it is None.
         """
         value: jax.Array | None = getattr(self, field)
         if value is None:
-            raise ValueError(f"lesson.{field} is None, and this level learns from it")
+            raise ValueError(f"examples.{field} is None, and these options learn from it.")
         return value
 
 
@@ -151,65 +171,73 @@ class FitState:
 
     Attributes:
       step: () int32, steps done.
-      embedding: (E,) the embedding, or (classes,) its coefficients in the span.
-      adapter: LoRA factors by layer; empty where only the embedding is learnt.
+      learnt: "embedding" is c, (E,) or (L, E), or its coefficients in the span (classes,). "blocks" is d, (L, E), for
+        the space "per_block". "adapter" is that of the kernels, for a rank above 0.
       opt_state: the optimiser's.
     """
 
     step: jax.Array
-    embedding: jax.Array
-    adapter: lora.Adapter
+    learnt: dict[str, Any]
     opt_state: optax.OptState
 
 
 def _optimizer(options: AdaptOptions) -> optax.GradientTransformation:
-    """Adam, with one rate for the embedding and one for the adapter."""
-    rates = {"embedding": options.embedding_learning_rate, "adapter": options.learning_rate}
-    shapes = {
-        name: optax.cosine_decay_schedule(rate, options.steps) if options.decay else rate
+    """Adam, with a rate for each part that is learnt."""
+    rates = {"embedding": options.embedding_learning_rate}
+    if options.space == "per_block":
+        rates["blocks"] = options.block_learning_rate
+    if options.rank:
+        rates["adapter"] = options.learning_rate
+    parts = {
+        name: optax.adam(optax.cosine_decay_schedule(rate, options.steps) if options.decay else rate)
         for name, rate in rates.items()
     }
-    return optax.multi_transform(
-        {name: optax.adam(shape) for name, shape in shapes.items()}, {name: name for name in rates}
-    )
+    return optax.multi_transform(parts, {name: name for name in parts})
 
 
 def init(
     backbone: Backbone,
     params: Any,
-    lesson: Lesson,
+    examples: Examples,
     key: jax.Array,
     options: AdaptOptions,
     candidate: int | jax.Array = 0,
 ) -> FitState:
-    """The state before the first step; for the start "top1", at the class `lesson.classes[candidate]`."""
-    key_embedding, key_adapter = jax.random.split(key)
+    """The state before the first step; for the start "top1", at the class `examples.classes[candidate]`.
+
+    Raises:
+      ValueError: if the examples lack what the options call for, or the backbone has no residual blocks for them.
+    """
     table = backbone.table(params)
-    size = table.shape[1] if options.space == "free" else table.shape[0]
+    size = table.shape[0] if options.space == "span" else table.shape[1]
     if options.after:
-        embedding = lesson.need("given")
+        embedding = examples.need("given")
     elif options.start == "normal":
-        embedding = 0.01 * jax.random.normal(key_embedding, (size,))
-    elif options.space == "free":
-        embedding = table[lesson.need("classes")[candidate]]
+        embedding = 0.01 * jax.random.normal(named(key, "embedding"), (size,))
+    elif options.space == "span":
+        embedding = jax.nn.one_hot(examples.need("classes")[candidate], size)
     else:
-        embedding = jax.nn.one_hot(lesson.need("classes")[candidate], size)
-    adapter = lora.init(params, key_adapter, options.rank) if options.rank else {}
-    opt_state = _optimizer(options).init({"embedding": embedding, "adapter": adapter})
-    return FitState(step=jnp.zeros((), jnp.int32), embedding=embedding, adapter=adapter, opt_state=opt_state)
+        embedding = table[examples.need("classes")[candidate]]
+    learnt: dict[str, Any] = {"embedding": embedding}
+    if options.space == "per_block":
+        if not backbone.num_blocks:
+            raise ValueError("space is 'per_block', and this backbone has no residual blocks: set it to 'free'.")
+        learnt["blocks"] = jnp.zeros((backbone.num_blocks, size))
+    if options.rank:
+        learnt["adapter"] = lora.init(params, named(key, "factors"), options.rank, options.alpha)
+    return FitState(step=jnp.zeros((), jnp.int32), learnt=learnt, opt_state=_optimizer(options).init(learnt))
 
 
-def _draw(lesson: Lesson, key: jax.Array, options: AdaptOptions) -> jax.Array:
+def _draw(examples: Examples, key: jax.Array, options: AdaptOptions) -> jax.Array:
     """A batch (B, H, W, C) of what the new class should look like."""
-    key_index, key_source = jax.random.split(key)
-    copies = jnp.broadcast_to(lesson.query[None], (options.batch_size, *lesson.query.shape))
+    copies = jnp.broadcast_to(examples.query[None], (options.batch_size, *examples.query.shape))
     if options.pool == "query":
         return copies
-    pool = lesson.need("pool")
-    batch = pool[jax.random.randint(key_index, (options.batch_size,), 0, pool.shape[0])]
+    pool = examples.need("pool")
+    batch = pool[jax.random.randint(named(key, "rows"), (options.batch_size,), 0, pool.shape[0])]
     if options.pool == "teacher":
         return batch
-    from_query = jax.random.bernoulli(key_source, 0.5, (options.batch_size, *(1,) * lesson.query.ndim))
+    from_query = jax.random.bernoulli(named(key, "source"), 0.5, (options.batch_size, *(1,) * examples.query.ndim))
     return jnp.where(from_query, copies, batch)
 
 
@@ -218,7 +246,7 @@ def step(
     backbone: Backbone,
     params: Any,
     schedule: Schedule,
-    lesson: Lesson,
+    examples: Examples,
     prior: Prior | None,
     key: jax.Array,
     options: AdaptOptions,
@@ -230,54 +258,57 @@ def step(
       backbone: the pretrained model.
       params: its frozen parameters.
       schedule: the forward process.
-      lesson: what the query has to teach.
+      examples: what there is to learn from.
       prior: pictures of trained classes; may be None if `options.prior_weight` is zero.
-      key: the key of the whole run.
-      options: the level.
+      key: the key of the whole run, that of `init`.
+      options: what is learnt, and how.
 
     Returns:
       The state after the step, and its loss.
     """
     table, null = backbone.table(params), backbone.null(params)
-    keys = jax.random.split(jax.random.fold_in(key, state.step), 5)
-    key_batch, key_null, key_loss, key_prior, key_prior_loss = keys
+    key = named(key, "step", state.step)
 
-    def loss_fn(trainable: dict) -> jax.Array:
-        def eps_of(embeddings: jax.Array) -> EpsFn:
+    def loss_fn(learnt: dict[str, Any]) -> jax.Array:
+        def loss_of(images: jax.Array, embeddings: jax.Array, key: jax.Array) -> jax.Array:
             def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
-                return backbone.apply(params, x, t, embeddings)
+                return backbone.apply(params, x, t, embeddings, learnt.get("adapter"))
 
-            return lora.adapt(eps_fn, trainable["adapter"], options.scale) if options.rank else eps_fn
+            return denoising_loss(eps_fn, schedule, key, images, options.loss)
 
-        embedding = _decode(trainable["embedding"], table, options)
-        dropped = jax.random.bernoulli(key_null, options.null_dropout, (options.batch_size, 1))
-        embeddings = jnp.where(dropped, null[None, :], embedding[None, :])
-        loss = denoising_loss(eps_of(embeddings), schedule, key_loss, _draw(lesson, key_batch, options), options.loss)
+        embedding = _embedding(learnt, table, options)
+        dropped = jax.random.bernoulli(named(key, "null"), options.null_dropout, (options.batch_size,))
+        absent = jnp.broadcast_to(null, embedding.shape)
+        embeddings = jax.vmap(lambda drop: jnp.where(drop, absent, embedding))(dropped)
+        loss = loss_of(_draw(examples, named(key, "batch"), options), embeddings, named(key, "noise"))
         if options.space == "span":
-            loss += options.l1 * jnp.sum(jnp.abs(trainable["embedding"]))
+            loss += options.l1 * jnp.sum(jnp.abs(learnt["embedding"]))
         if prior is not None and options.prior_weight > 0:
-            rows = jax.random.randint(key_prior, (options.batch_size,), 0, prior.images.shape[0])
-            eps_fn = eps_of(table[prior.labels[rows]])
-            loss += options.prior_weight * denoising_loss(
-                eps_fn, schedule, key_prior_loss, prior.images[rows], options.loss
-            )
+            rows = jax.random.randint(named(key, "prior rows"), (options.batch_size,), 0, prior.images.shape[0])
+            known = loss_of(prior.images[rows], table[prior.labels[rows]], named(key, "prior noise"))
+            loss += options.prior_weight * known
         return loss
 
-    trainable = {"embedding": state.embedding, "adapter": state.adapter}
-    loss, gradients = jax.value_and_grad(loss_fn)(trainable)
-    updates, opt_state = _optimizer(options).update(gradients, state.opt_state, trainable)
-    trainable = optax.apply_updates(trainable, updates)
-    return FitState(step=state.step + 1, opt_state=opt_state, **trainable), loss
+    loss, gradients = jax.value_and_grad(loss_fn)(state.learnt)
+    updates, opt_state = _optimizer(options).update(gradients, state.opt_state, state.learnt)
+    learnt = optax.apply_updates(state.learnt, updates)
+    return FitState(step=state.step + 1, learnt=learnt, opt_state=opt_state), loss
 
 
-def _decode(embedding: jax.Array, table: jax.Array, options: AdaptOptions) -> jax.Array:
-    """The class embedding (E,) that the learnt numbers stand for."""
-    return embedding if options.space == "free" else embedding @ table
+def _embedding(learnt: dict[str, Any], table: jax.Array, options: AdaptOptions) -> jax.Array:
+    """The class embedding, (E,) or (L, E), that the learnt numbers stand for."""
+    embedding: jax.Array = learnt["embedding"]
+    if options.space == "span":
+        return embedding @ table
+    if options.space == "per_block":
+        return jnp.broadcast_to(embedding, learnt["blocks"].shape) + learnt["blocks"]
+    return embedding
 
 
 def result(state: FitState, backbone: Backbone, params: Any, options: AdaptOptions) -> Adaptation:
     """What was learnt."""
-    return Adaptation(_decode(state.embedding, backbone.table(params), options), state.adapter)
+    embedding = _embedding(state.learnt, backbone.table(params), options)
+    return Adaptation(embedding, state.learnt.get("adapter", lora.Adapter()))
 
 
 _init = jax.jit(init, static_argnames=("backbone", "options"))
@@ -288,27 +319,27 @@ def fit(
     backbone: Backbone,
     params: Any,
     schedule: Schedule,
-    lesson: Lesson,
+    examples: Examples,
     key: jax.Array,
     options: AdaptOptions,
     prior: Prior | None = None,
 ) -> Adaptation:
-    """One level for one query, from its start to what was learnt, on one device; the arguments are those of `step`.
+    """One adaptation for one query, from start to result, on one device; the arguments are those of `step`.
 
     Raises:
       FloatingPointError: if the loss is not finite, naming the step.
     """
     fits = []
-    classes = 1 if lesson.classes is None else lesson.classes.shape[0]
+    classes = 1 if examples.classes is None else examples.classes.shape[0]
     for candidate in range(min(options.candidates, classes)):
-        state, losses = _init(backbone, params, lesson, key, options, candidate), []
+        state, losses = _init(backbone, params, examples, key, options, candidate), []
         for _ in range(options.steps):
-            state, loss = _step(state, backbone, params, schedule, lesson, prior, key, options)
+            state, loss = _step(state, backbone, params, schedule, examples, prior, key, options)
             losses.append(loss)
-        course = jnp.stack(losses)
-        finite = jnp.isfinite(course)
+        seen = jnp.stack(losses)
+        finite = jnp.isfinite(seen)
         if not finite.all():
             raise FloatingPointError(f"the loss is not finite at step {int(jnp.argmin(finite)) + 1}: lower the rates")
-        fits.append((float(jnp.mean(course[options.steps // 2 :])), state))
+        fits.append((float(jnp.mean(seen[options.steps // 2 :])), state))
     _, best = min(fits, key=lambda fit: fit[0])
     return result(best, backbone, params, options)

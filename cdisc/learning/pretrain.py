@@ -10,6 +10,7 @@ import optax
 from cdisc.diffusion.loss import LOSSES, draw_noise, weighted_errors
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import require_known, require_positive
+from cdisc.keys import named
 from cdisc.networks import denoiser
 from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
@@ -129,10 +130,9 @@ Total = tuple[jax.Array, denoiser.Params]
 """The loss () and its gradient, summed over pictures of the batch."""
 
 
-def keys(key: jax.Array, step: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
+def keys(key: jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
     """The keys of step `step`: one for its pictures, one for dropout, timesteps and noise."""
-    for_pictures, for_noise = jax.random.split(jax.random.fold_in(key, step))
-    return for_pictures, for_noise
+    return named(key, "pictures", step), named(key, "noise", step)
 
 
 def draw(
@@ -147,9 +147,9 @@ def draw(
       options: the training's.
       schedule: the forward process.
     """
-    key_dropped, key_noise = jax.random.split(keys(key, state.step)[1])
-    dropped = jax.random.bernoulli(key_dropped, options.null_dropout, (options.batch_size,))
-    t, noise = draw_noise(key_noise, schedule, (options.batch_size, *shape))
+    key = keys(key, state.step)[1]
+    dropped = jax.random.bernoulli(named(key, "dropped"), options.null_dropout, (options.batch_size,))
+    t, noise = draw_noise(named(key, "noise"), schedule, (options.batch_size, *shape))
     return StepNoise(dropped=dropped, t=t, noise=noise)
 
 

@@ -5,7 +5,7 @@ A U-Net and a Gaussian mixture both provide it, so the whole path from a query t
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from cdisc.diffusion import exact
 from cdisc.diffusion.parameterization import EpsFn, eps_from_v, eps_from_x0
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import require_known
-from cdisc.networks import denoiser
-from cdisc.networks.unet import UNetConfig
+from cdisc.networks import denoiser, lora
+from cdisc.networks.unet import UNetConfig, residual_blocks
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -25,14 +25,28 @@ class Backbone:
     """A class-conditional model, as functions of its parameters.
 
     Attributes:
-      apply: `(params, x (B, *shape), t (B,), embeddings (B, E)) -> eps (B, *shape)`.
+      apply: `(params, x (B, *shape), t (B,), embeddings (B, E), adapter=None) -> eps (B, *shape)`, a pure function of
+        all of them; an adapter of None or without factors changes nothing.
       table: `params -> (classes, E)`, the embeddings of the trained classes.
       null: `params -> (E,)`, the embedding that means no class at all: the unconditional model.
+      num_blocks: L, in how many places a class enters; `embeddings` may be (B, L, E), with a vector for each of them. 0
+        where it enters as a whole.
     """
 
-    apply: Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+    apply: "Apply"
     table: Callable[[Any], jax.Array]
     null: Callable[[Any], jax.Array]
+    num_blocks: int = 0
+
+
+class Apply(Protocol):
+    """The signature of `Backbone.apply`."""
+
+    def __call__(
+        self, params: Any, x: jax.Array, t: jax.Array, embeddings: jax.Array, adapter: lora.Adapter | None = None, /
+    ) -> jax.Array:
+        """The noise predicted in `x`."""
+        ...
 
 
 def unet(config: UNetConfig, schedule: Schedule, prediction_type: str = "epsilon") -> Backbone:
@@ -54,20 +68,36 @@ def unet(config: UNetConfig, schedule: Schedule, prediction_type: str = "epsilon
             "such a network was trained with another kind of noise and can be evaluated, but not sampled."
         )
 
-    def apply(params: denoiser.Params, x: jax.Array, t: jax.Array, embeddings: jax.Array) -> jax.Array:
-        out = denoiser.apply(config, params, x, t, embeddings)
+    def apply(
+        params: denoiser.Params,
+        x: jax.Array,
+        t: jax.Array,
+        embeddings: jax.Array,
+        adapter: lora.Adapter | None = None,
+    ) -> jax.Array:
+        out = denoiser.apply(config, params, x, t, embeddings, adapter)
         if prediction_type == "epsilon":
             return out
         to_eps = eps_from_v if prediction_type == "v_prediction" else eps_from_x0
         return to_eps(schedule, x, out, t)
 
-    return Backbone(apply=apply, table=denoiser.class_table, null=denoiser.null_embedding)
+    blocks = len(residual_blocks(config))
+    return Backbone(apply=apply, table=denoiser.class_table, null=denoiser.null_embedding, num_blocks=blocks)
 
 
 def mixture(schedule: Schedule) -> Backbone:
     """An exact model: its parameters are a `GaussianMixture`, a class is a component, an embedding is its weights."""
 
-    def apply(params: exact.GaussianMixture, x: jax.Array, t: jax.Array, embeddings: jax.Array) -> jax.Array:
+    def apply(
+        params: exact.GaussianMixture,
+        x: jax.Array,
+        t: jax.Array,
+        embeddings: jax.Array,
+        adapter: lora.Adapter | None = None,
+    ) -> jax.Array:
+        if adapter is not None and adapter.factors:
+            raise ValueError("an exact mixture has no layers: leave the adapter out.")
+
         def one(x: jax.Array, t: jax.Array, weights: jax.Array) -> jax.Array:
             return exact.mixture_eps(dataclasses.replace(params, weights=weights), schedule)(x[None], t[None])[0]
 
@@ -79,11 +109,12 @@ def mixture(schedule: Schedule) -> Backbone:
     return Backbone(apply=apply, table=table, null=lambda params: params.weights)
 
 
-def class_eps(backbone: Backbone, params: Any, embedding: jax.Array) -> EpsFn:
-    """The eps-function of the class with embedding `embedding` (E,)."""
+def class_eps(backbone: Backbone, params: Any, embedding: jax.Array, adapter: lora.Adapter | None = None) -> EpsFn:
+    """The eps-function of the class with embedding `embedding` (E,) or (L, E), under the adapter if there is one."""
 
     def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
-        return backbone.apply(params, x, t, jnp.broadcast_to(embedding[None], (x.shape[0], embedding.shape[0])))
+        embeddings = jnp.broadcast_to(embedding[None], (x.shape[0], *embedding.shape))
+        return backbone.apply(params, x, t, embeddings, adapter)
 
     return eps_fn
 

@@ -5,7 +5,7 @@ blocks compute is what `diffusers.models.unets.unet_2d_blocks` computes, so that
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -187,19 +187,19 @@ class DownBlock2D(nn.Module):
     downsample_type: str = "conv"
 
     @nn.compact
-    def __call__(self, x: jax.Array, temb: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """Returns the output and the skip connections, first to last."""
+    def __call__(self, x: jax.Array, tembs: Sequence[jax.Array]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Returns the output and the skip connections, first to last; `tembs` (B, E) are those of its resnets."""
         common = (self.norm_num_groups, self.norm_eps, self.dtype)
         resnet = functools.partial(ResnetBlock2D, self.out_channels, *common, self.time_scale_shift)
         skips: tuple[jax.Array, ...] = ()
         for i in range(self.num_layers):
-            x = resnet(name=f"resnets_{i}")(x, temb)
+            x = resnet(name=f"resnets_{i}")(x, tembs[i])
             if self.attention:
                 x = Attention(self.head_dim, *common, name=f"attentions_{i}")(x)
             skips += (x,)
         if self.add_downsample:
             if self.downsample_type == "resnet":
-                x = resnet(resample=halve, name="downsamplers_0")(x, temb)
+                x = resnet(resample=halve, name="downsamplers_0")(x, tembs[-1])
             else:
                 x = Downsample2D(self.downsample_padding, self.dtype, name="downsamplers_0")(x)
             skips += (x,)
@@ -219,8 +219,8 @@ class MidBlock2D(nn.Module):
     output_scale_factor: float = 1.0
 
     @nn.compact
-    def __call__(self, x: jax.Array, temb: jax.Array) -> jax.Array:
-        """Maps (B, H, W, C) to the same shape."""
+    def __call__(self, x: jax.Array, tembs: Sequence[jax.Array]) -> jax.Array:
+        """Maps (B, H, W, C) to the same shape; `tembs` (B, E) are those of its two resnets."""
         resnet = functools.partial(
             ResnetBlock2D,
             x.shape[-1],
@@ -230,7 +230,7 @@ class MidBlock2D(nn.Module):
             self.time_scale_shift,
             self.output_scale_factor,
         )
-        x = resnet(name="resnets_0")(x, temb)
+        x = resnet(name="resnets_0")(x, tembs[0])
         if self.attention:
             x = Attention(
                 self.head_dim,
@@ -240,7 +240,7 @@ class MidBlock2D(nn.Module):
                 self.output_scale_factor,
                 name="attentions_0",
             )(x)
-        return resnet(name="resnets_1")(x, temb)
+        return resnet(name="resnets_1")(x, tembs[1])
 
 
 class UpBlock2D(nn.Module):
@@ -261,17 +261,17 @@ class UpBlock2D(nn.Module):
     upsample_type: str = "conv"
 
     @nn.compact
-    def __call__(self, x: jax.Array, skips: tuple[jax.Array, ...], temb: jax.Array) -> jax.Array:
-        """Consumes `skips`, of which there are `num_layers`, last to first."""
+    def __call__(self, x: jax.Array, skips: tuple[jax.Array, ...], tembs: Sequence[jax.Array]) -> jax.Array:
+        """Consumes `skips`, of which there are `num_layers`, last to first; `tembs` (B, E) are those of its resnets."""
         common = (self.norm_num_groups, self.norm_eps, self.dtype)
         resnet = functools.partial(ResnetBlock2D, self.out_channels, *common, self.time_scale_shift)
         for i in range(self.num_layers):
-            x = resnet(name=f"resnets_{i}")(jnp.concatenate([x, skips[-1 - i]], axis=-1), temb)
+            x = resnet(name=f"resnets_{i}")(jnp.concatenate([x, skips[-1 - i]], axis=-1), tembs[i])
             if self.attention:
                 x = Attention(self.head_dim, *common, name=f"attentions_{i}")(x)
         if self.add_upsample:
             if self.upsample_type == "resnet":
-                x = resnet(resample=double, name="upsamplers_0")(x, temb)
+                x = resnet(resample=double, name="upsamplers_0")(x, tembs[-1])
             else:
                 x = Upsample2D(self.dtype, name="upsamplers_0")(x)
         return x

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cdisc.keys import named
+from cdisc.networks import lora
 from cdisc.networks.unet import TimeProjection, TimestepEmbedding, UNet2D, UNetConfig
 
 Params = dict[str, Any]
@@ -21,8 +23,8 @@ Params = dict[str, Any]
 
 def init(config: UNetConfig, key: jax.Array) -> Params:
     """Random parameters; the class table starts at N(0, 0.02^2), small against the time embedding."""
-    key_unet, key_table = jax.random.split(key)
-    params = _init_unet(config, key_unet)
+    params = _init_unet(config, named(key, "unet"))
+    key_table = named(key, "class_embedding")
     if config.class_embed_type == "timestep":
         projected = jnp.zeros((1, params["time_embedding"]["linear_1"]["kernel"].shape[0]))
         perceptron = TimestepEmbedding(config.embedding_dim, jnp.dtype(config.dtype))
@@ -41,10 +43,24 @@ def _init_unet(config: UNetConfig, key: jax.Array) -> Params:
 
 
 def apply(
-    config: UNetConfig, params: Params, x: jax.Array, t: jax.Array, class_embedding: jax.Array | None = None
+    config: UNetConfig,
+    params: Params,
+    x: jax.Array,
+    t: jax.Array,
+    class_embedding: jax.Array | None = None,
+    adapter: lora.Adapter | None = None,
 ) -> jax.Array:
-    """The predicted noise in `x` (B, H, W, C) at `t` (B,) in 1..T, given `class_embedding` (B, E)."""
-    out = UNet2D(config).apply({"params": params}, x, t - 1, class_embedding)
+    """What the network predicts.
+
+    Args:
+      config: the network's options.
+      params: its parameters.
+      x: (B, H, W, C) noisy pictures.
+      t: (B,) in 1..T.
+      class_embedding: (B, E), or (B, L, E) with one for each of its `unet.residual_blocks`; None adds nothing.
+      adapter: low-rank factors beside the kernels; None for the network as it is.
+    """
+    out = lora.apply(UNet2D(config), params, adapter, x, t - 1, class_embedding)
     assert isinstance(out, jax.Array)  # not a pair: the network has no mutable collections
     return out
 

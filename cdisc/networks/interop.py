@@ -37,7 +37,7 @@ from cdisc.errors import UserError, about, nearest, require_known, require_posit
 from cdisc.networks import denoiser
 from cdisc.networks.backbone import PREDICTION_TYPES, Backbone, unet
 from cdisc.networks.lora import Adapter
-from cdisc.networks.unet import UNetConfig
+from cdisc.networks.unet import UNetConfig, residual_blocks
 
 _Options = TypeVar("_Options")
 
@@ -47,6 +47,7 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 EMBEDDING_FILE = "class_embedding.safetensors"
+BLOCKS_FILE = "block_embeddings.safetensors"
 
 BETA_SCHEDULES: Mapping[str, Callable[[int, float, float], Schedule]] = types.MappingProxyType(
     {
@@ -252,9 +253,7 @@ def save(
     _write(pathlib.Path(folder), texts, {WEIGHTS_FILE: tensors})
 
 
-def save_adapter(
-    folder: str | os.PathLike[str], network: UNetConfig, adapter: Adapter, alpha: float, embedding: jax.Array
-) -> None:
+def save_adapter(folder: str | os.PathLike[str], network: UNetConfig, adapter: Adapter, embedding: jax.Array) -> None:
     """Writes a LoRA adapter for PEFT, `PeftModel.from_pretrained(unet, folder)`, and its class next to it.
 
     The file `class_embedding.safetensors` holds `class_embedding.weight` (1, E). In diffusers it becomes a row of the
@@ -262,34 +261,43 @@ def save_adapter(
     the old table with the row put before its last (`denoiser.add_class`), or of the row and zeros where there was no
     table; its label is then that row's number.
 
+    Neither PEFT nor diffusers can hold an embedding for each residual block, and no bias stands for one, for the time
+    embedding goes through a SiLU within each block. The mean over blocks then becomes the class row, and
+    `block_embeddings.safetensors` holds the rest: by the name of each block, a vector (E,) that a forward pre-hook adds
+    to the `temb` of that block (docs/interop.md).
+
     Args:
       folder: where to; files of the same names are replaced.
       network: the options of the adapted network.
-      adapter: the factors; empty for an embedding learnt alone, which then is all that is written.
-      alpha: what the product of the factors is multiplied by is `alpha / rank`.
-      embedding: (E,) the new class embedding.
+      adapter: without factors where an embedding was learnt alone, which then is all that is written.
+      embedding: (E,) the new class embedding, or (L, E), one for each of the network's residual blocks.
 
     Raises:
       UserError: if the folder cannot be written.
     """
-    tensors = {EMBEDDING_FILE: {"class_embedding.weight": np.asarray(embedding)[None]}}
+    rows = np.atleast_2d(np.asarray(embedding))
+    shared = rows.mean(axis=0)
+    tensors = {EMBEDDING_FILE: {"class_embedding.weight": shared[None]}}
     texts = {}
-    if adapter:
+    if len(rows) > 1:
+        names = map(_module_name, residual_blocks(network))
+        tensors[BLOCKS_FILE] = {name: row - shared for name, row in zip(names, rows, strict=True)}
+    if adapter.factors:
         tensors[ADAPTER_FILE] = {}
-        leaves = _shuffled(network, flax.traverse_util.flatten_dict(adapter, sep="/"))
-        for path in adapter:
+        leaves = _shuffled(network, flax.traverse_util.flatten_dict(adapter.factors, sep="/"))
+        for path in adapter.factors:
             a, b = (np.asarray(leaves[f"{path}/{name}"]) for name in "ab")
             prefix = f"base_model.model.{_module_name(path)}"
             tensors[ADAPTER_FILE][f"{prefix}.lora_A.weight"] = _turned("kernel", a)
             # In PEFT the second factor of a convolution is a convolution too, of one pixel.
             b = b.reshape((1,) * (a.ndim - 2) + b.shape)
             tensors[ADAPTER_FILE][f"{prefix}.lora_B.weight"] = _turned("kernel", b)
-        (rank,) = {factors["b"].shape[0] for factors in adapter.values()}
+        (rank,) = {factors["b"].shape[0] for factors in adapter.factors.values()}
         texts[ADAPTER_CONFIG_FILE] = {
             "peft_type": "LORA",
             "r": rank,
-            "lora_alpha": alpha,
-            "target_modules": sorted(map(_module_name, adapter)),
+            "lora_alpha": adapter.scale * rank,
+            "target_modules": sorted(map(_module_name, adapter.factors)),
             "lora_dropout": 0.0,
             "bias": "none",
             "inference_mode": True,

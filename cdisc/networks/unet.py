@@ -169,6 +169,29 @@ class UNetConfig:
         return self.attn_norm_num_groups
 
 
+def _resampling(config: UNetConfig, kind: str) -> str:
+    """How a block halves or doubles: by a strided convolution ("conv") or a residual block ("resnet")."""
+    named = {"AttnDownBlock2D": config.downsample_type, "AttnUpBlock2D": config.upsample_type}
+    return named.get(kind, "resnet" if kind.startswith("Resnet") else "conv")
+
+
+def residual_blocks(config: UNetConfig) -> tuple[str, ...]:
+    """The paths of the network's residual blocks in the order in which they run: down, middle, up.
+
+    Those that halve or double the picture are among them. Row l of a per-block class embedding is for block l.
+    """
+    paths, last = [], len(config.block_out_channels) - 1
+    parts = (("down", "downsamplers", config.down_block_types, 0), ("up", "upsamplers", config.up_block_types, 1))
+    for part, sampler, kinds, more in parts:
+        for i, kind in enumerate(kinds):
+            paths += [f"{part}_blocks_{i}/resnets_{j}" for j in range(config.layers_per_block + more)]
+            if i < last and _resampling(config, kind) == "resnet":
+                paths.append(f"{part}_blocks_{i}/{sampler}_0")
+        if part == "down":
+            paths += ["mid_block/resnets_0", "mid_block/resnets_1"]
+    return tuple(paths)
+
+
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
     """Folds `patch` x `patch` pixels into channels: (B, H, W, C) to (B, H / p, W / p, p p C)."""
     b, h, w, c = x.shape
@@ -244,7 +267,8 @@ class UNet2D(nn.Module):
         Args:
           x: noisy pictures.
           timesteps: (B,) in diffusers' count, 0..T-1.
-          class_embedding: (B, embedding_dim), added to the time embedding; None adds nothing. `cdisc.networks.denoiser`
+          class_embedding: (B, embedding_dim), added to the time embedding, or (B, L, embedding_dim), where row l is
+            added to what residual block l (`residual_blocks`) sees of it; None adds nothing. `cdisc.networks.denoiser`
             makes it from labels.
 
         Returns:
@@ -267,8 +291,16 @@ class UNet2D(nn.Module):
 
         projected = TimeProjection(c, name="time_proj")(timesteps)
         temb = TimestepEmbedding(c.embedding_dim, dtype, name="time_embedding")(projected)
-        if class_embedding is not None:
-            temb = temb + class_embedding
+        blocks = residual_blocks(c)
+        if class_embedding is None:
+            seen = dict.fromkeys(blocks, temb)
+        elif class_embedding.ndim == 2:
+            seen = dict.fromkeys(blocks, temb + class_embedding)
+        else:
+            seen = {block: temb + class_embedding[:, i] for i, block in enumerate(blocks)}
+
+        def tembs(name: str) -> tuple[jax.Array, ...]:
+            return tuple(temb for block, temb in seen.items() if block.startswith(f"{name}/"))
 
         if c.center_input_sample:
             x = 2.0 * x - 1.0
@@ -276,19 +308,18 @@ class UNet2D(nn.Module):
         x = Conv3x3(c.block_out_channels[0], dtype=dtype, name="conv_in")(x)
         skips: tuple[jax.Array, ...] = (x,)
         last = len(c.block_out_channels) - 1
-        types = {"DownBlock2D": "conv", "AttnDownBlock2D": c.downsample_type, "ResnetDownsampleBlock2D": "resnet"}
         for i, (kind, channels) in enumerate(zip(c.down_block_types, c.block_out_channels, strict=True)):
             x, more = remat(DownBlock2D)(
                 out_channels=channels,
                 num_layers=c.layers_per_block,
                 add_downsample=i < last,
                 downsample_padding=c.downsample_padding,
-                downsample_type=types[kind],
+                downsample_type=_resampling(c, kind),
                 attention=kind == "AttnDownBlock2D",
                 head_dim=head_dim(channels),
                 name=f"down_blocks_{i}",
                 **common,
-            )(x, temb)
+            )(x, tembs(f"down_blocks_{i}"))
             skips += more
         x = remat(MidBlock2D)(
             attention=c.add_attention,
@@ -297,20 +328,19 @@ class UNet2D(nn.Module):
             output_scale_factor=c.mid_block_scale_factor,
             name="mid_block",
             **common,
-        )(x, temb)
-        types = {"UpBlock2D": "conv", "AttnUpBlock2D": c.upsample_type, "ResnetUpsampleBlock2D": "resnet"}
+        )(x, tembs("mid_block"))
         for i, (kind, channels) in enumerate(zip(c.up_block_types, c.block_out_channels[::-1], strict=True)):
             num_layers = c.layers_per_block + 1
             x = remat(UpBlock2D)(
                 out_channels=channels,
                 num_layers=num_layers,
                 add_upsample=i < last,
-                upsample_type=types[kind],
+                upsample_type=_resampling(c, kind),
                 attention=kind == "AttnUpBlock2D",
                 head_dim=head_dim(channels),
                 name=f"up_blocks_{i}",
                 **common,
-            )(x, skips[-num_layers:], temb)
+            )(x, skips[-num_layers:], tembs(f"up_blocks_{i}"))
             skips = skips[:-num_layers]
         x = nn.silu(GroupNorm(c.norm_num_groups, c.norm_eps, dtype, name="conv_norm_out")(x))
         x = Conv3x3(

@@ -20,6 +20,7 @@ from cdisc.diffusion.gaussian import Gaussian
 from cdisc.discovery import concepts
 from cdisc.errors import UserError
 from cdisc.evaluation import baselines, methods
+from cdisc.keys import named
 from cdisc.learning import adapt as adapt_lib
 
 
@@ -86,30 +87,35 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
 
     def work(indices: Sequence[int]) -> list[QueryModel]:
         images = devices.stack([run.queries[i].image for i in indices])
-        split_keys = [jax.random.split(run.key("adapt", run.queries[i]), 3) for i in indices]
-        key_compare, key_pool, key_fit = (jnp.stack(keys) for keys in zip(*split_keys, strict=True))
+        query_keys = [run.key("adapt", run.queries[i]) for i in indices]
+
+        def keys(use: str) -> jax.Array:
+            return jnp.stack([named(key, use) for key in query_keys])
+
         teachers = [discoveries[i].teacher for i in indices]
         losses: Any = [None] * len(indices)
         best_first: Any = None
         pool: Any = None
         if run.backbone.table(params).shape[0]:
-            losses = devices.in_groups(mapped_compare, (images, key_compare), params)
+            losses = devices.in_groups(mapped_compare, (images, keys("compare")), params)
             best_first = jnp.argsort(losses, axis=1).astype(jnp.int32)
         if needs_pool:
             recipes = [teacher_recipe(teacher, run.options.adapt_guidance) for teacher in teachers]
-            pool = draw(run, params, recipes, list(key_pool), settings.pool_size)
-        lessons = adapt_lib.Lesson(query=images, pool=pool, classes=best_first)
+            pool = draw(run, params, recipes, list(keys("pool")), settings.pool_size)
+        examples = adapt_lib.Examples(query=images, pool=pool, classes=best_first)
         fitted: dict[str, adapt_lib.Adaptation] = {}
-        courses: dict[str, jax.Array] = {}  # (indices, steps) losses
+        losses_by_name: dict[str, jax.Array] = {}  # (indices, steps) losses
         for name, options in levels.items():
             given = fitted[options.after].embedding if options.after else None
-            lessons = dataclasses.replace(lessons, given=given)
-            fitted[name], courses[name] = fit_level(compiled[name], params, lessons, prior, key_fit, name, options)
+            examples = dataclasses.replace(examples, given=given)
+            fitted[name], losses_by_name[name] = fit_level(
+                compiled[name], params, examples, prior, keys(f"fit {name}"), name, options
+            )
         for j, i in enumerate(indices):
             rows = [
                 json.dumps({"level": name, "step": step, "loss": loss}) + "\n"
-                for name, course in courses.items()
-                for step, loss in enumerate(course[j].tolist(), start=1)
+                for name, seen in losses_by_name.items()
+                for step, loss in enumerate(seen[j].tolist(), start=1)
             ]
             storage.write_text(run.path("adapt", f"query_{i:04d}.jsonl"), "".join(rows))
         by_query = {name: devices.unstack(adaptations) for name, adaptations in fitted.items()}
@@ -129,12 +135,17 @@ def untrained(
     """A query model before any learning: the structure of every one."""
     image = jnp.zeros(run.dataset.shape)
     table = run.backbone.table(params)
-    lesson = adapt_lib.Lesson(image, classes=jnp.arange(table.shape[0]), given=jnp.zeros(table.shape[1]))
-    states = {name: (adapt_lib.init(run.backbone, params, lesson, key, o), o) for name, o in levels.items()}
+    examples = adapt_lib.Examples(image, classes=jnp.arange(table.shape[0]))
+    adaptations: dict[str, adapt_lib.Adaptation] = {}
+    for name, options in levels.items():
+        if options.after:
+            examples = dataclasses.replace(examples, given=adaptations[options.after].embedding)
+        state = adapt_lib.init(run.backbone, params, examples, key, options)
+        adaptations[name] = adapt_lib.result(state, run.backbone, params, options)
     return QueryModel(
         teacher=teacher,
         losses=jnp.zeros(table.shape[0]) if table.shape[0] else None,
-        levels={name: adapt_lib.result(state, run.backbone, params, o) for name, (state, o) in states.items()},
+        levels=adaptations,
     )
 
 
@@ -147,13 +158,13 @@ def prior_pictures(run: Run) -> adapt_lib.Prior:
 def compiled_level(run: Run, options: adapt_lib.AdaptOptions) -> tuple[Callable[..., Any], ...]:
     """`init`, `step` and `result` of a level, mapped over queries; each compiles once for all chunks."""
 
-    def begin(item: tuple[adapt_lib.Lesson, jax.Array], params: Any, candidate: jax.Array) -> adapt_lib.FitState:
-        lesson, key = item
-        return adapt_lib.init(run.backbone, params, lesson, key, options, candidate)
+    def begin(item: tuple[adapt_lib.Examples, jax.Array], params: Any, candidate: jax.Array) -> adapt_lib.FitState:
+        examples, key = item
+        return adapt_lib.init(run.backbone, params, examples, key, options, candidate)
 
     def advance(item: tuple, params: Any, prior: adapt_lib.Prior | None) -> tuple[adapt_lib.FitState, jax.Array]:
-        state, lesson, key = item
-        return adapt_lib.step(state, run.backbone, params, run.schedule, lesson, prior, key, options)
+        state, examples, key = item
+        return adapt_lib.step(state, run.backbone, params, run.schedule, examples, prior, key, options)
 
     def finish(state: adapt_lib.FitState, params: Any) -> adapt_lib.Adaptation:
         return adapt_lib.result(state, run.backbone, params, options)
@@ -168,7 +179,7 @@ def compiled_level(run: Run, options: adapt_lib.AdaptOptions) -> tuple[Callable[
 def fit_level(
     compiled: tuple[Callable[..., Any], ...],
     params: Any,
-    lessons: adapt_lib.Lesson,
+    examples: adapt_lib.Examples,
     prior: adapt_lib.Prior | None,
     keys: jax.Array,
     name: str,
@@ -180,20 +191,20 @@ def fit_level(
       What each has learnt, leaves (Q, ...), and its losses (Q, steps).
     """
     begin, advance, finish = compiled
-    count = devices.size(lessons.query)
+    count = devices.size(examples.query)
     # Moved once, to where the steps need them.
-    lessons, keys = devices.spread(lessons), devices.spread(keys)
+    examples, keys = devices.spread(examples), devices.spread(keys)
     params, prior = devices.replicate((params, prior))
     fits: list[tuple[adapt_lib.FitState, np.ndarray]] = []
-    classes = 1 if lessons.classes is None else lessons.classes.shape[-1]
+    classes = 1 if examples.classes is None else examples.classes.shape[-1]
     for candidate in range(min(options.candidates, classes)):
-        state = begin((lessons, keys), params, jnp.int32(candidate))
-        course = []
+        state = begin((examples, keys), params, jnp.int32(candidate))
+        seen = []
         for _ in console.progress(range(options.steps), f"adapt {name}"):
             signals.obey()
-            state, loss = advance((state, lessons, keys), params, prior)
-            course.append(loss)
-        losses = np.moveaxis(devices.stack(course), 0, -1)  # (devices, each, steps); waits for the last step
+            state, loss = advance((state, examples, keys), params, prior)
+            seen.append(loss)
+        losses = np.moveaxis(devices.stack(seen), 0, -1)  # (devices, each, steps); waits for the last step
         fits.append((state, losses))
         finite = np.isfinite(losses).all(axis=(0, 1))
         if not finite.all():

@@ -38,7 +38,6 @@ def recipes_of(run: Run, params: Any, query: Query, model: QueryModel) -> dict[s
             embeddings=adaptation.embedding[None],
             weights=jnp.asarray([method.guidance], jnp.float32),
             adapter=adaptation.adapter,
-            scale=run.options.levels[method.level].scale,
             teacher_weight=method.teacher_weight,
             teacher_sigma_min=method.teacher_sigma_min,
         )

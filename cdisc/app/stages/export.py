@@ -24,7 +24,6 @@ def export(run: Run, params: Any, models: Sequence[QueryModel], folder: pathlib.
                 folder / f"query_{i:04d}" / name,
                 run.network,
                 adaptation.adapter,
-                run.options.levels[name].alpha,
                 adaptation.embedding,
             )
     names = {f"query_{i:04d}": {"name": query.name, "source": query.source} for i, query in enumerate(run.queries)}

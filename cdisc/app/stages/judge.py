@@ -11,6 +11,7 @@ from cdisc import bundled, console, storage
 from cdisc.app import checkpoints
 from cdisc.app.run import Run
 from cdisc.evaluation import judge, protocol
+from cdisc.keys import named
 
 _JUDGED = 1000
 """Real pictures on which the judge is tested."""
@@ -23,13 +24,13 @@ def judge_network(run: Run) -> judge.JudgeNetwork:
 
 def train_judge(run: Run) -> judge.Params:
     """The judge's parameters, trained on real pictures of every composition."""
-    key_init, key_train = jax.random.split(jax.random.fold_in(jax.random.key(run.config.evaluate.judge.seed), 0))
     settings, network = run.config.evaluate.judge, judge_network(run)
+    key = named(jax.random.key(settings.seed), "judge")
     images, attributes = run.dataset.labelled("train", settings.pictures, settings.seed)
     data = judge.Labelled(jnp.asarray(images), jnp.asarray(attributes))
-    params = judge.init(network, key_init, run.dataset.shape)
+    params = judge.init(network, named(key, "init"), run.dataset.shape)
     console.say(f"evaluate: training the judge, {settings.steps} steps")
-    return judge.train(network, params, judge.draw, data, key_train, steps=settings.steps)[0]
+    return judge.train(network, params, judge.draw, data, named(key, "train"), steps=settings.steps)[0]
 
 
 def load_judge(run: Run) -> judge.Judge | None:
