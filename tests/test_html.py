@@ -118,6 +118,17 @@ def _panel(shape: tuple[int, ...] = (8, 8, 3), prototypes: int = 2) -> html.Quer
         variance=rng.uniform(0.1, 1, shape),
         samples={"poe": rng.uniform(-1, 1, (7, *shape)), "top1": rng.uniform(-1, 1, (3, *shape))},
         measures={"poe": _measures(0.5, 0.25, samples=7)},
+        discovery={
+            "chains": 48,
+            "unconverged": 9,
+            "dropped": 3,
+            "leaders_dropped": 2,
+            "saddles": 5,
+            "clipped_below": 0.914,
+            "clipped_above": 0.0,
+            "experts_clipped_below": 0.873,
+            "experts_clipped_above": 0.0,
+        },
     )
 
 
@@ -148,6 +159,14 @@ def _is_whole(document: str) -> _Reader:
     assert "<script" not in document and "@import" not in document and "url(" not in document
     assert "http:" not in document and "https:" not in document
     return reader
+
+
+def test_a_panel_says_what_its_discovery_left_out():
+    text = _Reader(html.render(_page(_panel()))).text
+    assert "Of 48 chains 9 did not converge and 3 were dropped; 2 points found no room, 5 were saddles." in text
+    assert "The variances are 91% at the floor, the selected concepts' 87%." in text
+    silent = dataclasses.replace(_panel(), discovery=None)
+    assert "chains" not in _Reader(html.render(_page(silent))).text
 
 
 def test_the_page_of_pictures_is_whole_and_made_for_light_and_dark() -> None:

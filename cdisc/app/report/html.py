@@ -93,6 +93,7 @@ class QueryPanel:
       variance: like `query`.
       samples: method name, one of the results', to (n, H, W, C) or (n, 2), n at least 1.
       measures: method name to this query's figures, as `methods` of a query in the results file.
+      discovery: what was left out, as `discovery` of a query in the results file; None does not say.
     """
 
     name: str
@@ -104,6 +105,7 @@ class QueryPanel:
     samples: Mapping[str, ArrayLike]
     measures: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     modes: tuple[Mode, ...] = ()
+    discovery: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -562,6 +564,16 @@ def _samples(panel: QueryPanel, page: Page, plane: figures.Plane | None) -> str:
     )
 
 
+def _left_out(info: Mapping[str, Any]) -> str:
+    """One line on what a discovery left out."""
+    return (
+        f'<p class="none below">Of {info["chains"]} chains {info["unconverged"]} did not converge and '
+        f"{info['dropped']} were dropped; {info['leaders_dropped']} points found no room, {info['saddles']} were "
+        f"saddles. The variances are {100 * info['clipped_below']:.0f}% at the floor, the selected concepts' "
+        f"{100 * info['experts_clipped_below']:.0f}%.</p>"
+    )
+
+
 def _panel(panel: QueryPanel, page: Page) -> str:
     planar = np.shape(panel.query) == (2,)
     if planar and page.plane is None:
@@ -578,6 +590,7 @@ def _panel(panel: QueryPanel, page: Page) -> str:
         )
     note = "No concept explains this query better than the background does."
     note = "" if panel.prototypes else f'<p class="note">{note}</p>'
+    note += _left_out(panel.discovery) if panel.discovery else ""
     plane = page.plane if planar else None
     discovery = _picture_discovery(panel) if plane is None else _planar_discovery(panel, plane)
     return (

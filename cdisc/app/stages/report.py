@@ -84,6 +84,7 @@ def panels(
             variance=discovery.teacher.variance,
             samples=drawn,
             measures=entry["methods"],
+            discovery=entry.get("discovery"),
         )
 
 
