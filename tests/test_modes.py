@@ -287,6 +287,9 @@ def test_merge_says_what_it_leaves_out():
     later = chains_of([[0.0], [7.0]], [0.01, 0.9])
     pool, info = merge_with_info(later, SCHEDULE, at[:2], 0.1, 4, max_residual=0.05, found=pool)
     assert (int(info.dropped), int(info.leaders_dropped), int(pool.basin.sum())) == (1, 0, 4)
+    assert pool.mask.tolist() == [True, True, False, False]
+    _, info = merge_with_info(later, SCHEDULE, at[:2], 0.1, 4, max_residual=0.05, found=pool)
+    assert int(info.dropped) == 1
 
 
 def test_public_functions_refuse_what_they_would_misread():
