@@ -19,7 +19,7 @@ def on_devices(fn, devices: int):
 def test_every_device_gets_all_rows_in_order_and_the_totals(count, devices):
     # Catches: rows joined device by device, padding that is counted or left in, totals of one device.
     rows = {"x": jnp.arange(2.0 * count).reshape(count, 2), "n": jnp.arange(count)}
-    mask = jnp.arange(count) < count - 1
+    mask = jnp.arange(count) != 1  # the last row, which padding repeats, is computed
     seen = []
 
     def work(rows, mask):
