@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 
 class UserError(Exception):
     """Something that the user gave cannot be used.
@@ -48,6 +50,24 @@ def require_known(name: str, value: Any, known: Sequence[Any]) -> None:
         names = [str(choice) for choice in known]
         hint = nearest(str(value), names) or f": use one of {', '.join(names)}."
         raise ValueError(f"{name} has {value!r}, which cdisc does not know{hint}")
+
+
+def require_pictures(name: str, pictures: Any, ndim: int | None = None) -> None:
+    """Refuses pictures of another type than float32 (or float64), or with another number of axes.
+
+    Args:
+      name: the argument, for the message.
+      pictures: an array.
+      ndim: the axes that it must have; None for any number.
+
+    Raises:
+      ValueError: naming the argument, its type and its shape.
+    """
+    shape, kind = np.shape(pictures), str(getattr(pictures, "dtype", type(pictures).__name__))
+    if kind not in ("float32", "float64"):
+        raise ValueError(f"{name} is {kind}: give pictures in [-1, 1] as float32.")
+    if ndim is not None and len(shape) != ndim:
+        raise ValueError(f"{name} has the shape {shape}: give {ndim} axes, {'BHWC'[-ndim:]}.")
 
 
 def require_positive(**values: int | Sequence[int] | None) -> None:

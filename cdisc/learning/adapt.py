@@ -22,7 +22,7 @@ import optax
 
 from cdisc.diffusion.loss import LOSSES, denoising_loss
 from cdisc.diffusion.schedule import Schedule
-from cdisc.errors import require_known, require_positive
+from cdisc.errors import require_known, require_pictures, require_positive
 from cdisc.keys import named
 from cdisc.networks import lora
 from cdisc.networks.backbone import Backbone
@@ -206,8 +206,12 @@ def init(
     """The state before the first step; for the start "top1", at the class `examples.classes[candidate]`.
 
     Raises:
-      ValueError: if the examples lack what the options call for, or the backbone has no residual blocks for them.
+      ValueError: if the examples lack what the options call for or are no float32 pictures, if the backbone has no
+        residual blocks for them, or if the key is none.
     """
+    require_pictures("examples.query", examples.query)
+    if examples.pool is not None:
+        require_pictures("examples.pool", examples.pool, examples.query.ndim + 1)
     table = backbone.table(params)
     size = table.shape[0] if options.space == "span" else table.shape[1]
     if options.after:
@@ -328,6 +332,7 @@ def fit(
 
     Raises:
       FloatingPointError: if the loss is not finite, naming the step.
+      ValueError: as `init` does.
     """
     fits = []
     classes = 1 if examples.classes is None else examples.classes.shape[0]
