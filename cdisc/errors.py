@@ -9,8 +9,6 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 
 class UserError(Exception):
     """Something that the user gave cannot be used.
@@ -52,22 +50,25 @@ def require_known(name: str, value: Any, known: Sequence[Any]) -> None:
         raise ValueError(f"{name} has {value!r}, which cdisc does not know{hint}")
 
 
-def require_pictures(name: str, pictures: Any, ndim: int | None = None) -> None:
-    """Refuses pictures of another type than float32 (or float64), or with another number of axes.
+def require_array(name: str, value: Any, dtype: str, axes: Sequence[int], wanted: str) -> None:
+    """Refuses an argument of a public function that has another type or number of axes than the function computes with.
 
     Args:
-      name: the argument, for the message.
-      pictures: an array.
-      ndim: the axes that it must have; None for any number.
+      name: the argument's.
+      value: what was given.
+      dtype: how the name of its type must begin: "float32", "int", "key<".
+      axes: how many axes it may have.
+      wanted: what to give, for the message.
 
     Raises:
-      ValueError: naming the argument, its type and its shape.
+      TypeError: for another type.
+      ValueError: for another number of axes.
     """
-    shape, kind = np.shape(pictures), str(getattr(pictures, "dtype", type(pictures).__name__))
-    if kind not in ("float32", "float64"):
-        raise ValueError(f"{name} is {kind}: give pictures in [-1, 1] as float32.")
-    if ndim is not None and len(shape) != ndim:
-        raise ValueError(f"{name} has the shape {shape}: give {ndim} axes, {'BHWC'[-ndim:]}.")
+    found, shape = str(getattr(value, "dtype", type(value).__name__)), getattr(value, "shape", ())
+    if not (hasattr(value, "dtype") and found.startswith(dtype)):
+        raise TypeError(f"{name} is {found} of shape {shape}: give {wanted}.")
+    if len(shape) not in axes:
+        raise ValueError(f"{name} has the shape {shape}: give {wanted}.")
 
 
 def require_positive(**values: int | Sequence[int] | None) -> None:

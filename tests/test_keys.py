@@ -96,5 +96,5 @@ def test_nothing_in_training_is_drawn_from_a_key_twice(drawn):
 
 @pytest.mark.parametrize("key", [3, jnp.uint32(3), None, np.zeros(2, np.uint32)])
 def test_what_is_no_key_is_refused(key):
-    with pytest.raises(ValueError, match=r"^the key is .*: give one made by jax\.random\.key\(seed\)\.$"):
+    with pytest.raises(TypeError, match=r"^the key is .*: give one made by jax\.random\.key\(seed\)\.$"):
         named(key, "name")

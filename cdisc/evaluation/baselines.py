@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.loss import eps_error, stratified_timesteps
 from cdisc.diffusion.schedule import Schedule
-from cdisc.errors import require_pictures, require_positive
+from cdisc.errors import require_array, require_positive
 from cdisc.keys import named
 
 ConditionalEps = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -49,9 +49,10 @@ def class_losses(
       batch_size: network evaluations at once.
 
     Raises:
-      ValueError: if the query is no float32 picture, the key is none, or a count is below 1.
+      TypeError: if the query is no float32 picture, or the key is none.
+      ValueError: if a count is below 1.
     """
-    require_pictures("query", query)
+    require_array("query", query, "float32", range(1, 9), "a picture as float32")
     require_positive(num_draws=num_draws, batch_size=batch_size)
     times = stratified_timesteps(named(key, "timesteps"), num_draws, schedule.num_timesteps)
     noises = jax.random.normal(named(key, "noise"), (num_draws, *query.shape))
