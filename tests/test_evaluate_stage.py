@@ -16,10 +16,15 @@ from cdisc.app.stages import evaluate as stage
 from cdisc.app.stages import report
 from cdisc.app.stages.judge import bundled_judge, judge_about, judge_bundle, load_judge
 from cdisc.data import compositions
+from cdisc.discovery import concepts
 from cdisc.evaluation import metrics, protocol
 
 NOTHING = types.SimpleNamespace(
-    pool=None, selection=types.SimpleNamespace(indices=(), gains=(), mask=()), nfe=np.int32(7)
+    pool=None,
+    selection=types.SimpleNamespace(indices=(), gains=(), mask=()),
+    info=concepts.DiscoveryInfo(
+        *(np.int32(n) for n in range(1, 6)), *(np.float32(n / 8) for n in range(4)), np.int32(7)
+    ),
 )
 
 
@@ -58,6 +63,8 @@ def test_one_sample_of_each_query_is_measured_by_classes(prepared):
     this = prepared(samples=1)
     drawn = drawn_of(this)
     results = written(this, drawn)
+    assert results["queries"][0]["nfe"] == 7
+    assert list(results["queries"][0]["discovery"].values()) == [1, 2, 3, 4, 5, 0.0, 0.125, 0.25, 0.375]
     assert [query["name"] for query in results["queries"]] == [query.name for query in this.queries]
     for query, known in zip(results["queries"], this.queries, strict=True):
         for figures in query["methods"].values():
