@@ -336,6 +336,11 @@ class Config:
                 "data.name and network.kind do not match: 'queries' and 'diffusers' go together, as in "
                 "configs/pretrained.py."
             )
+        if isinstance(self.network, UNetConfig) and self.network.sample_size % 2:
+            raise ValueError(
+                f"network.sample_size is {self.network.sample_size}: the judge of the samples needs an even number of "
+                "pixels."
+            )
         if self.discover.num_experts > self.discover.capacity:
             raise ValueError(
                 f"discover.num_experts is {self.discover.num_experts}, more than the pool holds (capacity "

@@ -22,12 +22,13 @@ from cdisc.diffusion import schedule as schedule_lib
 from cdisc.diffusion.sampling import ddim
 from cdisc.errors import UserError, about
 from cdisc.evaluation import methods
+from cdisc.keys import named
 from cdisc.networks import backbone as backbone_lib
 from cdisc.networks import interop
 from cdisc.networks.unet import UNetConfig
 
 STAGES = ("pretrain", "discover", "adapt", "evaluate", "report")
-"""In their order; a stage's place in it determines its key."""
+"""In their order."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,8 +77,8 @@ class Run:
     def key(self, stage: str, query: Query | None = None) -> jax.Array:
         """The key of a stage, or of one query in it; a query's follows from its pixels, not from its place."""
         seed = self.config.pretrain.seed if stage == "pretrain" else self.config.seed
-        key = jax.random.fold_in(jax.random.key(seed), STAGES.index(stage))
-        return key if query is None else jax.random.fold_in(key, zlib.crc32(query.image.tobytes()))
+        key = named(jax.random.key(seed), stage)
+        return key if query is None else named(key, "query", zlib.crc32(query.image.tobytes()))
 
     @functools.cached_property
     def sampler(self) -> Callable[..., jax.Array]:

@@ -77,13 +77,13 @@ def bind(workdir: pathlib.Path, content: dict[str, Any]) -> None:
     Raises:
       UserError: if what is there would be lost, or cannot be read.
     """
-    path = workdir / "config.json"
+    path, content = workdir / "config.json", json.loads(json.dumps(content))  # as it is read again
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         added = before["queries"].items() <= content["queries"].items()
     except FileNotFoundError:
         before, added = content, False
-    except (AttributeError, KeyError, OSError, ValueError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): choose another --workdir.") from error
     changed = differences(before, content)
     if added:
@@ -105,7 +105,7 @@ def bind(workdir: pathlib.Path, content: dict[str, Any]) -> None:
     with hosts.first_alone():
         if hosts.first() and changed:
             console.say(f"{workdir}: {said}")
-        if hosts.first() and (changed or before != content):
+        if hosts.first() and (changed or before["queries"] != content["queries"]):
             # First, so that whoever is killed meanwhile comes by here again.
             outdated = [workdir / "results.json"]
             if readers & {*_WORK, "evaluate"}:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -63,6 +63,12 @@ def draw(run: Run, params: Any, recipes: Sequence[methods.Recipe], keys: Sequenc
         for group in devices.groups(items, jax.local_device_count())
     ]
     return np.concatenate(drawn).reshape(len(recipes), -1, *run.dataset.shape)[:, :count]
+
+
+def learns_from_product(levels: Mapping[str, adapt_lib.AdaptOptions], name: str) -> bool:
+    """Whether a level, or one that it goes on from, learns from samples of the product of experts."""
+    level = levels[name]
+    return level.pool != "query" or (level.after != "" and learns_from_product(levels, level.after))
 
 
 def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool) -> Sequence[QueryModel]:
@@ -152,7 +158,7 @@ def untrained(
 def prior_pictures(run: Run) -> adapt_lib.Prior:
     """Pictures of trained classes, the same for all queries."""
     count, train = run.config.adapt.prior_size, run.dataset.train
-    return adapt_lib.Prior(*run.dataset.train_batch(train, run.key("adapt"), count, np.arange(count)))
+    return adapt_lib.Prior(*run.dataset.train_batch(train, named(run.key("adapt"), "prior"), count, np.arange(count)))
 
 
 def compiled_level(run: Run, options: adapt_lib.AdaptOptions) -> tuple[Callable[..., Any], ...]:

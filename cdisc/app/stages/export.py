@@ -7,19 +7,31 @@ from typing import Any
 
 from cdisc import console, storage
 from cdisc.app.run import Run
-from cdisc.app.stages.adapt import QueryModel
+from cdisc.app.stages.adapt import QueryModel, learns_from_product
+from cdisc.app.stages.discover import found
+from cdisc.discovery import concepts
 from cdisc.networks import interop
 
 
-def export(run: Run, params: Any, models: Sequence[QueryModel], folder: pathlib.Path) -> None:
+def export(
+    run: Run,
+    params: Any,
+    discoveries: Sequence[concepts.Discovery],
+    models: Sequence[QueryModel],
+    folder: pathlib.Path,
+) -> None:
     """Writes the backbone to `folder/backbone`, and every level of every query as an adapter of that backbone.
+
+    Of a query without modes, the levels that would learn from its product are left out.
 
     `interop.save_adapter` writes each to `folder/query_0000/LEVEL`; `folder/queries.json` says which query that is.
     """
     assert run.network is not None  # `pipeline.run` has refused an exact score
     interop.save(folder / "backbone", run.network, params, run.scheduler)
-    for i, model in enumerate(models):
+    for i, (model, discovery) in enumerate(zip(models, discoveries, strict=True)):
         for name, adaptation in model.levels.items():
+            if not found(discovery) and learns_from_product(run.config.adapt.levels, name):
+                continue  # there was no product
             interop.save_adapter(
                 folder / f"query_{i:04d}" / name,
                 run.network,
