@@ -12,6 +12,7 @@ died (`cdisc.app.hosts`).
 """
 
 import itertools
+import os
 import pathlib
 import re
 import sys
@@ -84,9 +85,19 @@ def _run(argv: list[str]) -> int:
         workdir, export_to, profile = (_folder(flag) for flag in (_WORKDIR, _EXPORT, _PROFILE))
         assert workdir is not None
         jax.devices()
-        signals.take_back()  # from libtpu, which may have handlers of its own
-        with hosts.patient():
+        if not _several():  # whose signals are JAX's
+            signals.handle()  # libtpu may have handlers of its own
+        try:
             pipeline.run(_CONFIG.value, workdir, stages, _QUERY.value, export_to=export_to, profile=profile)
+        except jax.errors.JaxRuntimeError as error:
+            if not _several():
+                raise
+            said = " ".join(str(error).split())
+            console.fail(
+                f"the processes cannot go on together ({said}): unless this one has failed by itself, another one has "
+                "ended or is no longer reached; the same command on all hosts goes on from what was finished."
+            )
+            return os.EX_TEMPFAIL
         if not _several():  # which have agreed by now that all is done
             signals.obey()  # the last moments count too: a script must not go on after a Ctrl-C
     except UserError as error:
@@ -151,5 +162,4 @@ def _no_field(error: AttributeError | KeyError, argv: list[str]) -> str:
 
 def run() -> None:
     """The command."""
-    signals.install()
     app.run(main, flags_parser=parse)

@@ -246,13 +246,3 @@ def training_step(
         return finish_all(total, state)
 
     return step
-
-
-@functools.cache
-def _any() -> Callable[[np.ndarray], jax.Array]:
-    return jax.pmap(lambda said: jax.lax.pmax(said, _DEVICES), _DEVICES, out_axes=None)
-
-
-def any_process(said: bool) -> jax.Array:
-    """Whether any process says so: (), the same for all. All must ask equally often; reading it waits for them."""
-    return _any()(np.full(jax.local_device_count(), said))

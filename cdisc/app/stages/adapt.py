@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import console, signals, storage
+from cdisc import console, storage
 from cdisc.app import devices
 from cdisc.app.options import GuidanceOptions
 from cdisc.app.run import Run
@@ -201,7 +201,6 @@ def fit_level(
         state = begin((examples, keys), params, jnp.int32(candidate))
         seen = []
         for _ in console.progress(range(options.steps), f"adapt {name}"):
-            signals.obey()
             state, loss = advance((state, examples, keys), params, prior)
             seen.append(loss)
         losses = np.moveaxis(devices.stack(seen), 0, -1)  # (devices, each, steps); waits for the last step
