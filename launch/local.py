@@ -26,7 +26,7 @@ _DEVICES = flags.DEFINE_integer("devices", 1, "How many devices each process tak
 _GRACE = 5.0
 """Seconds that the other processes have to say why they end, too, when one has failed."""
 
-_GUARD = 'while read -r pid; do pids="$pids -$pid"; done; kill -9 -- $pids 2>/dev/null'
+_GUARD = 'while read -r pid; do pids="$pids -$pid"; done; kill -s KILL -- $pids 2>/dev/null'
 """A shell that kills the processes whose numbers it has read when this one, which writes them, has gone."""
 
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import pathlib
-import re
 import signal
 import socket
 import subprocess
@@ -15,7 +14,6 @@ import pytest
 import toy_run
 from commands import ROOT, command, run_command
 
-from cdisc import signals
 from cdisc.app import checkpoints, hosts
 from cdisc.errors import UserError
 
@@ -209,8 +207,8 @@ def test_discovery(tmp_path, discovered, count):
     ended = launched(count, *DISCOVERY, f"--workdir={tmp_path}")
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
-    assert [line for line in lines if line.startswith("cdisc ")] == lines[:1]
-    assert f"on {count} cpu device(s) of {count} host(s)" in lines[0]
+    (said,) = [line for line in lines if line.startswith("cdisc ")]
+    assert f"on {count} cpu device(s) of {count} host(s)" in said
     assert_same_discoveries(discovered, tmp_path)
 
 

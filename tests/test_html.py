@@ -16,6 +16,9 @@ from PIL import Image
 from cdisc.app.report import figures, html
 from cdisc.app.report import results as results_lib
 from cdisc.data import pictures
+from cdisc.diffusion.gaussian import Gaussian
+from cdisc.discovery import modes, selection
+from cdisc.discovery.concepts import Discovery, DiscoveryInfo
 
 _VOID = {"img", "meta", "br", "source", "link", "input", "hr"}
 
@@ -28,6 +31,7 @@ class _Reader(parser.HTMLParser):
         self.open: list[str] = []
         self.images: list[dict[str, str | None]] = []
         self.sources: list[str] = []
+        self.names: list[str] = []
         self.words: list[str] = []
         self.feed(document)
         self.close()
@@ -36,6 +40,7 @@ class _Reader(parser.HTMLParser):
         if tag == "img":
             self.images.append(dict(attrs))
         self.sources.extend(value or "" for name, value in attrs if name in ("src", "srcset", "href"))
+        self.names.extend(value or "" for name, value in attrs if name == "id")
         if tag not in _VOID:
             self.open.append(tag)
 
@@ -95,38 +100,51 @@ def _results() -> dict[str, Any]:
     }
 
 
-def _panel(shape: tuple[int, ...] = (8, 8, 3), prototypes: int = 2) -> html.QueryPanel:
+def _panel(shape: tuple[int, ...] = (8, 8, 3), concepts: int = 2, **changes: Any) -> html.Panel:
+    """A query with a pool of one mode more than its concepts, which are picked from last to first."""
     rng = np.random.default_rng(1)
-    shares = rng.dirichlet(np.ones(max(prototypes, 1)), shape)
-    return html.QueryPanel(
-        name="cyan 3",
-        attributes={"digit_colour": "cyan", "digit": "3"},
-        query=rng.uniform(-1, 1, shape),
-        prototypes=tuple(
-            html.Prototype(
-                mean=rng.uniform(-1, 1, shape),
-                variance=rng.uniform(0.1, 1, shape),
-                ownership=shares[..., j],
-                t=50 * (j + 1),
-                basin=1234,
-                gain=-5.4,
-                curvature=float("nan"),
-            )
-            for j in range(prototypes)
+    shares = rng.dirichlet(np.ones(max(concepts, 1)), shape)
+    size = concepts + 1
+    entry = {
+        "name": "cyan 3",
+        "attributes": {"digit_colour": "cyan", "digit": "3"},
+        "prototypes": [
+            {"t": 50 * (j + 1), "basin": 1234, "gain": -5.4, "curvature": None, "residual": 0.0}
+            for j in range(concepts)
+        ],
+        "methods": {"poe": _measures(0.5, 0.25, samples=7)},
+        **changes,
+    }
+    discovery = Discovery(
+        pool=modes.ModePool(
+            x=rng.uniform(-1, 1, (size, *shape)),
+            m=rng.uniform(-1, 1, (size, *shape)),
+            t=np.full(size, 50),
+            basin=np.ones(size, int),
+            residual=np.zeros(size),
+            curvature=np.full(size, -0.5),
+            mask=np.ones(size, bool),
         ),
-        mean=rng.uniform(-1, 1, shape),
-        variance=rng.uniform(0.1, 1, shape),
+        experts=Gaussian(mean=rng.uniform(-1, 1, (size, *shape)), variance=rng.uniform(0.1, 1, (size, *shape))),
+        selection=selection.Selection(
+            indices=np.array([*range(concepts, 0, -1), 0]),
+            mask=np.arange(size) < concepts,
+            gains=np.zeros(size),
+        ),
+        ownership=np.concatenate([np.moveaxis(shares, -1, 0)[:concepts], np.zeros((1, *shape))]),
+        teacher=Gaussian(mean=rng.uniform(-1, 1, shape), variance=rng.uniform(0.1, 1, shape)),
+        info=DiscoveryInfo(*[np.int32(0)] * 10),
+    )
+    return html.Panel(
+        entry=entry,
+        query=rng.uniform(-1, 1, shape),
+        discovery=discovery,
         samples={"poe": rng.uniform(-1, 1, (7, *shape)), "top1": rng.uniform(-1, 1, (3, *shape))},
-        measures={"poe": _measures(0.5, 0.25, samples=7)},
     )
 
 
-def _page(*panels: html.QueryPanel, compared: bool = False, **changes: Any) -> html.Page:
-    """A page, of one method unless methods are `compared`, for which a chart has to be drawn."""
-    results = _results()
-    if not compared:
-        del results["methods"]["top1"]
-    return html.Page(title="A title", subtitle="A subtitle", results=results, queries=panels, **changes)
+def _page(*panels: html.Panel, **changes: Any) -> html.Page:
+    return html.Page(title="A title", subtitle="A subtitle", results=_results(), panels=panels, **changes)
 
 
 @pytest.fixture
@@ -143,7 +161,8 @@ def _is_whole(document: str) -> _Reader:
     """Checks that a document is well formed and needs nothing but itself; every picture is described."""
     reader = _Reader(document)
     assert reader.open == []
-    assert all(source.startswith("data:image/png;base64,") for source in reader.sources)
+    inside = {f"#{name}" for name in reader.names}
+    assert all(source.startswith("data:image/png;base64,") or source in inside for source in reader.sources)
     assert all(image["alt"] for image in reader.images)
     assert "<script" not in document and "@import" not in document and "url(" not in document
     assert "http:" not in document and "https:" not in document
@@ -151,11 +170,11 @@ def _is_whole(document: str) -> _Reader:
 
 
 def test_the_page_of_pictures_is_whole_and_made_for_light_and_dark() -> None:
-    document = html.render(_page(_panel(), _panel((8, 8, 1)), compared=True))
+    document = html.render(_page(_panel(), _panel((8, 8, 1))))
     reader = _is_whole(document)
     assert document.startswith("<!doctype html>")
     assert "prefers-color-scheme: dark" in document
-    assert len(reader.images) == 2 * (1 + 2 * 3 + 2 + 2 + 2) + 1
+    assert len(reader.images) == 2 * (1 + 2 * 3 + 2 + 2 + 2 + 1 + 3) + 1
     for expected in ("A title", "A subtitle", "c0ffee", "jax 0.10.2", "1,234.5 s", "2,250 network evaluations"):
         assert expected in reader.text
 
@@ -163,24 +182,27 @@ def test_the_page_of_pictures_is_whole_and_made_for_light_and_dark() -> None:
 def test_pictures_are_shown_pixel_for_pixel_and_scaled_by_a_whole_factor() -> None:
     panel = _panel()
     reader = _Reader(html.render(_page(panel)))
-    query = _image(reader, "the query cyan 3")
+    found = panel.discovery
+    assert found is not None
+    query = next(image for image in reader.images if image["alt"] == "the query cyan 3")  # before the modes
     np.testing.assert_array_equal(_pixels(query), pictures.to_uint8(panel.query))
     assert query["class"] == "pixels"
     assert (query["width"], query["height"]) == ("112", "112")
-    np.testing.assert_array_equal(_pixels(_image(reader, "mean of the product")), pictures.to_uint8(panel.mean))
-    np.testing.assert_array_equal(_pixels(_image(reader, "concept 2")), pictures.to_uint8(panel.prototypes[1].mean))
+    np.testing.assert_array_equal(_pixels(_image(reader, "mean of the product")), pictures.to_uint8(found.teacher.mean))
+    # The second concept is the second expert from the end but one.
+    np.testing.assert_array_equal(_pixels(_image(reader, "concept 2")), pictures.to_uint8(found.experts.mean[1]))
     np.testing.assert_array_equal(
-        _pixels(_image(reader, "ownership of concept 1")), figures.ownership_map(panel.prototypes[0].ownership)
+        _pixels(_image(reader, "ownership of concept 1")), figures.ownership_map(found.ownership[0])
     )
-    shares = np.stack([np.asarray(prototype.ownership) for prototype in panel.prototypes])
+    shares = found.ownership[:2]
     np.testing.assert_array_equal(_pixels(_image(reader, "the owner of each pixel")), figures.owners(shares))
-    variance, low, high = figures.variance_map(panel.variance)
+    variance, low, high = figures.variance_map(found.teacher.variance)
     np.testing.assert_array_equal(_pixels(_image(reader, "variance of the product")), variance)
     assert f"{low:.2g}" in reader.text and f"{high:.2g}" in reader.text
 
 
 def test_large_pictures_are_scaled_down_smoothly() -> None:
-    query = _image(_Reader(html.render(_page(_panel((150, 300, 3), prototypes=1)))), "the query")
+    query = _Reader(html.render(_page(_panel((150, 300, 3), concepts=1)))).images[0]
     assert "class" not in query
     assert (query["width"], query["height"]) == ("112", "56")
 
@@ -198,38 +220,57 @@ def test_panels_are_taken_one_by_one_up_to_a_number_that_the_page_says(tmp_path:
     # Catches: thousands of queries held in memory, or in a page that no browser opens, or left out without a word.
     taken, target = [], tmp_path / "index.html"
 
-    def panels() -> Iterator[html.QueryPanel]:
+    def panels() -> Iterator[html.Panel]:
         for name in ("one", "two", "three"):
             # What was made before is in the file already, but for its buffer.
             taken.append((name, next(tmp_path.glob("index.html.*.partial")).stat().st_size))
-            yield dataclasses.replace(_panel((64, 64, 3)), name=name)
+            yield _panel((64, 64, 3), name=name)
 
-    page = _page(queries_shown=2)
+    page = _page(panels_shown=2)
     page.results["queries"].append(page.results["queries"][0])
-    html.write(target, dataclasses.replace(page, queries=panels()))
+    html.write(target, dataclasses.replace(page, panels=panels()))
     text = _is_whole(target.read_text(encoding="utf-8")).text
     assert [name for name, _ in taken] == ["one", "two"]
     assert taken[1][1] > taken[0][1]
-    assert "The first 2 of 3 queries follow" in text
-    assert "queries follow" not in html.render(_page(_panel(), queries_shown=2))
+    assert "These are the first 2 of 3 queries" in text
+    assert "These are the first" not in html.render(_page(_panel(), panels_shown=2))
 
 
 def test_captions_state_what_a_concept_is() -> None:
     text = _Reader(html.render(_page(_panel()))).text
     assert "Concept 2 t = 100 · basin 1,234 gain \N{MINUS SIGN}5 nats curvature \N{EN DASH}" in text
     assert "digit colour cyan digit 3" in text
+    assert "(saddle)" not in text
+    panel = _panel()
+    panel.entry["prototypes"][1]["curvature"] = 0.25
+    text = _Reader(html.render(_page(panel))).text
+    assert text.count("(saddle)") == 1
+    assert "Concept 2 (saddle) t = 100 · basin 1,234 gain \N{MINUS SIGN}5 nats curvature 0.25" in text
+
+
+def test_what_a_discovery_left_out_is_said() -> None:
+    # Catches: a share shown as if it were a percentage, one count in another's place.
+    counts = {"chains": 1920, "unconverged": 31, "dropped": 12, "leaders_dropped": 5, "saddles": 3}
+    info = counts | {"clipped_below": 0.82, "clipped_above": 0.0, "experts_clipped_below": 0.25}
+    text = _Reader(html.render(_page(_panel(discovery=info)))).text
+    assert "Of 1,920 chains 31 did not converge and 12 were dropped; 5 points found no room, 3 were saddles" in text
+    assert "82% are the floor, of the selected concepts' 25%" in text
 
 
 def test_modes_stand_in_columns_from_fine_to_coarse_noise() -> None:
     # Catches: columns in another order, a saddle shown as a mode, more modes than the page has room for.
-    def mode(t: int, basin: int, curvature: float) -> html.Mode:
-        return html.Mode(mean=np.full((8, 8, 3), basin / 100), t=t, basin=basin, curvature=curvature)
-
-    found = (mode(50, 31, -0.5), mode(50, 21, 0.5), mode(50, 11, -0.5), mode(400, 61, -0.5))
-    panel = dataclasses.replace(_panel(), modes=found)
-    text = _is_whole(html.render(_page(panel, modes_shown=2))).text
-    assert "query t = 50 31 21 (saddle) 1 more t = 400 61" in text
-    assert "Modes of the noised density" not in _is_whole(html.render(_page(_panel()))).text
+    panel = _panel(concepts=3)
+    assert panel.discovery is not None
+    pool = panel.discovery.pool.replace(
+        t=np.array([50, 50, 50, 400]), basin=np.array([31, 21, 11, 61]), curvature=np.array([-0.5, 0.5, -0.5, -0.5])
+    )
+    panel = dataclasses.replace(panel, discovery=panel.discovery.replace(pool=pool))
+    reader = _is_whole(html.render(_page(panel, modes_shown=2)))
+    assert "query t = 50 31 21 (saddle) 1 more t = 400 61" in reader.text
+    np.testing.assert_array_equal(_pixels(_image(reader, "mode at t = 400")), pictures.to_uint8(pool.m[3]))
+    # Places without a mode are not shown.
+    absent = panel.discovery.replace(pool=pool.replace(mask=np.array([True, True, True, False])))
+    assert "t = 400" not in _Reader(html.render(_page(dataclasses.replace(panel, discovery=absent)))).text
 
 
 def test_the_hierarchy_is_drawn_once_for_all_queries() -> None:
@@ -241,17 +282,34 @@ def test_the_hierarchy_is_drawn_once_for_all_queries() -> None:
 
 
 def test_the_table_has_means_with_errors_and_marks_what_prints_highest() -> None:
-    document = html.render(_page(compared=True))
+    document = html.render(_page())
     reader = _Reader(document)
     assert "Method Joint accuracy Digit colour Recall Distance to query Samples Queries" in reader.text
     assert "poe 0.70 ± 0.02 0.70 ± 0.02 0.10 ± 0.01 0.25 1,200 2" in reader.text
-    # 0.701 and 0.699 print alike, so both are marked; the distance has no better end.
-    assert re.findall(r'class="best">([^<]*)<', document) == ["0.70", "0.70", "0.70", "0.70", "0.30"]
+    # 0.701 and 0.699 print alike, so neither is better; the distance has no better end.
+    assert re.findall(r'class="best">([^<]*)<', document) == ["0.30"]
+
+
+def test_the_reference_and_columns_without_a_difference_have_no_winner() -> None:
+    page = _page(reference="real")
+    methods = page.results["methods"]
+    methods["real"] = {**methods["poe"], "joint_accuracy": 1.0, "recall": 0.9}
+    methods["top1"]["joint_accuracy"] = 0.5
+    document = html.render(page)
+    assert re.findall(r'class="best">([^<]*)<', document) == ["0.70", "0.30"]
+    assert "; real, which are the class itself, take no part." in _Reader(document).text
+
+
+def test_the_judge_is_judged() -> None:
+    page = _page()
+    assert "The judge" not in html.render(page)
+    page.results["judge"] = {"joint_accuracy": 0.058}
+    assert "5.8% of unseen real pictures" in _Reader(html.render(page)).text
 
 
 def test_pooled_figures_have_tables_of_their_own_where_there_are_any() -> None:
     # Catches: the two comparisons swapped, a method without pooled figures in their tables.
-    page = _page(compared=True)
+    page = _page()
     assert "Faithfulness" not in _Reader(html.render(page)).text
     errors = {"precision": None, "recall": None, "f1": 0.02, "kid": None}
     page.results["methods"]["poe"]["pooled"] = {
@@ -260,14 +318,16 @@ def test_pooled_figures_have_tables_of_their_own_where_there_are_any() -> None:
         "classes": 23,
     }
     text = _Reader(html.render(page)).text
-    rows = text.split("Methods, all queries of a class together")[1].split("How to read")[0]
+    rows = (
+        text.split("Methods, all queries of a class together")[1].split("How to read")[0].split("lower is better.")[1]
+    )
     assert "Method Precision Recall F1 KID Classes poe 0.90 0.80 0.85 ± 0.02 0.010 23" in rows
     assert rows.rstrip().endswith("Method Precision KID Classes poe 0.50 0.200 23")
     assert "top1" not in rows
 
 
 def test_the_chart_needs_two_methods_with_both_figures() -> None:
-    page = _page(compared=True)
+    page = _page()
     chart = "joint accuracy against recall"
     assert chart in html.render(page)
     page.results["methods"]["top1"]["recall"] = None
@@ -278,36 +338,44 @@ def test_no_table_without_methods_and_their_sentences_where_there_are() -> None:
     page = _page(methods={"poe": "The product guides."})
     assert "poe The product guides." in _Reader(html.render(page)).text
     page.results["methods"].clear()
-    assert "<h2>Methods</h2>" not in html.render(page)
+    assert "Methods" not in html.render(page)
 
 
 def test_a_query_that_no_concept_explains_has_a_panel() -> None:
-    reader = _is_whole(html.render(_page(_panel(prototypes=0))))
+    reader = _is_whole(html.render(_page(_panel(concepts=0))))
     assert "No concept explains this query better" in reader.text
     assert not any((image["alt"] or "").startswith("the owner") for image in reader.images)
 
 
+def test_a_query_without_a_discovery_has_a_panel() -> None:
+    panel = dataclasses.replace(_panel(prototypes=[]), discovery=None, samples={})
+    reader = _is_whole(html.render(_page(panel)))
+    assert reader.images[0]["alt"] == "the query cyan 3"
+    assert "Their product" not in reader.text
+
+
 def test_a_query_of_unknown_composition() -> None:
-    panel = dataclasses.replace(_panel(), attributes=None, samples={})
+    panel = dataclasses.replace(_panel(attributes=None), samples={})
     text = _Reader(html.render(_page(panel))).text
-    assert "digit colour" not in text.split("cyan 3")[1]
+    assert "digit colour cyan" not in text
     assert "Samples from this query alone" not in text
 
 
 def test_every_text_from_outside_is_escaped() -> None:
     evil = "<b onload='x'>&amp;\""
-    panel = dataclasses.replace(_panel(), name=evil, attributes={evil: evil}, samples={evil: np.zeros((1, 8, 8, 3))})
+    panel = _panel(name=evil, attributes={evil: evil})
+    panel = dataclasses.replace(panel, samples={evil: np.zeros((1, 8, 8, 3))})
     results = _results()
     results.update(dataset=evil, config_hash=evil, versions={evil: evil}, seconds={evil: 1.0})
     results["methods"] = {evil: results["methods"]["poe"]}
     results["methods"][evil]["attribute_accuracy"] = {evil: 0.5}
-    page = html.Page(title=evil, subtitle=evil, results=results, queries=(panel,), methods={evil: evil})
+    page = html.Page(title=evil, subtitle=evil, results=results, panels=(panel,), methods={evil: evil})
     document = html.render(page)
     reader = _is_whole(document)
     assert "<b onload" not in document
     # Unescaped by the parser, each comes back as it was: the head, the table, the legend, the panel and the run.
     assert reader.text.count(evil) == 16
-    assert _image(reader, f"the query {evil}")
+    assert _image(reader, f"mean of the product for {evil}")
 
 
 def test_the_page_of_points_is_whole_and_shows_all_samples(plane: figures.Plane) -> None:
@@ -323,13 +391,15 @@ def test_the_page_of_points_is_whole_and_shows_all_samples(plane: figures.Plane)
     ]
     assert document.count('<source media="(prefers-color-scheme: dark)"') == len(reader.images)
     assert "7 samples" in reader.text and "2 of 7" not in reader.text
-    mean, variance = float(np.asarray(_panel((2,)).mean)[1]), float(np.asarray(_panel((2,)).variance)[1])
+    discovery = _panel((2,)).discovery
+    assert discovery is not None
+    mean, variance = discovery.teacher.mean[1], discovery.teacher.variance[1]
     shown = f"y: mean {mean:.2f}, variance {variance:.2g}".replace("-", "\N{MINUS SIGN}")
     assert shown in reader.text
 
 
 def test_the_page_of_points_takes_a_query_that_no_concept_explains(plane: figures.Plane) -> None:
-    panel = dataclasses.replace(_panel((2,), prototypes=0), samples={"poe": np.zeros((3, 2))})
+    panel = dataclasses.replace(_panel((2,), concepts=0), samples={"poe": np.zeros((3, 2))})
     reader = _is_whole(html.render(_page(panel, plane=plane)))
     assert "Who owns each coordinate" not in reader.text
 

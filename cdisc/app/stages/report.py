@@ -41,9 +41,10 @@ def report(
             title=title,
             subtitle=subtitle,
             results=results,
-            queries=panels(run, discoveries, samples, results),
+            panels=panels(run, discoveries, samples, results),
             plane=plane_of(run, params),
             methods=descriptions(run, results),
+            reference=REAL,
             hierarchy=tree,
             hierarchy_modes=levels,
         ),
@@ -56,44 +57,11 @@ def panels(
     discoveries: Sequence[concepts.Discovery],
     samples: Sequence[dict[str, np.ndarray]],
     results: dict[str, Any],
-) -> Iterator[html.QueryPanel]:
+) -> Iterator[html.Panel]:
     """What the page shows of each query, read when asked for: all of it may not fit in memory."""
     for query, discovery, drawn, entry in zip(run.queries, discoveries, samples, results["queries"], strict=True):
         signals.obey()
-        picks = discovery.selection
-        places = [j for j, present in zip(picks.indices, picks.mask, strict=True) if present]
-        prototypes = tuple(
-            html.Prototype(
-                mean=discovery.experts.mean[j],
-                variance=discovery.experts.variance[j],
-                ownership=discovery.ownership[i],
-                t=found["t"],
-                basin=found["basin"],
-                gain=found["gain"],
-                curvature=found["curvature"],
-            )
-            for i, (j, found) in enumerate(zip(places, entry["prototypes"], strict=True))
-        )
-        yield html.QueryPanel(
-            name=query.name,
-            attributes=entry["attributes"],
-            query=query.image,
-            prototypes=prototypes,
-            modes=modes_of(discovery) if len(run.dataset.shape) == 3 else (),
-            mean=discovery.teacher.mean,
-            variance=discovery.teacher.variance,
-            samples=drawn,
-            measures=entry["methods"],
-        )
-
-
-def modes_of(discovery: concepts.Discovery) -> tuple[html.Mode, ...]:
-    """All stationary points of a discovery, in the pool's order."""
-    pool = discovery.pool
-    return tuple(
-        html.Mode(mean=pool.m[i], t=int(pool.t[i]), basin=int(pool.basin[i]), curvature=float(pool.curvature[i]))
-        for i in np.flatnonzero(pool.mask)
-    )
+        yield html.Panel(entry=entry, query=query.image, discovery=discovery, samples=drawn)
 
 
 def descriptions(run: Run, results: dict[str, Any]) -> dict[str, str]:
