@@ -464,7 +464,7 @@ def test_jax_finds_the_pods_of_the_manifest(manifest, monkeypatch):
 
 
 def test_which_pods_are_replaced_without_counting(manifest):
-    # Those that did not fail by themselves: cdisc.signals' code for SIGTERM, and those for the death of another, of which
+    # Not a fault of their own: the code of `cdisc.signals` for SIGTERM, and those for the death of another, of which
     # the network may be the first to tell, or JAX, which aborts.
     rules = manifest["Job"]["spec"]["podFailurePolicy"]["rules"]
     codes = [tuple(rule["onExitCodes"]["values"]) for rule in rules if "onExitCodes" in rule]
