@@ -110,9 +110,9 @@ def connect(coordinator: str | None, num_processes: int | None, process_id: int 
 
 def _give_up(coordinator: str | None, seconds: float) -> None:
     console.fail(
-        f"not all processes came together at the coordinator {coordinator or 'that JAX has found'} "
-        f"within {seconds:.0f} s with their devices: see that the first process runs, that this address reaches it from every host, that "
-        "--num_processes of them are started, and that nothing else uses the devices of their hosts."
+        f"not all processes came together at the coordinator {coordinator or 'that JAX has found'} within "
+        f"{seconds:.0f} s with their devices: see that the first process runs, that this address reaches it from every "
+        "host, that --num_processes of them are started, and that nothing else uses the devices of their hosts."
     )
     os._exit(2)
 
