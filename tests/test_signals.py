@@ -96,7 +96,7 @@ def test_signals_that_are_ignored_stay_so():
     process = ended("os.kill(os.getpid(), signal.SIGTERM)", before="signal.signal(signal.SIGHUP, signal.SIG_IGN)")
     assert process.returncode == 143
     process = ended("os.kill(os.getpid(), signal.SIGHUP)", before="signal.signal(signal.SIGHUP, signal.SIG_IGN)")
-    assert "assert signals.asked()" in process.stderr
+    assert "AssertionError" in process.stderr
 
 
 def test_ctrl_c_while_the_command_starts():
