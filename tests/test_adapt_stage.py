@@ -7,14 +7,13 @@ import types
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 from commands import config_of
 
 from cdisc.app import devices
-from cdisc.app import options as options_lib
 from cdisc.app import run as run_lib
+from cdisc.app.config import Sampling, read
 from cdisc.app.run import Query, Run, prepare
 from cdisc.app.stages import adapt as stage
 from cdisc.app.stages import evaluate
@@ -38,8 +37,7 @@ def _apply(params, x, t, embeddings, adapter=None):
 
 
 RUN = Run(
-    config=ml_collections.ConfigDict(),
-    options=None,
+    config=None,
     workdir=pathlib.Path(),
     dataset=None,
     scheduler=interop.SchedulerConfig(),
@@ -112,7 +110,7 @@ def test_samples_do_not_depend_on_their_batches_nor_do_programs_on_how_many_ther
         return sample(eps_fn, schedule, x, **options)
 
     monkeypatch.setattr(run_lib, "ddim", recorded)
-    config = ml_collections.ConfigDict({"sampling": {"num_steps": 3, "clip": None, "batch": 4}})
+    config = types.SimpleNamespace(sampling=Sampling(num_steps=3, clip=None, batch=4))
     dataset = types.SimpleNamespace(shape=(2,))
     run = dataclasses.replace(RUN, config=config, dataset=dataset, backbone=backbones.mixture(SCHEDULE))
     means = jnp.asarray([[-1.0, 0.0], [1.0, 0.0]])
@@ -124,7 +122,7 @@ def test_samples_do_not_depend_on_their_batches_nor_do_programs_on_how_many_ther
     assert len(np.unique(few[..., 0])) == 20
     assert stage.draw(run, mixture, recipes, keys, 40).shape == (2, 40, 2)
     assert compiled == [4]
-    config.sampling.batch = 16
+    config.sampling = Sampling(num_steps=3, clip=None, batch=16)
     np.testing.assert_allclose(stage.draw(run, mixture, recipes, keys, 10), few, atol=1e-5)
     assert compiled == [4, 10]
 
@@ -136,10 +134,12 @@ def test_the_samples_that_are_learnt_from_have_a_guidance_of_their_own(monkeypat
     config.adapt.update(guidance={"w0": 1.5, "w_max": 2.5, "elementwise": False}, class_draws=1)
     config.adapt.levels.taught = {"pool": "teacher", "start": "top1", "steps": 1, "batch_size": 1}
     config.adapt.levels.taught.embedding_learning_rate = 1e-12
+    fields = {"guidance": 2.5, "class_sigma_min": 0.25, "class_sigma_max": 12.0}
+    fields |= {"teacher_weight": 0.5, "teacher_sigma_min": 0.75}
+    config.evaluate.methods.new = {"level": "taught"} | fields
     query = Query("picture", np.asarray(EXAMPLES[0].query), None, "a test")
     dataset = types.SimpleNamespace(shape=query.image.shape)
-    known = {"config": config, "options": options_lib.read(config)}
-    run = dataclasses.replace(RUN, **known, workdir=tmp_path, dataset=dataset, queries=(query,))
+    run = dataclasses.replace(RUN, config=read(config), workdir=tmp_path, dataset=dataset, queries=(query,))
     image = jnp.asarray(query.image)
     teacher = Gaussian(mean=image, variance=jnp.ones_like(image))
     drawn = []
@@ -153,6 +153,8 @@ def test_the_samples_that_are_learnt_from_have_a_guidance_of_their_own(monkeypat
     shown = evaluate.recipes_of(run, TABLE, query, models[0])
     found = [(float(r.teacher_weight), r.w_max, r.elementwise) for r in (*drawn, shown["poe"])]
     assert found == [(1.5, 2.5, False), (3.0, 4.0, True)]
+    assert float(shown["new"].weights[0]) == fields.pop("guidance")
+    assert {name: getattr(shown["new"], name) for name in fields} == fields
     (row,) = map(json.loads, (tmp_path / "adapt" / "query_0000.jsonl").read_text().splitlines())
     assert (row["level"], row["step"]) == ("taught", 1) and row["loss"] > 0.0
     assert (shown["top1"].w_max, shown["top1"].elementwise) == (4.0, True)  # as of every teacher beside a class
@@ -164,8 +166,4 @@ def test_fields_of_a_guidance_are_checked_before_any_work(tmp_path):
         config = config_of("mixture.py")
         of(config).guidance.weight = 1.0
         with pytest.raises(UserError, match=r"guidance\.weight does not exist"):
-            prepare(config, tmp_path, [])
-    config = config_of("mixture.py")
-    del config.adapt.guidance.w_max
-    with pytest.raises(UserError, match=r"^config\.adapt\.guidance\.w_max is missing"):
-        prepare(config, tmp_path, [])
+            prepare(read(config), tmp_path, [])
