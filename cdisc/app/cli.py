@@ -89,11 +89,10 @@ def _run(argv: list[str]) -> int:
         workdir, export_to, profile = (_folder(flag) for flag in (_WORKDIR, _EXPORT, _PROFILE))
         assert workdir is not None
         jax.devices()
-<<<<<<< HEAD
         if not _several():  # whose signals are JAX's
             signals.handle()  # libtpu may have handlers of its own
         try:
-            pipeline.run(_CONFIG.value, workdir, stages, _QUERY.value, export_to=export_to, profile=profile)
+            pipeline.run(config, workdir, stages, _QUERY.value, export_to=export_to, profile=profile)
         except jax.errors.JaxRuntimeError as error:
             if not _several():
                 raise
@@ -103,11 +102,6 @@ def _run(argv: list[str]) -> int:
                 "ended or is no longer reached; the same command on all hosts goes on from what was finished."
             )
             return os.EX_TEMPFAIL
-=======
-        signals.take_back()  # from libtpu, which may have handlers of its own
-        with hosts.patient():
-            pipeline.run(config, workdir, stages, _QUERY.value, export_to=export_to, profile=profile)
->>>>>>> main
         if not _several():  # which have agreed by now that all is done
             signals.obey()  # the last moments count too: a script must not go on after a Ctrl-C
     except UserError as error:
@@ -185,9 +179,5 @@ def _require_fields(file: str, argv: list[str]) -> None:
 
 def run() -> None:
     """The command."""
-<<<<<<< HEAD
-=======
-    signals.install()
     runtime.configure()  # before the configuration, which uses JAX
->>>>>>> main
     app.run(main, flags_parser=parse)
