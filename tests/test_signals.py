@@ -99,10 +99,18 @@ def test_signals_that_are_ignored_stay_so():
     assert "AssertionError" in process.stderr
 
 
-def test_ctrl_c_while_the_command_starts():
+def test_ctrl_c_while_the_command_starts(tmp_path):
     # Catches: handlers that are installed after the imports, of which one is then in a traceback.
     process = subprocess.Popen(
-        [sys.executable, "-X", "importtime", "-m", "cdisc.main", "--config=configs/mixture.py", "--workdir=nowhere"],
+        [
+            sys.executable,
+            "-X",
+            "importtime",
+            "-m",
+            "cdisc.main",
+            "--config=configs/mixture.py",
+            f"--workdir={tmp_path}",
+        ],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
