@@ -44,7 +44,7 @@ def measure(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[st
     from cdisc.app.run import opened, prepare
     from cdisc.app.stages.adapt import adapt, draw
     from cdisc.app.stages.discover import discover
-    from cdisc.app.stages.evaluate import recipes_of
+    from cdisc.app.stages.evaluate import densities_of
     from cdisc.app.stages.judge import load_judge
     from cdisc.app.stages.pretrain import pretrain
     from cdisc.errors import UserError, nearest
@@ -66,18 +66,18 @@ def measure(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[st
             wanted = [(m, g) for m in _METHODS.value for g in _GUIDANCE.value if g not in figures.get(m, {})]
             if not wanted:
                 continue
-            recipes = recipes_of(run, params, query, models[i])
+            densities = densities_of(run, params, query, models[i])
             references = jnp.asarray(run.dataset.references(query.composition, config.evaluate.references))
             for method, setting in wanted:
-                if method not in recipes:
-                    raise UserError(f"--methods has no {method!r}{nearest(method, recipes)}: {', '.join(recipes)}.")
-                recipe, weight = recipes[method], float(setting)
-                recipe = (
-                    dataclasses.replace(recipe, weights=recipe.weights * (weight / jnp.sum(recipe.weights)))
-                    if len(recipe.weights)
-                    else dataclasses.replace(recipe, teacher_weight=weight)
+                if method not in densities:
+                    raise UserError(f"--methods has no {method!r}{nearest(method, densities)}: {', '.join(densities)}.")
+                density, weight = densities[method], float(setting)
+                density = (
+                    dataclasses.replace(density, weights=density.weights * (weight / jnp.sum(density.weights)))
+                    if len(density.weights)
+                    else dataclasses.replace(density, teacher_weight=weight)
                 )
-                [samples] = draw(run, params, [recipe], [run.key("evaluate", query)], config.evaluate.samples)
+                [samples] = draw(run, params, [density], [run.key("evaluate", query)], config.evaluate.samples)
                 figures.setdefault(method, {})[setting] = protocol.score_samples(
                     judge,
                     jnp.asarray(samples),
