@@ -173,8 +173,8 @@ def test_the_samples_that_are_learnt_from_have_a_guidance_of_their_own(monkeypat
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_each_query_has_what_its_own_picture_teacher_and_samples_taught(monkeypatch, tmp_path, chunk):
     # Catches: the teacher, losses, pool, start or result of another query, or of another chunk's.
-    pictures = [TABLE[i].reshape(2, 2, 1) + 0.1 for i in (2, 0, 1)]
-    fast = {**TAUGHT, "steps": 60, "embedding_learning_rate": 0.1, "decay": True, "batch_size": 8}
+    pictures = [TABLE[i].reshape(2, 2, 1) + 0.2 for i in (2, 0, 1)]
+    fast = {**TAUGHT, "steps": 60, "embedding_learning_rate": 0.2, "decay": True, "batch_size": 200}
     levels = {"seen": {**fast, "pool": "query"}, "taught": fast, "on": {**TAUGHT, "after": "seen"}}
     run, models, _ = _stage(tmp_path, monkeypatch, pictures, levels, chunk)
     assert len(models) == 3
@@ -182,9 +182,10 @@ def test_each_query_has_what_its_own_picture_teacher_and_samples_taught(monkeypa
         np.testing.assert_array_equal(model.teacher.mean, picture)
         assert np.argmin(model.losses) == nearest
         for name in levels:
-            np.testing.assert_allclose(model.adaptations[name].embedding, np.ravel(picture), atol=0.02, err_msg=name)
+            np.testing.assert_allclose(model.adaptations[name].embedding, np.ravel(picture), atol=0.1, err_msg=name)
         assert [len(_losses(run, i, name)) for name in levels] == [60, 60, 1]
-        assert max(_losses(run, i, "on")) < 0.01 < max(_losses(run, i, "seen"))
+        seen, on = (model.adaptations[name].embedding for name in ("seen", "on"))
+        np.testing.assert_allclose(on, seen, atol=1e-6)
 
 
 def test_every_step_query_and_adaptation_draws_noise_of_its_own(monkeypatch, tmp_path):
