@@ -204,24 +204,29 @@ def test_rounds_find_what_is_found_at_once():
 
 @pytest.mark.parametrize("estimator", ["lattice", "hutchinson"])
 def test_no_key_is_used_twice(estimator, monkeypatch):
-    # Catches: rounds that start from the same noise, curvature and probes of one key, rows or probes that share one.
-    used = []
+    # Catches: rounds that start from the same noise, rows or probes that share a key, a key that is drawn from and has
+    # others derived from it.
+    drawn_from, derived_from = [], []
 
-    def recorded(draw):
-        def drawn(key, *args, **options):
-            jax.debug.callback(lambda data: used.append(tuple(np.ravel(data).tolist())), jax.random.key_data(key))
-            return draw(key, *args, **options)
+    def recorded(fn, used):
+        def record(data):
+            used.append(tuple(np.ravel(data).tolist()))
 
-        return drawn
+        def called(key, *args, **options):
+            jax.debug.callback(record, jax.random.key_data(key))
+            return fn(key, *args, **options)
 
-    for name in ("normal", "rademacher"):
-        monkeypatch.setattr(jax.random, name, recorded(getattr(jax.random, name)))
+        return called
+
+    for name, used in (("normal", drawn_from), ("rademacher", drawn_from), ("fold_in", derived_from)):
+        monkeypatch.setattr(jax.random, name, recorded(getattr(jax.random, name), used))
     options = dataclasses.replace(SMALL, timesteps=(60,), starts_per_t=4, rounds=2, capacity=4, estimator=estimator)
     jax.jit(lambda key: concepts.discover(eps_fn, SCHEDULE, jnp.array([0.7, 0.1]), key, options))(jax.random.key(0))
     jax.effects_barrier()
     # Two rounds; then for each of four rows a start of the Krylov space, and one sign field or two probes.
-    assert len(used) == 2 + 4 + 4 * (1 if estimator == "lattice" else 2)
-    assert len(set(used)) == len(used)
+    assert len(drawn_from) == 2 + 4 + 4 * (1 if estimator == "lattice" else 2)
+    assert len(set(drawn_from)) == len(drawn_from)
+    assert derived_from and not set(drawn_from) & set(derived_from)
 
 
 def test_memory_follows_from_the_chains_of_a_round():
