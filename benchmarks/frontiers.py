@@ -4,9 +4,10 @@
         --methods=embedding,lora --guidance=1,1.5,2,3 --seeds=0,1,2
 
 A method's dial is the guidance of its class, or the weight of its teacher where it has no class; `embedding@0.3:12` is
-a method whose class guides only between these noise-to-signal ratios (`class_sigma_min`). Each query's figures go to `seed_*/frontiers/` in the workdir as soon as they are there; the same command goes on from what it finds,
-also with more methods, guidances or seeds. `frontiers.json` has the means over queries, seeds averaged first, the
-frontiers of accuracy and recall of right samples (`evaluation.frontier`), and the differences of every two methods.
+a method whose class guides only between these noise-to-signal ratios (`class_sigma_min`). Each query's figures go to
+`seed_*/frontiers/` in the workdir as soon as they are there; the same command goes on from what it finds, also with
+more methods, guidances or seeds. `frontiers.json` has the means over queries, seeds averaged first, the frontiers of
+accuracy and recall of right samples (`evaluation.frontier`), and the differences of every two methods.
 
 Choose settings on `--turn=2`, the second picture of each held-out class, and report `--turn=1`.
 """
