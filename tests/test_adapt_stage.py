@@ -161,10 +161,16 @@ TAUGHT = {"pool": "teacher", "start": "top1", "steps": 1, "batch_size": 1, "embe
 def test_the_samples_that_are_learnt_from_have_a_guidance_of_their_own(monkeypatch, tmp_path):
     # Catches: the pool under the guidance of the reported samples, or the other way round, or a field left out.
     weights = {"w0": 1.5, "w_max": 2.5, "elementwise": False}
-    run, models, drawn = _stage(tmp_path, monkeypatch, [EXAMPLES[0].query], {"taught": TAUGHT}, **weights)
+    fields = {"guidance": 2.5, "class_sigma_min": 0.25, "class_sigma_max": 12.0}
+    fields |= {"teacher_weight": 0.5, "teacher_sigma_min": 0.75}
+    chosen = {"new": {"level": "taught"} | fields}
+    query = EXAMPLES[0].query
+    run, models, drawn = _stage(tmp_path, monkeypatch, [query], {"taught": TAUGHT}, methods_=chosen, **weights)
     shown = evaluate.densities_of(run, TABLE, run.queries[0], models[0])
     found = [(float(r.teacher_weight), r.w_max, r.elementwise) for r in (*drawn, shown["poe"])]
     assert found == [(1.5, 2.5, False), (3.0, 4.0, True)]
+    assert float(shown["new"].weights[0]) == fields.pop("guidance")
+    assert {name: getattr(shown["new"], name) for name in fields} == fields
     (row,) = map(json.loads, (tmp_path / "adapt" / "query_0000.jsonl").read_text().splitlines())
     assert (row["level"], row["step"]) == ("taught", 1) and row["loss"] > 0.0
     assert (shown["top1"].w_max, shown["top1"].elementwise) == (4.0, True)  # as of every teacher beside a class
