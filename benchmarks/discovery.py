@@ -53,19 +53,21 @@ def main(_: list[str]) -> None:
         return time.perf_counter() - start
 
     seconds(evaluate, params, x, t)
-    shares, whole = [], []
+    outside, whole = [], []
     for i, query in enumerate(run.queries):
         args = (params, jnp.asarray(query.image), run.key("discover", query))
         if i == 0:
             seconds(discover, *args)
-        nfe = int(discover(*args).nfe)
+        nfe = int(discover(*args).info.nfe)
         total = min(seconds(discover, *args) for _ in range(2))
         single = statistics.median(seconds(evaluate, params, x, t) for _ in range(30))
         network = single * nfe / options.lanes
-        shares.append(1.0 - network / total)
+        outside.append(1.0 - network / total)
         whole.append(total)
         console.say(f"{query.name}: {nfe} evaluations, {total:.1f} s, of them {network:.1f} s in the network")
-    console.say(f"median: {statistics.median(whole):.1f} s, {100 * statistics.median(shares):.0f}% outside the network")
+    console.say(
+        f"median: {statistics.median(whole):.1f} s, {100 * statistics.median(outside):.0f}% outside the network"
+    )
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
     python -m benchmarks.frontiers --config=configs/avatars.py:small --workdir=runs/frontiers \
         --methods=embedding,lora --guidance=1,1.5,2,3 --seeds=0,1,2
 
-A method's dial is the guidance of its class, or the weight of its teacher where it has no class. Each query's figures
-go to `seed_*/frontiers/` in the workdir as soon as they are there; the same command goes on from what it finds, also
-with more methods, guidances or seeds. `frontiers.json` has the means over queries, seeds averaged first, the frontiers
-of accuracy and recall of right samples (`evaluation.frontier`), and the differences of every two methods.
+A method's dial is the guidance of its class, or the weight of its teacher where it has no class; `embedding@0.3:12` is
+a method whose class guides only between these noise-to-signal ratios (`methods.Recipe.class_sigma_min`). Each query's
+figures go to `seed_*/frontiers/` in the workdir as soon as they are there; the same command goes on from what it finds,
+also with more methods, guidances or seeds. `frontiers.json` has the means over queries, seeds averaged first, the
+frontiers of accuracy and recall of right samples (`evaluation.frontier`), and the differences of every two methods.
 
 Choose settings on `--turn=2`, the second picture of each held-out class, and report `--turn=1`.
 """
@@ -68,11 +69,18 @@ def measure(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[st
             recipes = recipes_of(run, params, query, models[i])
             references = jnp.asarray(run.dataset.references(query.composition, config.evaluate.references))
             for method, setting in wanted:
-                if method not in recipes:
-                    raise UserError(f"--methods has no {method!r}{nearest(method, recipes)}: {', '.join(recipes)}.")
-                recipe, weight = recipes[method], float(setting)
+                name, _, interval = method.partition("@")
+                if name not in recipes:
+                    raise UserError(f"--methods has no {name!r}{nearest(name, recipes)}: {', '.join(recipes)}.")
+                recipe, weight = recipes[name], float(setting)
+                least, most = map(float, (interval or "0:inf").split(":"))
                 recipe = (
-                    dataclasses.replace(recipe, weights=recipe.weights * (weight / jnp.sum(recipe.weights)))
+                    dataclasses.replace(
+                        recipe,
+                        weights=recipe.weights * (weight / jnp.sum(recipe.weights)),
+                        class_sigma_min=least,
+                        class_sigma_max=most,
+                    )
                     if len(recipe.weights)
                     else dataclasses.replace(recipe, teacher_weight=weight)
                 )

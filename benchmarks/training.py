@@ -39,7 +39,7 @@ def training(config: ml_collections.ConfigDict) -> Training:
     assert options is not None  # a network that is to be trained
 
     picture = (network.sample_size, network.sample_size, network.in_channels)
-    places, _ = devices.share_of_batch(options.batch_size, options.accumulate)
+    places, _ = devices.batch_rows(options.batch_size, options.accumulate)
     noise = np.random.default_rng(0).standard_normal((*places.shape, *picture), np.float32)
     pictures = (noise, np.zeros(places.shape, np.int32))
     step = compiled_step(backbone=model, options=options, schedule=schedule, shape=picture)

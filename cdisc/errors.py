@@ -50,6 +50,27 @@ def require_known(name: str, value: Any, known: Sequence[Any]) -> None:
         raise ValueError(f"{name} has {value!r}, which cdisc does not know{hint}")
 
 
+def require_array(name: str, value: Any, dtype: str, axes: Sequence[int], wanted: str) -> None:
+    """Refuses an argument of a public function that has another type or number of axes than the function computes with.
+
+    Args:
+      name: the argument's.
+      value: what was given.
+      dtype: how the name of its type must begin: "float32", "int", "key<".
+      axes: how many axes it may have.
+      wanted: what to give, for the message.
+
+    Raises:
+      TypeError: for another type.
+      ValueError: for another number of axes.
+    """
+    found, shape = str(getattr(value, "dtype", type(value).__name__)), getattr(value, "shape", ())
+    if not (hasattr(value, "dtype") and found.startswith(dtype)):
+        raise TypeError(f"{name} is {found} of shape {shape}: give {wanted}.")
+    if len(shape) not in axes:
+        raise ValueError(f"{name} has the shape {shape}: give {wanted}.")
+
+
 def require_positive(**values: int | Sequence[int] | None) -> None:
     """Refuses counts below 1; None is not checked.
 

@@ -9,9 +9,17 @@ import zlib
 
 import jax
 
+from cdisc.errors import require_array
+
 
 def named(key: jax.Array, name: str, *numbers: int | jax.Array) -> jax.Array:
-    """The key of the use `name` of `key`, or of its item `numbers`, such as a step or a row; `name` is static."""
+    """The key of the use `name` of `key`, or of its item `numbers`, such as a step or a row; `name` is static.
+
+    Raises:
+      TypeError: if `key` is no random key.
+      ValueError: if it is several.
+    """
+    require_array("the key", key, "key<", (0,), "one made by jax.random.key(seed)")
     key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     for number in numbers:
         key = jax.random.fold_in(key, number)

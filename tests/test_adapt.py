@@ -324,6 +324,20 @@ def test_examples_that_are_missing_are_named(field, changes):
         _seen(_change(**changes), adapt.Examples(EXAMPLES.query))
 
 
+@pytest.mark.parametrize(
+    ("changes", "key", "sentence"),
+    [
+        ({"query": EXAMPLES.query.astype(jnp.bfloat16)}, KEY, "examples.query is bfloat16"),
+        ({"query": jnp.ones(SHAPE, jnp.uint8)}, KEY, "examples.query is uint8"),
+        ({"pool": POOL[0]}, KEY, r"examples.pool has the shape \(2, 2, 1\): give pictures like the query"),
+        ({}, 7, "the key is int"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_named(changes, key, sentence):
+    with pytest.raises((TypeError, ValueError), match=f"^{sentence}"):
+        adapt.fit(POINTS, POINT_PARAMS, SCHEDULE, EXAMPLES.replace(**changes), key, _change(pool="both", steps=1))
+
+
 def test_null_dropout_shows_the_null_class_to_its_share():
     state, seen = _seen(_change(null_dropout=0.3, batch_size=2000))
     null = (seen[0][1] == 7.0).all(axis=1)

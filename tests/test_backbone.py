@@ -11,7 +11,7 @@ import tiny
 from cdisc.diffusion import exact
 from cdisc.diffusion.parameterization import eps_from_v
 from cdisc.diffusion.schedule import linear_beta
-from cdisc.networks import backbone, denoiser, unet
+from cdisc.networks import backbone, denoiser, lora, unet
 
 SCHEDULE = linear_beta(1000)
 MIXTURE = exact.GaussianMixture(
@@ -84,6 +84,35 @@ def test_a_predicted_picture_is_turned_into_eps(params, raw):
     applied = jax.jit(backbone.unet(tiny.NETWORK, SCHEDULE, "sample").apply)(params, x, T, embeddings)
     a = np.asarray(SCHEDULE.alpha_bar, np.float64)[np.asarray(T)][:, None, None, None]
     np.testing.assert_allclose(applied, (x - np.sqrt(a) * out) / np.sqrt(1 - a), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("x", "t", "rows", "sentence"),
+    [
+        (jnp.ones((8, 8, 3)), T[0], 1, r"x has the shape \(8, 8, 3\): give pictures"),
+        (jnp.ones((4, 8, 8, 3), jnp.bfloat16), T, 4, "x is bfloat16"),
+        (jnp.ones((4, 8, 8, 3), jnp.uint8), T, 4, "x is uint8"),
+        (jnp.ones((4, 8, 8, 3)), T[:3], 4, r"x has the shape \(4, 8, 8, 3\) and t \(3,\): give one for each row"),
+        (jnp.ones((4, 8, 8, 3)), T, 1, r"x has the shape \(4, 8, 8, 3\) and embeddings \(1, 32\)"),
+    ],
+)
+def test_what_a_network_cannot_take_is_named(params, x, t, rows, sentence):
+    with pytest.raises((TypeError, ValueError), match=f"^{sentence}"):
+        backbone.unet(tiny.NETWORK, SCHEDULE).apply(params, x, t, jnp.zeros((rows, 32)))
+
+
+def test_a_mixture_takes_a_batch_and_no_adapter():
+    model, weights = backbone.mixture(SCHEDULE), jnp.eye(3)[:2]
+    with pytest.raises(ValueError, match=r"^x has the shape \(2,\)"):
+        model.apply(MIXTURE, X[0], T[:2], weights)
+    with pytest.raises(TypeError, match=r"^x is int32"):
+        model.apply(MIXTURE, jnp.ones((2, 2), jnp.int32), T[:2], weights)
+    factors = {"layer": {"a": jnp.ones((2, 1)), "b": jnp.ones((1, 2))}}
+    with pytest.raises(ValueError, match="an exact mixture has no layers"):
+        model.apply(MIXTURE, X[:2], T[:2], weights, lora.Adapter(factors))
+    np.testing.assert_array_equal(
+        model.apply(MIXTURE, X[:2], T[:2], weights, lora.Adapter()), model.apply(MIXTURE, X[:2], T[:2], weights)
+    )
 
 
 def test_an_unknown_prediction_type_is_named():

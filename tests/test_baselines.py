@@ -70,6 +70,31 @@ def test_top1_finds_the_class_that_made_the_query():
     assert baselines.top1(losses) == 2
 
 
+def test_a_loss_that_is_not_a_number_never_wins():
+    # Catches: argmin and top_k as they are, which prefer it.
+    losses = jnp.asarray([0.5, jnp.nan, 0.2, 0.3, jnp.inf])
+    assert baselines.top1(losses) == 2
+    classes, weights = baselines.top3_weights(losses, 0.1)
+    np.testing.assert_array_equal(classes, [2, 3, 0])
+    np.testing.assert_allclose(weights, jax.nn.softmax(jnp.asarray([-2.0, -3.0, -5.0])), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("query", "changes", "sentence"),
+    [
+        (QUERY.astype(jnp.bfloat16), {}, "query is bfloat16 of shape .*: give a picture as float32"),
+        (jnp.ones(3, jnp.int32), {}, "query is int32"),
+        ([0.5, 0.1], {}, "query is list"),
+        (QUERY, {"key": 1}, "the key is int"),
+        (QUERY, {"num_draws": 0}, "num_draws is 0"),
+    ],
+)
+def test_what_class_losses_cannot_use_is_named(query, changes, sentence):
+    arguments = {"key": jax.random.key(0)} | changes
+    with pytest.raises((TypeError, ValueError), match=f"^{sentence}"):
+        baselines.class_losses(_offset_network, jnp.zeros((2, 3)), SCHEDULE, query, **arguments)
+
+
 def test_top3_weights_are_a_softmax_over_the_three_smallest_losses():
     losses = jnp.asarray([0.5, 0.1, 0.9, 0.2, 0.4])
     classes, weights = baselines.top3_weights(losses, 0.1)

@@ -21,6 +21,9 @@ SMALL = concepts.DiscoveryOptions(
 )
 
 
+FLOATS = [field.name for field in dataclasses.fields(concepts.DiscoveryOptions) if field.type is float]
+
+
 def grid() -> exact.GaussianMixture:
     """All pairs of levels but one: in the plane, a picture of two attributes."""
     cells = jnp.array([(x, y) for x in LEVELS for y in LEVELS if (x, y) != HELD_OUT])
@@ -58,7 +61,7 @@ def test_discovery_is_consistent_with_its_parts():
     assert len(picked) >= 1
     assert candidates[picked].all()
     assert (np.asarray(found.pool.residual)[picked] <= SMALL.max_residual).all()
-    assert 0 < int(found.nfe) <= SMALL.max_evaluations
+    assert 0 < int(found.info.nfe) <= SMALL.max_evaluations
     picks, _, teacher = concepts.assemble(query, found.pool, found.experts, SMALL)
     np.testing.assert_array_equal(picks.indices, found.selection.indices)
     np.testing.assert_allclose(teacher.mean, found.teacher.mean, atol=1e-6)
@@ -133,6 +136,54 @@ def test_both_ascents_find_the_same_prototypes():
     np.testing.assert_allclose(one.teacher.mean, two.teacher.mean, atol=0.05)
 
 
+def test_the_info_counts_what_was_left_out():
+    """Two far components; the score overflows left of a threshold, and chains that come there are dropped."""
+    pair = exact.GaussianMixture(jnp.full(2, 0.5), jnp.array([[-1.0, 0.2], [1.0, 0.2]]), jnp.full((2, 2), 0.01))
+    exact_eps = exact.mixture_eps(pair, SCHEDULE)
+    options = dataclasses.replace(
+        SMALL, timesteps=(60,), starts_per_t=16, rounds=4, capacity=3, start_mode="random", tolerance=1e-3
+    )
+
+    @functools.partial(jax.jit, static_argnames="options")
+    def run(threshold, options=options):
+        def overflowing(x, t):
+            return jnp.where(x[:, :1] < threshold, jnp.inf, exact_eps(x, t))
+
+        return concepts.discover(overflowing, SCHEDULE, jnp.array([1.0, 0.2]), jax.random.key(0), options)
+
+    found = run(0.0)
+    assert int(found.info.chains) == 16
+    assert 0 < int(found.info.dropped) == int(found.info.unconverged) < 16  # all others arrive
+    assert int(found.pool.basin.sum()) == 16 - int(found.info.dropped)
+    nothing = run(100.0)
+    assert (int(nothing.info.dropped), int(nothing.info.unconverged), int(nothing.info.saddles)) == (16, 16, 0)
+    assert not nothing.pool.mask.any() and not nothing.selection.mask.any()
+    assert float(nothing.info.clipped_below) == float(nothing.info.experts_clipped_below) == 0.0
+    # Too few steps: no residual is small, and none is dropped; each chain leads, and the pool has room for one.
+    short = dataclasses.replace(options, max_steps=2, max_residual=float("inf"), capacity=1, merge_radius=1e-6)
+    info = run(-100.0, short).info
+    assert (int(info.chains), int(info.unconverged), int(info.dropped), int(info.leaders_dropped)) == (16, 16, 0, 15)
+    assert int(info.nfe) <= short.max_evaluations
+
+
+def test_the_info_says_how_much_of_the_variances_is_a_bound():
+    # Catches: shares over absent points, shares of the pool for those of the picks, bounds that are swapped.
+    options = dataclasses.replace(SMALL, covariance="deconvolved", floor=0.012, delta=0.45, max_curvature=-0.38)
+    found = find(jnp.array([0.7, 0.1]), jax.random.key(1), options)
+    pool, s2 = found.pool, np.asarray(found.experts.variance)
+    mask, picked = np.asarray(pool.mask), np.asarray(found.selection.indices)[np.asarray(found.selection.mask)]
+    a = np.asarray(SCHEDULE.alpha_bar[pool.t])[:, None]
+    below, above = s2 == np.float32(0.012), s2 >= (1 - a) / a * 0.55 / 0.45 * 0.99999
+    assert 0 < below[mask].mean() < 1 and 0 < above[mask].mean() < 1 and mask.sum() < 16 and len(picked) > 0
+    for rows, low, high in (
+        (mask, found.info.clipped_below, found.info.clipped_above),
+        (picked, found.info.experts_clipped_below, found.info.experts_clipped_above),
+    ):
+        np.testing.assert_allclose(low, below[rows].mean(), rtol=1e-5)
+        np.testing.assert_allclose(high, above[rows].mean(), rtol=1e-5)
+    assert int(found.info.saddles) == (mask & (np.asarray(pool.curvature) >= -0.38)).sum() > 0
+
+
 def test_rounds_find_what_is_found_at_once():
     """From pure noise, 60 chains at each of two levels find all eight cells, whatever they are divided into."""
     many = dataclasses.replace(SMALL, timesteps=(20, 60), starts_per_t=60, capacity=24, start_mode="random")
@@ -143,12 +194,39 @@ def test_rounds_find_what_is_found_at_once():
         found = find(query, jax.random.key(6), options)
         mask = np.asarray(found.pool.mask)
         assert int(found.pool.basin.sum()) == 120  # every chain is counted
-        assert int(found.nfe) <= options.max_evaluations
+        assert int(found.info.nfe) <= options.max_evaluations
         for t in (20, 60):
             here = np.asarray(found.pool.m)[mask & (np.asarray(found.pool.t) == t)]
             assert {tuple(np.rint(m * 10).astype(int).tolist()) for m in here} >= cells
     # Rounds start from noise of their own: else each point of the first would be found six times.
     assert len(set(np.asarray(found.pool.basin)[mask].tolist()) - {0, 6, 12, 18}) > 2
+
+
+@pytest.mark.parametrize("estimator", ["lattice", "hutchinson"])
+def test_no_key_is_used_twice(estimator, monkeypatch):
+    # Catches: rounds that start from the same noise, rows or probes that share a key, a key that is drawn from and has
+    # others derived from it.
+    drawn_from, derived_from = [], []
+
+    def recorded(fn, used):
+        def record(data):
+            used.append(tuple(np.ravel(data).tolist()))
+
+        def called(key, *args, **options):
+            jax.debug.callback(record, jax.random.key_data(key))
+            return fn(key, *args, **options)
+
+        return called
+
+    for name, used in (("normal", drawn_from), ("rademacher", drawn_from), ("fold_in", derived_from)):
+        monkeypatch.setattr(jax.random, name, recorded(getattr(jax.random, name), used))
+    options = dataclasses.replace(SMALL, timesteps=(60,), starts_per_t=4, rounds=2, capacity=4, estimator=estimator)
+    jax.jit(lambda key: concepts.discover(eps_fn, SCHEDULE, jnp.array([0.7, 0.1]), key, options))(jax.random.key(0))
+    jax.effects_barrier()
+    # Two rounds; then for each of four rows a start of the Krylov space, and one sign field or two probes.
+    assert len(drawn_from) == 2 + 4 + 4 * (1 if estimator == "lattice" else 2)
+    assert len(set(drawn_from)) == len(drawn_from)
+    assert derived_from and not set(drawn_from) & set(derived_from)
 
 
 def test_memory_follows_from_the_chains_of_a_round():
@@ -186,6 +264,10 @@ def test_the_default_options_keep_to_the_budget():
         ({"delta": 0.5}, "delta"),
         ({"timesteps": ()}, "timesteps"),
         ({"timesteps": (0, 50)}, "timesteps"),
+        ({"timesteps": (50, 100, 50)}, "timesteps has 50 more than once"),
+        ({"hierarchy": (10, 20, 20)}, "hierarchy has 20 more than once"),
+        *(({field: float("nan")}, f"{field} is nan") for field in FLOATS),
+        ({"max_residual": 0.0}, "max_residual is 0.0"),
     ],
 )
 def test_options_that_cannot_be_run_are_refused(change, message):
@@ -196,6 +278,20 @@ def test_options_that_cannot_be_run_are_refused(change, message):
 def test_options_given_as_lists_can_be_static_arguments():
     given = dataclasses.replace(SMALL, timesteps=[20, 60, 100], hierarchy=[20])
     assert hash(given) == hash(dataclasses.replace(SMALL, hierarchy=(20,)))
+
+
+def test_what_is_no_picture_or_no_key_is_refused():
+    query, key = jnp.zeros((4, 4, 3)), jax.random.key(0)
+    for error, message, args in (
+        (TypeError, "query is bfloat16", (query.astype(jnp.bfloat16), key)),
+        (TypeError, "query is uint8", (query.astype(jnp.uint8), key)),
+        (ValueError, r"query has the shape \(1, 4, 4, 3\): give one float32 picture", (query[None], key)),
+        (TypeError, r"key is int of shape \(\): give one random key", (query, 0)),
+        (TypeError, "key is uint32", (query, jax.random.PRNGKey(0))),
+        (ValueError, r"key has the shape \(2,\)", (query, jax.random.split(key))),
+    ):
+        with pytest.raises(error, match=f"^{message}"):
+            concepts.discover(eps_fn, SCHEDULE, *args, SMALL)
 
 
 def test_timesteps_beyond_the_schedule_are_refused():

@@ -152,7 +152,8 @@ def test_the_three_covariances_of_a_gaussian_component(t, laplace, posterior):
     x = jnp.sqrt(SCHEDULE.alpha_bar[t]) * jnp.full((2, 3), 0.3)
     u = covariance.exact_diagonal(exact.mixture_eps(component, SCHEDULE), SCHEDULE, x, ts)
     s2 = {
-        kind: covariance.variance(SCHEDULE, u, ts, kind=kind, delta=1e-4, floor=1e-6) for kind in covariance.COVARIANCES
+        kind: covariance.variance(SCHEDULE, u, ts, kind=kind, delta=1e-4, floor=1e-6)[0]
+        for kind in covariance.COVARIANCES
     }
     a = float(SCHEDULE.alpha_bar[t])
     np.testing.assert_allclose(s2["deconvolved"], true, rtol=2e-3)
@@ -164,17 +165,35 @@ def test_the_three_covariances_of_a_gaussian_component(t, laplace, posterior):
 
 
 @pytest.mark.parametrize("kind", covariance.COVARIANCES)
-def test_noisy_diagonals_give_positive_variances(kind):
+def test_noisy_diagonals_give_positive_variances_and_say_which_are_bounds(kind):
     u = jnp.array([[-3.0, 0.0, 0.5, 1.0, 7.0]])
     t = jnp.array([200])
-    s2 = covariance.variance(SCHEDULE, u, t, kind=kind, delta=0.01, floor=1e-3)
-    clipped = covariance.variance(SCHEDULE, jnp.clip(u, 0.01, 0.99), t, kind=kind, delta=0.01, floor=1e-3)
-    np.testing.assert_array_equal(s2, clipped)
+    s2, clipped = covariance.variance(SCHEDULE, u, t, kind=kind, delta=0.01, floor=1e-3)
+    a = float(SCHEDULE.alpha_bar[200])
     assert float(s2.min()) >= 1e-3
     assert np.all(np.diff(np.asarray(s2)[0]) >= 0)
-    assert float(covariance.variance(SCHEDULE, u, t, kind=kind, delta=0.01, floor=50.0).min()) == 50.0
+    np.testing.assert_array_equal(clipped.below, s2 == 1e-3)
+    if kind == "posterior":  # wider than the noise, as around a saddle: no pole, so no bound
+        assert not clipped.above.any()
+        np.testing.assert_allclose(s2[0, 2:], (1 - a) / a * u[0, 2:], rtol=1e-5)
+    else:
+        assert clipped.above.tolist() == [[False, False, False, True, True]]
+        largest, _ = covariance.variance(SCHEDULE, jnp.array([[0.99]]), t, kind=kind, delta=0.01, floor=1e-3)
+        np.testing.assert_allclose(s2[0, 3:], largest[0, 0], rtol=1e-5)
+    everywhere, clipped = covariance.variance(SCHEDULE, u, t, kind=kind, delta=0.01, floor=50.0)
+    assert float(everywhere.min()) == 50.0
+    assert clipped.below.tolist()[0][:3] == [True] * 3
     with pytest.raises(ValueError, match="covariance has"):
         covariance.variance(SCHEDULE, u, t, kind="full", delta=0.01, floor=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["posterior", "deconvolved"])
+def test_the_smallest_variance_is_the_same_at_every_noise_level(kind):
+    # Catches: a lower bound of `u`, which is a bound of `r u`, 130 times as high at t = 400 as at 50.
+    t = jnp.array([50, 200, 400])
+    s2, clipped = covariance.variance(SCHEDULE, jnp.full((3, 2), 1e-9), t, kind=kind, delta=1e-3, floor=1e-4)
+    np.testing.assert_array_equal(s2, jnp.float32(1e-4))
+    assert clipped.below.all()
 
 
 def test_one_linearisation_gives_a_pool_its_curvatures_and_posteriors_and_padding_is_harmless():
@@ -194,7 +213,7 @@ def test_one_linearisation_gives_a_pool_its_curvatures_and_posteriors_and_paddin
     hessians = jnp.sqrt(SCHEDULE.alpha_bar[t])[:, None, None] * jacobians.reshape(5, 12, 12) - jnp.eye(12)[None]
     np.testing.assert_allclose(measured.curvature[:3], jnp.linalg.eigvalsh(hessians)[:3, -1], atol=2e-4)
     assert np.isinf(measured.curvature[3:]).all()
-    variance = covariance.variance(SCHEDULE, u, t, kind="posterior", delta=1e-4, floor=1e-6)
+    variance, _ = covariance.variance(SCHEDULE, u, t, kind="posterior", delta=1e-4, floor=1e-6)
     expected = exact.posterior_variance(mixture, SCHEDULE, x[:3], t[:3])
     np.testing.assert_allclose(variance[:3], expected, rtol=2e-3, atol=1e-5)
     assert bool(jnp.all(jnp.isfinite(variance) & (variance > 0)))

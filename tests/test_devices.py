@@ -61,8 +61,8 @@ def answer(tmp_path_factory):
     return run
 
 
-# Eight go the way that four go; tests/test_mapping.py has eight too.
-@pytest.mark.parametrize("devices", [2, 4, pytest.param(8, marks=pytest.mark.slow)])
+# Four and eight go the way that two go; tests/test_mapping.py has a discovery on four and eight.
+@pytest.mark.parametrize("devices", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 8))])
 def test_results_do_not_depend_on_the_devices(answer, devices):
     # Catches: chains, modes or candidates left out or in another order, randomness that follows the device, a query
     # that is given another's result, samples that start from the noise of their batch.

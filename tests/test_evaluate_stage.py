@@ -16,11 +16,15 @@ from cdisc.app.stages import evaluate as stage
 from cdisc.app.stages import report
 from cdisc.app.stages.judge import bundled_judge, judge_about, judge_bundle, load_judge
 from cdisc.data import compositions
+from cdisc.discovery import concepts
 from cdisc.evaluation import metrics, protocol
 
-NOTHING = types.SimpleNamespace(
-    pool=None, selection=types.SimpleNamespace(indices=(), gains=(), mask=()), nfe=np.int32(7)
-)
+
+def nothing(i):
+    """A discovery of query `i` that found nothing, and counted what no other one did."""
+    counts = (np.int32(10 * i + n) for n in range(1, 6))
+    info = concepts.DiscoveryInfo(*counts, *(np.float32(n / 8) for n in range(4)), np.int32(i + 7))
+    return types.SimpleNamespace(pool=None, selection=types.SimpleNamespace(indices=(), gains=(), mask=()), info=info)
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def drawn_of(this):
 
 
 def written(this, drawn):
-    stage.write_results(this, [NOTHING] * len(drawn), drawn, load_judge(this))
+    stage.write_results(this, [nothing(i) for i in range(len(drawn))], drawn, load_judge(this))
     return results_lib.read(this.path("results.json"))
 
 
@@ -58,6 +62,10 @@ def test_one_sample_of_each_query_is_measured_by_classes(prepared):
     this = prepared(samples=1)
     drawn = drawn_of(this)
     results = written(this, drawn)
+    for i in (0, 20):
+        assert results["queries"][i]["nfe"] == i + 7
+        found = list(results["queries"][i]["discovery"].values())
+        assert found == [*range(10 * i + 1, 10 * i + 6), 0.0, 0.125, 0.25, 0.375]
     assert [query["name"] for query in results["queries"]] == [query.name for query in this.queries]
     for query, known in zip(results["queries"], this.queries, strict=True):
         for figures in query["methods"].values():
@@ -121,7 +129,7 @@ def test_a_stop_between_the_panels_of_the_page(prepared, monkeypatch):
     this = prepared(samples=1)
     monkeypatch.setattr(signals, "_asked", signal.SIGTERM)
     with pytest.raises(signals.Stopped):
-        next(report.panels(this, [NOTHING] * 21, drawn_of(this), {"queries": [{}] * 21}))
+        next(report.panels(this, [nothing(0)] * 21, drawn_of(this), {"queries": [{}] * 21}))
 
 
 def test_the_bundled_judge_is_used_where_it_fits(tmp_path, monkeypatch, capsys):

@@ -49,6 +49,13 @@ def test_interval_has_no_upper_end_unless_given_one():
     np.testing.assert_array_equal(everywhere(jnp.asarray([1, 1000])), [2.0, 2.0])
 
 
+def test_interval_takes_another_weight_outside():
+    # Catches: the conditional model left out where it should go on without guidance.
+    level = np.asarray(sigma(SCHEDULE, jnp.arange(1001)))
+    weight = guidance.interval(guidance.constant(3.0), SCHEDULE, level[200], level[600], outside=1.0)
+    np.testing.assert_array_equal(weight(jnp.asarray([1, 199, 200, 600, 601])), [1.0, 1.0, 3.0, 3.0, 1.0])
+
+
 def test_interval_treats_weights_of_single_elements_by_their_sample():
     weight = guidance.interval(lambda t: jnp.ones((t.shape[0], 2, 4)), SCHEDULE, 0.8)
     values = weight(T)

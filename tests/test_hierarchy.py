@@ -46,9 +46,9 @@ def whole() -> hierarchy.Hierarchy:
 def test_the_tree_of_nested_clusters_is_the_known_one(whole):
     # Catches: a level started from anywhere but the level below, places that belong to another mode.
     assert whole.t.tolist() == list(LEVELS)
-    for place, size in zip(whole.place, (1, 2, 4, 8), strict=True):
+    for mode, size in zip(whole.mode, (1, 2, 4, 8), strict=True):
         cluster = np.arange(8) // size
-        np.testing.assert_array_equal(place[:, None] == place[None], cluster[:, None] == cluster[None])
+        np.testing.assert_array_equal(mode[:, None] == mode[None], cluster[:, None] == cluster[None])
 
 
 def test_the_modes_of_each_level_are_the_exact_ones(whole):
@@ -64,7 +64,7 @@ def test_the_modes_of_each_level_are_the_exact_ones(whole):
         assert whole.residual[level][present].max() < OPTIONS.tolerance
         assert (whole.m[level][~present] == 0.0).all()
         # A point lies in the mode that its component belongs to.
-        distance = np.linalg.norm(whole.m[level][whole.place[level]] - np.asarray(nested().means), axis=1)
+        distance = np.linalg.norm(whole.m[level][whole.mode[level]] - np.asarray(nested().means), axis=1)
         assert distance.max() < 1.2
 
 
@@ -75,7 +75,7 @@ def test_modes_stay_apart_where_the_picture_has_shrunk():
     )
     options = concepts.DiscoveryOptions(**{**vars(OPTIONS), "hierarchy": LEVELS[-1:]})
     tree = followed(pair.means, np.zeros(2), options, exact.mixture_eps(pair, SCHEDULE))
-    np.testing.assert_allclose(tree.m[0][tree.place[0]], pair.means, rtol=1e-3)
+    np.testing.assert_allclose(tree.m[0][tree.mode[0]], pair.means, rtol=1e-3)
 
 
 def test_points_enter_at_their_own_level_in_any_order():
@@ -83,17 +83,17 @@ def test_points_enter_at_their_own_level_in_any_order():
     means = np.asarray(nested().means)
     points, t = means[[6, 0, 1, 3, 5]], [401, 0, 50, 51, 400]
     tree = followed(points, t)
-    assert [(row >= 0).tolist() for row in tree.place] == [
+    assert [(row >= 0).tolist() for row in tree.mode] == [
         [False, True, False, False, False],
         [False, True, True, False, False],
         [False, True, True, True, False],
         [False, True, True, True, True],
     ]
-    assert tree.place[1, 1] == tree.place[1, 2]
-    assert tree.place[2, 1] == tree.place[2, 3]
-    assert len(set(tree.place[3, 1:])) == 1
+    assert tree.mode[1, 1] == tree.mode[1, 2]
+    assert tree.mode[2, 1] == tree.mode[2, 3]
+    assert len(set(tree.mode[3, 1:])) == 1
     backwards = followed(points, t, concepts.DiscoveryOptions(**{**vars(OPTIONS), "hierarchy": LEVELS[::-1]}))
-    np.testing.assert_array_equal(backwards.place, tree.place)
+    np.testing.assert_array_equal(backwards.mode, tree.mode)
 
 
 def test_a_mode_is_climbed_from_once():
@@ -102,7 +102,7 @@ def test_a_mode_is_climbed_from_once():
     once, six = (followed(np.repeat(nested().means[:1], n, axis=0), np.zeros(n), alone) for n in (1, 6))
     start = jnp.sqrt(SCHEDULE.alpha_bar[LEVELS[0]]) * nested().means[:1]
     kernel = concepts.kernel(SCHEDULE, alone)
-    first = modes.ascend(EPS, start, jnp.asarray(LEVELS[:1]), kernel=kernel, max_steps=400, tolerance=1e-3, lanes=1)
+    _, first = modes.ascend(EPS, start, jnp.asarray(LEVELS[:1]), kernel=kernel, max_steps=400, tolerance=1e-3, lanes=1)
     assert int(six.nfe) == int(once.nfe) + 5 * int(first.nfe)
     assert int(once.nfe) > int(first.nfe) + 3
 
@@ -111,15 +111,29 @@ def test_a_point_that_is_no_number_is_left_out():
     points = np.array(nested().means[:3])
     points[1] = np.nan
     tree = followed(points, np.zeros(3))
-    assert tree.place[:, 1].tolist() == [-1] * 4
-    assert tree.place[1, 0] >= 0 and tree.place[1, 0] != tree.place[1, 2]
+    assert tree.mode[:, 1].tolist() == [-1] * 4
+    assert tree.mode[1, 0] >= 0 and tree.mode[1, 0] != tree.mode[1, 2]
     assert np.isfinite(tree.m).all()
 
 
 def test_a_residual_that_overflows_ends():
     # Catches: a mode without a point, which the next level counts once more: chains that no lane ever serves.
     tree = followed(nested().means[:1], np.zeros(1), eps_fn=lambda x, t: jnp.full_like(x, 1e25))
-    assert tree.place.tolist() == [[-1]] * 4
+    assert tree.mode.tolist() == [[-1]] * 4
+
+
+def test_what_cannot_be_followed_is_refused():
+    points, t = nested().means, jnp.zeros(8, jnp.int32)
+    beyond = concepts.DiscoveryOptions(hierarchy=(10, 1001))
+    for error, message, args in (
+        (ValueError, "hierarchy has 1001, but the schedule ends at 1000", (points, t, beyond)),
+        (TypeError, "points is int32", (points.astype(int), t, OPTIONS)),
+        (ValueError, r"points has the shape \(2,\)", (points[0], t[:1], OPTIONS)),
+        (TypeError, "t is float32", (points, jnp.zeros(8), OPTIONS)),
+        (ValueError, "t has 7 timesteps and points 8 rows", (points, t[:7], OPTIONS)),
+    ):
+        with pytest.raises(error, match=f"^{message}"):
+            hierarchy.follow(EPS, SCHEDULE, *args)
 
 
 def test_the_tree_as_json():
@@ -128,7 +142,7 @@ def test_the_tree_as_json():
         t=np.array([50, 200, 300]),
         m=np.zeros((3, 4, 2)),
         residual=np.array([[0.5, 0.25, np.inf, np.inf], [0.0, 0.125, np.inf, np.inf], [0.0, np.inf, np.inf, np.inf]]),
-        place=np.array([[1, 0, 1, -1], [0, 1, 0, 0], [0, 0, 0, 0]]),
+        mode=np.array([[1, 0, 1, -1], [0, 1, 0, 0], [0, 0, 0, 0]]),
         nfe=np.array(77),
     )
     tree = hierarchy.tree(found, np.array([1, 2, 4, 8]), ["a", "b", "a", "c"])

@@ -18,7 +18,7 @@ from cdisc.app.report import results as results_lib
 from cdisc.data import pictures
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.discovery import modes, selection
-from cdisc.discovery.concepts import Discovery
+from cdisc.discovery.concepts import Discovery, DiscoveryInfo
 
 _VOID = {"img", "meta", "br", "source", "link", "input", "hr"}
 
@@ -133,7 +133,7 @@ def _panel(shape: tuple[int, ...] = (8, 8, 3), concepts: int = 2, **changes: Any
         ),
         ownership=np.concatenate([np.moveaxis(shares, -1, 0)[:concepts], np.zeros((1, *shape))]),
         teacher=Gaussian(mean=rng.uniform(-1, 1, shape), variance=rng.uniform(0.1, 1, shape)),
-        nfe=np.int32(2000),
+        info=DiscoveryInfo(*[np.int32(0)] * 10),
     )
     return html.Panel(
         entry=entry,

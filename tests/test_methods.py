@@ -72,6 +72,28 @@ def test_a_teacher_and_classes_add_to_the_null_model(predict):
     np.testing.assert_allclose(predict(recipe), expected, rtol=1e-3, atol=2e-3)
 
 
+def test_classes_guide_in_an_interval_and_are_the_conditional_model_elsewhere(predict):
+    # Catches: no class at all outside, weights of 1 for each of several classes, an interval for the teacher too.
+    classes = jnp.asarray([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    level = np.asarray(sigma(SCHEDULE, T))
+    recipe = methods.Recipe(
+        TEACHER,
+        0.8,
+        embeddings=classes,
+        weights=jnp.asarray([1.5, 0.5]),
+        class_sigma_min=float(level[:2].mean()),
+        class_sigma_max=float(level[2:].mean()),
+    )
+    null = _eps(MIXTURE.weights)
+    teacher, spread = _teacher_terms()
+    weight = np.minimum(0.8 * spread.mean(axis=1, keepdims=True), 2.0)
+    inside = np.asarray([[0.0], [1.0], [1.0], [0.0]])
+    expected = null + weight * (teacher - null)
+    for c, w in zip(classes, (1.5, 0.5), strict=True):
+        expected += (w * inside + w / 2.0 * (1 - inside)) * (_eps(c) - null)
+    np.testing.assert_allclose(predict(recipe), expected, rtol=1e-3, atol=2e-3)
+
+
 @pytest.mark.parametrize("elementwise", [False, True])
 def test_a_teacher_alone_is_eq_13(predict, elementwise):
     recipe = methods.Recipe(TEACHER, 1.2, w_max=1.4, elementwise=elementwise)

@@ -1,6 +1,7 @@
 """Chains against the exact modes of mixtures; the pool against small cases worked by hand."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,11 @@ from cdisc.diffusion import exact, schedule
 from cdisc.discovery import covariance, modes
 
 SCHEDULE = schedule.linear_beta()
-merge = jax.jit(modes.merge, static_argnames="capacity")
+merge_with_info = jax.jit(modes.merge, static_argnames="capacity")
+
+
+def merge(*args, **options) -> modes.ModePool:
+    return merge_with_info(*args, **options)[0]
 
 
 def planar() -> exact.GaussianMixture:
@@ -33,13 +38,7 @@ def random_mixture(shape: tuple[int, ...], components: int = 4) -> exact.Gaussia
 
 
 def chains_of(x, residual) -> modes.Chains:
-    n = len(residual)
-    return modes.Chains(
-        x=jnp.asarray(x, jnp.float32),
-        residual=jnp.asarray(residual, jnp.float32),
-        steps=jnp.ones(n, jnp.int32),
-        nfe=jnp.asarray(n, jnp.int32),
-    )
+    return modes.Chains(x=jnp.asarray(x, jnp.float32), residual=jnp.asarray(residual, jnp.float32))
 
 
 def pool_at(x: jax.Array, t: jax.Array, mask: jax.Array | None = None) -> modes.ModePool:
@@ -104,7 +103,7 @@ def test_every_kernel_finds_exactly_the_modes(name):
     t = jnp.array([40, 150])
     x, ts = modes.starts(SCHEDULE, jax.random.key(1), jnp.zeros(2), t, 40, "random")
     eps_fn = exact.mixture_eps(mixture, SCHEDULE)
-    chains = modes.ascend(eps_fn, x, ts, kernel=kernel, max_steps=max_steps, tolerance=3e-5, lanes=16)
+    chains, _ = modes.ascend(eps_fn, x, ts, kernel=kernel, max_steps=max_steps, tolerance=3e-5, lanes=16)
     assert float(jnp.max(chains.residual)) < 3e-5
     pool = merge(chains, SCHEDULE, ts, 0.02, 16)
     assert int(pool.basin.sum()) == 80
@@ -165,7 +164,9 @@ PLANAR_EPS = exact.mixture_eps(planar(), SCHEDULE)
 
 
 @functools.cache
-def run(lanes: int, *, max_steps=60, tolerance=1e-3, kernel=MEAN_SHIFT, eps_fn=PLANAR_EPS) -> modes.Chains:
+def run(
+    lanes: int, *, max_steps=60, tolerance=1e-3, kernel=MEAN_SHIFT, eps_fn=PLANAR_EPS
+) -> tuple[modes.Chains, modes.AscentInfo]:
     x, t = modes.starts(SCHEDULE, jax.random.key(7), jnp.zeros(2), jnp.array([40, 120, 300]), 6, "hybrid")
     settings = {"kernel": kernel, "max_steps": max_steps, "tolerance": tolerance, "lanes": lanes}
     return jax.jit(functools.partial(modes.ascend, eps_fn, **settings))(x, t)
@@ -177,11 +178,13 @@ def test_a_chain_does_not_depend_on_the_lanes(name):
         "mean_shift": (MEAN_SHIFT, 1e-3),
         "adam": (modes.adam(SCHEDULE, 0.05), 0.1),
     }[name]
-    reference = run(1, kernel=kernel, tolerance=tolerance)
-    assert len(set(reference.steps.tolist())) > 4  # chains of unlike length, or the queue is not tested
+    reference, taken = run(1, kernel=kernel, tolerance=tolerance)
+    assert len(set(taken.steps.tolist())) > 4  # chains of unlike length, or the queue is not tested
+    assert taken.converged.tolist() == (np.asarray(reference.residual) < tolerance).tolist()
     for lanes in (5, 18, 100):
-        chains = run(lanes, kernel=kernel, tolerance=tolerance)
-        np.testing.assert_array_equal(chains.steps, reference.steps)
+        chains, info = run(lanes, kernel=kernel, tolerance=tolerance)
+        np.testing.assert_array_equal(info.steps, taken.steps)
+        np.testing.assert_array_equal(info.converged, taken.converged)
         np.testing.assert_allclose(chains.x, reference.x, atol=1e-5)
         np.testing.assert_allclose(chains.residual, reference.residual, atol=1e-5)
 
@@ -194,16 +197,16 @@ def test_nfe_is_what_was_evaluated_and_no_finished_chain_holds_a_lane(lanes):
         jax.debug.callback(lambda rows: seen.append(rows.shape[0]), x)
         return PLANAR_EPS(x, t)
 
-    chains = run(lanes, eps_fn=counting)
+    _, info = run(lanes, eps_fn=counting)
     jax.effects_barrier()
-    steps = np.asarray(chains.steps)
-    assert sum(seen) == int(chains.nfe)
+    steps, nfe = np.asarray(info.steps), int(info.nfe)
+    assert sum(seen) == nfe
     assert set(seen) == {lanes}
     # Graham's bound for list scheduling; running batches to their slowest chain breaks it.
-    assert steps.sum() <= int(chains.nfe) <= steps.sum() + (lanes - 1) * steps.max()
+    assert steps.sum() <= nfe <= steps.sum() + (lanes - 1) * steps.max()
     batches = steps[: len(steps) // lanes * lanes].reshape(-1, lanes)
     if lanes > 1:
-        assert int(chains.nfe) < lanes * batches.max(1).sum()
+        assert nfe < lanes * batches.max(1).sum()
 
 
 @pytest.mark.parametrize(("lanes", "count"), [(4, 7), (16, 5), (4, 0)])
@@ -211,22 +214,24 @@ def test_rows_beyond_the_count_are_neither_climbed_from_nor_waited_for(lanes, co
     # Catches: an idle lane that takes such a row, or a result written for one.
     x, t = modes.starts(SCHEDULE, jax.random.key(7), jnp.zeros(2), jnp.array([40, 120, 300]), 6, "hybrid")
     settings = {"kernel": MEAN_SHIFT, "max_steps": 60, "tolerance": 1e-3, "lanes": lanes}
-    whole = run(lanes)
-    part = jax.jit(lambda count: modes.ascend(PLANAR_EPS, x, t, count=count, **settings))(count)
+    whole, whole_info = run(lanes)
+    part, info = jax.jit(lambda count: modes.ascend(PLANAR_EPS, x, t, count=count, **settings))(count)
     np.testing.assert_allclose(part.x[:count], whole.x[:count], atol=1e-5)
-    np.testing.assert_array_equal(part.steps[:count], whole.steps[:count])
-    assert not np.asarray(part.x[count:]).any() and not np.asarray(part.steps[count:]).any()
-    used = np.asarray(part.steps)
-    assert int(part.nfe) <= used.sum() + (lanes - 1) * used.max()
+    np.testing.assert_array_equal(info.steps[:count], whole_info.steps[:count])
+    np.testing.assert_array_equal(info.converged[:count], whole_info.converged[:count])
+    for rest in (part.x[count:], info.steps[count:], info.converged[count:]):  # a residual of zero is no mode here
+        assert not np.asarray(rest).any()
+    used = np.asarray(info.steps)
+    assert int(info.nfe) <= used.sum() + (lanes - 1) * used.max()
 
 
 def test_the_residual_belongs_to_the_point_returned():
-    chains = run(4, max_steps=3)
+    chains, info = run(4, max_steps=3)
     _, t = modes.starts(SCHEDULE, jax.random.key(7), jnp.zeros(2), jnp.array([40, 120, 300]), 6, "hybrid")
     eps = PLANAR_EPS(chains.x, t)
     np.testing.assert_allclose(chains.residual, jnp.sqrt(jnp.mean(eps**2, axis=1)), rtol=1e-4)
-    assert int(chains.steps.max()) == 3
-    assert float(chains.residual.max()) > 1e-3
+    assert int(info.steps.max()) == 3
+    assert float(chains.residual.max()) > 1e-3 and not info.converged.all()
 
 
 def test_merge_counts_basins_within_a_timestep_and_keeps_the_best_residual():
@@ -273,15 +278,53 @@ def test_merge_forgets_what_did_not_arrive_and_pads_with_numbers():
     np.testing.assert_array_equal(pool.x[1:], 0.0)
 
 
+def test_merge_says_what_it_leaves_out():
+    # Catches: chains of earlier rounds, or their absent points, that are counted again; a chain that joins counted.
+    at = jnp.full(5, 100)
+    x, residual = np.array([[0.0], [1.0], [2.0], [0.0], [5.0]]), [0.01, 0.01, 0.01, 0.9, np.nan]
+    pool, info = merge_with_info(chains_of(x, residual), SCHEDULE, at, 0.1, 2, max_residual=0.05)
+    assert (int(info.dropped), int(info.leaders_dropped), int(pool.basin.sum())) == (1, 1, 3)
+    later = chains_of([[0.0], [7.0]], [0.01, 0.9])
+    pool, info = merge_with_info(later, SCHEDULE, at[:2], 0.1, 4, max_residual=0.05, found=pool)
+    assert (int(info.dropped), int(info.leaders_dropped), int(pool.basin.sum())) == (1, 0, 4)
+    assert pool.mask.tolist() == [True, True, False, False]
+    _, info = merge_with_info(later, SCHEDULE, at[:2], 0.1, 4, max_residual=0.05, found=pool)
+    assert int(info.dropped) == 1
+
+
+def test_public_functions_refuse_what_they_would_misread():
+    query, key, t = jnp.zeros((2, 2, 3)), jax.random.key(0), jnp.array([50])
+    for error, message, args in (
+        (TypeError, "query is bfloat16 of shape (2, 2, 3): give one", (key, query.astype(jnp.bfloat16), t)),
+        (TypeError, "query is int32", (key, jnp.zeros((2, 2, 3), jnp.int32), t)),
+        (ValueError, "query has the shape (1, 2, 2, 3): give one", (key, query[None], t)),
+        (TypeError, "key is int of shape ()", (0, query, t)),
+        (ValueError, "key has the shape (2,)", (jax.random.split(key), query, t)),
+        (TypeError, "t is float32", (key, query, jnp.array([50.0]))),
+        (TypeError, "t is int of shape ()", (key, query, 50)),
+    ):
+        with pytest.raises(error, match=f"^{re.escape(message)}"):
+            modes.starts(SCHEDULE, *args, 4, "query")
+    settings = {"kernel": MEAN_SHIFT, "max_steps": 2, "tolerance": 0.1, "lanes": 2}
+    for error, message, x, at in (
+        (TypeError, "x is float16", jnp.zeros((3, 2), jnp.float16), jnp.full(3, 50)),
+        (ValueError, "x has the shape (2,)", jnp.zeros(2), jnp.full(2, 50)),
+        (ValueError, "t has the shape ()", jnp.zeros((3, 2)), jnp.int32(50)),
+        (ValueError, "t has 2 timesteps and x 3 rows", jnp.zeros((3, 2)), jnp.full(2, 50)),
+    ):
+        with pytest.raises(error, match=f"^{re.escape(message)}"):
+            modes.ascend(PLANAR_EPS, x, at, **settings)
+
+
 def test_an_infinite_residual_is_no_mode_however_large_a_residual_may_be():
     pool = merge(chains_of(np.zeros((2, 2)), [np.inf, np.nan]), SCHEDULE, jnp.full(2, 100), 0.1, 2)
     assert not pool.mask.any()
 
 
 def test_merge_does_not_depend_on_the_order_of_the_chains():
-    chains, t = run(4), jnp.repeat(jnp.array([40, 120, 300]), 6)
+    (chains, _), t = run(4), jnp.repeat(jnp.array([40, 120, 300]), 6)
     shuffled = jax.random.permutation(jax.random.key(0), 18)
-    other = modes.Chains(chains.x[shuffled], chains.residual[shuffled], chains.steps[shuffled], chains.nfe)
+    other = modes.Chains(chains.x[shuffled], chains.residual[shuffled])
     one = merge(chains, SCHEDULE, t, 0.05, 10)
     two = merge(other, SCHEDULE, t[shuffled], 0.05, 10)
     jax.tree.map(np.testing.assert_array_equal, one, two)
@@ -291,12 +334,12 @@ def test_merge_does_not_depend_on_the_order_of_the_chains():
 def test_chains_that_come_in_parts_are_merged_as_if_together(cut):
     # Catches: a basin that counts once, a better chain that does not lead, absent places that count, points of other
     # timesteps that are joined.
-    chains, t = run(4), jnp.repeat(jnp.array([40, 120, 300]), 6)
+    (chains, _), t = run(4), jnp.repeat(jnp.array([40, 120, 300]), 6)
     expected = merge(chains, SCHEDULE, t, 0.05, 10)
     assert int(expected.basin.max()) > 2
     found = modes.empty_pool(10, chains.x[0])
     for rows in (slice(0, cut), slice(cut, 18)):
-        part = modes.Chains(chains.x[rows], chains.residual[rows], chains.steps[rows], chains.nfe)
+        part = modes.Chains(chains.x[rows], chains.residual[rows])
         found = merge(part, SCHEDULE, t[rows], 0.05, 10, found=found)
     present = int(expected.mask.sum())
     assert found.mask.tolist() == expected.mask.tolist()
@@ -312,8 +355,8 @@ def test_a_chain_that_starts_on_a_saddle_is_told_from_a_mode():
     t = jnp.full(3, 100)
     root = jnp.sqrt(SCHEDULE.alpha_bar[100])
     x = root * jnp.array([[0.0, 0.2], [-0.5, 0.1], [0.5, 0.3]])
-    chains = modes.ascend(eps_fn, x, t, kernel=MEAN_SHIFT, max_steps=200, tolerance=1e-5, lanes=2)
-    assert int(chains.steps[0]) == 1  # the midpoint has no score at all
+    chains, info = modes.ascend(eps_fn, x, t, kernel=MEAN_SHIFT, max_steps=200, tolerance=1e-5, lanes=2)
+    assert int(info.steps[0]) == 1  # the midpoint has no score at all
     pool = merge(chains, SCHEDULE, t, 0.01, 4)
     settings = {"curvature_iterations": 4, "probes": 1, "estimator": "hutchinson", "lanes": 2}
     linearise = jax.jit(functools.partial(covariance.linearise, eps_fn, SCHEDULE, **settings))

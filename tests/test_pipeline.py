@@ -81,6 +81,7 @@ def test_mixture_end_to_end(planar_run):
     assert results["methods"]["top1"]["joint_accuracy"] < 0.5
     for query in results["queries"]:
         assert query["nfe"] > 0
+        assert 0 < query["discovery"]["chains"] >= query["discovery"]["dropped"]
         assert query["source"] == "planar, query part"
     page = (planar_run / "report" / "index.html").read_text()
     assert_self_contained(page)

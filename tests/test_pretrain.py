@@ -36,7 +36,7 @@ COLOURS = jnp.asarray([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [0.5, 0.5, 1.0]])
 
 def _share(options, x0, labels):
     """A batch as a step takes it."""
-    places, _ = devices.share_of_batch(options.batch_size, options.accumulate)
+    places, _ = devices.batch_rows(options.batch_size, options.accumulate)
     return x0[places], labels[places]
 
 

@@ -1,8 +1,8 @@
 """The one place that knows devices: it maps a function of one query over many queries, and divides a training batch.
 
-Algorithms treat one query. Here queries are padded to a multiple of the devices and spread over them by `pmap`; those
-of one device run side by side (`vmap`) or one after the other. Results come back in order, without the padding. Queries
-are spread over the devices of this process alone, so that processes need not wait for one another; a training batch is
+Algorithms treat one query. Here queries are padded to a multiple of the devices and spread over them; those of one
+device run side by side (`vmap`) or one after the other. Results come back in order, without the padding. Queries are
+spread over the devices of this process alone, so that processes need not wait for one another; a training batch is
 divided among the devices of all processes (`training_step`).
 """
 
@@ -13,8 +13,56 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 _DEVICES = "devices"
+"""The name of the axis of devices; trees with a leading axis of them are called spread."""
+
+_SPREAD, _SHARED = PartitionSpec(_DEVICES), PartitionSpec()
+
+
+def by_pmap(fn: Callable[..., Any], spread: int, shared: int, everywhere: bool, **options: Any) -> Callable[..., Any]:
+    """`fn` on every device by `jax.pmap`.
+
+    Args:
+      fn: treats what one device has, and may use collectives over the axis of devices.
+      spread: how many arguments come first, each with a leading axis of this process's devices.
+      shared: how many follow, the same on all devices.
+      everywhere: on the devices of all processes together; else on those of this one.
+      **options: `out_axes=None` for results that are the same on all devices, else they are spread; `donate_argnums`.
+    """
+    devices = None if everywhere else jax.local_devices()
+    return jax.pmap(fn, _DEVICES, in_axes=(0,) * spread + (None,) * shared, devices=devices, **options)
+
+
+def by_shard_map(
+    fn: Callable[..., Any], spread: int, shared: int, everywhere: bool, out_axes: int | None = 0, **options: Any
+) -> Callable[..., Any]:
+    """The same by `jax.shard_map`."""
+    mesh = _mesh(everywhere)
+    in_specs = (_SPREAD,) * spread + (_SHARED,) * shared
+
+    def on_device(*args: Any) -> Any:
+        out = fn(*jax.tree.map(lambda leaf: leaf[0], args[:spread]), *args[spread:])
+        return out if out_axes is None else jax.tree.map(lambda leaf: leaf[None], out)
+
+    out_specs = _SHARED if out_axes is None else _SPREAD
+    mapped = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs), **options)
+
+    def apply(*args: Any) -> Any:
+        if everywhere and jax.process_count() > 1:
+            return mapped(*multihost_utils.host_local_array_to_global_array(args, mesh, in_specs))
+        return mapped(*jax.device_put(args, tuple(NamedSharding(mesh, spec) for spec in in_specs)))
+
+    return apply
+
+
+map_devices = by_pmap  # `by_shard_map` computes the same
+
+
+def _mesh(everywhere: bool = False) -> Mesh:
+    return Mesh(np.asarray(jax.devices() if everywhere else jax.local_devices()), (_DEVICES,))
 
 
 def size(tree: Any) -> int:
@@ -23,8 +71,13 @@ def size(tree: Any) -> int:
 
 
 def spread(tree: Any) -> Any:
-    """`split` into as many parts as this process has devices, each part on a device of its own."""
-    return jax.device_put(split(tree, jax.local_device_count()), _sharding(jax.sharding.PartitionSpec(_DEVICES)))
+    """`split` into as many parts as this process has devices, each of which holds its part."""
+    return jax.device_put(split(tree, jax.local_device_count()), NamedSharding(_mesh(), _SPREAD))
+
+
+def replicate(tree: Any) -> Any:
+    """`tree` on every device of this process, as `training_step` takes and returns it; leaves keep their shapes."""
+    return jax.device_put(tree, NamedSharding(_mesh(), _SHARED))
 
 
 # One small program for a whole tree; leaf by leaf, each shape would compile a program of its own.
@@ -56,65 +109,41 @@ def side_by_side(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
       fn: treats one item.
       num_shared: how many arguments follow the item, the same for all items.
     """
-    together = jax.vmap(fn, in_axes=(0, *(None,) * num_shared))
-    alone = _alone(fn)
 
-    def of_device(items: Any, *shared: Any) -> Any:
+    def on_device(items: Any, *shared: Any) -> Any:
+        if size(items) > 1:
+            return jax.vmap(fn, in_axes=(0, *(None,) * num_shared))(items, *shared)
         # A convolution whose kernel has a batch axis, be it of one, compiles and runs more slowly than one without.
-        return alone(items, *shared) if size(items) == 1 else together(items, *shared)
+        out = fn(jax.tree.map(lambda values: values[0], items), *shared)
+        return jax.tree.map(lambda values: values[None], out)
 
-    return jax.pmap(of_device, in_axes=(0, *(None,) * num_shared), devices=jax.local_devices())
+    return map_devices(on_device, 1, num_shared, everywhere=False)
 
 
 def one_by_one(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
     """`fn(item, *shared)` for items (D, ...), one for each device; D is at most the number of devices.
 
     For functions whose work differs from query to query, such as a loop that stops by its own residual: vectorised,
-    the quickest query would wait for the slowest.
-
-    Args:
-      fn: treats one item.
-      num_shared: how many arguments follow the item, the same for all items.
+    the quickest query would wait for the slowest. The arguments are those of `side_by_side`.
     """
-    mapped = jax.pmap(_alone(fn), in_axes=(0, *(None,) * num_shared), devices=jax.local_devices())
+    mapped = side_by_side(fn, num_shared)
     return lambda items, *shared: gather(mapped(spread(items), *shared), size(items))
 
 
 def divided(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
-    """`fn(item, *shared, axis_name=...)` for items (Q, ...), at most as many as there are devices.
+    """`fn(item, *shared, axis_name=...)` for items (D, ...), at most as many as there are devices.
 
     With as many items as devices, each device treats one, as in `one_by_one`. With fewer, they are treated one after
-    the other, each by all devices at once, which divide its rows among them (`discovery.shares`): none is idle.
-
-    Args:
-      fn: treats one item, alone where `axis_name` is None, otherwise together with the other members of that axis.
-      num_shared: how many arguments follow the item, the same for all items.
+    the other, each by all devices at once, over which its rows are sharded (`discovery.sharding`): none is idle. `fn`
+    treats one item, alone where `axis_name` is None, otherwise together with the other devices of that axis.
     """
     alone = one_by_one(functools.partial(fn, axis_name=None), num_shared)
-    mapped = jax.pmap(
-        _alone(functools.partial(fn, axis_name=_DEVICES)),
-        axis_name=_DEVICES,
-        in_axes=(0, *(None,) * num_shared),
-        devices=jax.local_devices(),
-    )
-
-    def together(items: Any, *shared: Any) -> Any:
-        # A single item is spread as a copy for each device, and all of them are left with its result.
-        return gather(mapped(spread(items), *shared), 1)
+    # A single item is spread as a copy for each device, and all of them are left with its result.
+    together = one_by_one(functools.partial(fn, axis_name=_DEVICES), num_shared)
 
     def apply(items: Any, *shared: Any) -> Any:
         few = size(items) < jax.local_device_count()
         return in_groups(together, items, *shared, at_once=1) if few else alone(items, *shared)
-
-    return apply
-
-
-def _alone(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` for a stack of one item, without a batch axis inside."""
-
-    def apply(items: Any, *shared: Any) -> Any:
-        out = fn(jax.tree.map(lambda values: values[0], items), *shared)
-        return jax.tree.map(lambda values: values[None], out)
 
     return apply
 
@@ -139,10 +168,10 @@ def groups(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:
 
 def in_groups(mapped: Callable[..., Any], items: Any, *shared: Any, at_once: int | None = None) -> Any:
     """Applies a function of stacked items to `at_once` of (Q, ...) at a time; by default, as many as devices."""
-    indices = list(range(size(items)))
+    at_once = at_once or jax.local_device_count()
     parts = [
-        mapped(jax.tree.map(lambda leaf, g=group: leaf[g[0] : g[-1] + 1], items), *shared)
-        for group in groups(indices, at_once or jax.local_device_count())
+        mapped(jax.tree.map(lambda leaf, i=i: leaf[i : i + at_once], items), *shared)
+        for i in range(0, size(items), at_once)
     ]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
@@ -158,15 +187,6 @@ def unstack(tree: Any) -> list[Any]:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in range(size(host))]
 
 
-def replicate(tree: Any) -> Any:
-    """`tree` on every device of this process, as `training_step` takes and returns it; leaves keep their shapes."""
-    return jax.device_put(tree, _sharding(jax.sharding.PartitionSpec()))
-
-
-def _sharding(spec: jax.sharding.PartitionSpec) -> jax.sharding.NamedSharding:
-    return jax.sharding.NamedSharding(jax.sharding.Mesh(np.asarray(jax.local_devices()), (_DEVICES,)), spec)
-
-
 def host_device() -> jax.Device:
     """The host's processor, for what is prepared while the devices work: on a device it would wait its turn."""
     try:
@@ -175,7 +195,7 @@ def host_device() -> jax.Device:
         return jax.local_devices()[0]
 
 
-def share_of_batch(count: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+def batch_rows(count: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
     """Which pictures of a batch go to the devices of this process.
 
     Args:
@@ -183,15 +203,14 @@ def share_of_batch(count: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
       parts: micro-batches of count / parts pictures each.
 
     Returns:
-      Their places in the batch, and whether they count, both (devices, parts, each): where the devices of all processes
-      do not divide the batch evenly, it is padded with pictures that do not count.
+      Their indices in the batch, and whether they count, both (devices, parts, each): where the devices of all
+      processes do not divide the batch evenly, it is padded with pictures that do not count.
     """
     local, devices = jax.local_device_count(), jax.device_count()
     part = count // parts
     each = -(-part // devices)
-    # The place of each device of this process among all.
-    place = np.arange(local) + jax.process_index() * local
-    columns = place[:, None] * each + np.arange(each)
+    index = np.arange(local) + jax.process_index() * local  # of this process's devices, among all
+    columns = index[:, None] * each + np.arange(each)
     rows = np.arange(parts)[None, :, None] * part + np.minimum(columns, part - 1)[:, None]
     return rows, np.broadcast_to((columns < part)[:, None], rows.shape)
 
@@ -206,7 +225,7 @@ def training_step(
 ) -> Callable[[Any, Any, jax.Array], tuple[Any, Any]]:
     """One step of training as a function `(state, pictures, key) -> (state, metrics)`, which overwrites its state.
 
-    `pictures` has the leaves (devices, parts, each, ...) of `share_of_batch`. Every device draws all other randomness
+    `pictures` has the leaves (devices, parts, each, ...) of `batch_rows`. Every device draws all other randomness
     for the whole batch, so that it does not depend on their number. Each sums the gradient over its own pictures; the
     sum over all devices of all processes updates the state, of which each keeps a copy.
 
@@ -222,27 +241,29 @@ def training_step(
       count: pictures in a batch.
       parts: micro-batches of count / parts pictures each, one after the other.
     """
-    rows, mask = share_of_batch(count, parts)
+    rows, mask = batch_rows(count, parts)
 
     def begin(rows: jax.Array, pictures: Any, mask: jax.Array, state: Any, key: jax.Array) -> tuple[Any, Any]:
         drawn = jax.tree.map(lambda leaf: leaf[rows], draw(state, key))
         # What came from the host is returned, so that it is moved once and not with every part.
         return zero_total(state), (pictures, drawn, mask)
 
-    def add_part(total: Any, share: Any, state: Any, index: jax.Array) -> Any:
-        return add(total, state, *jax.tree.map(lambda leaf: leaf[index], share))
+    def add_part(total: Any, batch: Any, state: Any, index: jax.Array) -> Any:
+        # A gradient by what all devices share would be summed over them at once: each takes that of its own copy.
+        state = jax.lax.pcast(state, _DEVICES, to="varying")
+        return add(total, state, *jax.tree.map(lambda leaf: leaf[index], batch))
 
     def finish(total: Any, state: Any) -> tuple[Any, Any]:
         return update(state, jax.lax.psum(total, _DEVICES))
 
-    begin_all = jax.pmap(begin, _DEVICES, in_axes=(0, 0, 0, None, None))
-    add_all = jax.pmap(add_part, _DEVICES, in_axes=(0, 0, None, None), donate_argnums=0)
-    finish_all = jax.pmap(finish, _DEVICES, in_axes=(0, None), out_axes=None, donate_argnums=1)
+    begin_all = map_devices(begin, 3, 2, everywhere=True)
+    add_all = map_devices(add_part, 2, 2, everywhere=True, donate_argnums=0)
+    finish_all = map_devices(finish, 1, 1, everywhere=True, out_axes=None, donate_argnums=1)
 
     def step(state: Any, pictures: Any, key: jax.Array) -> tuple[Any, Any]:
-        total, share = begin_all(rows, pictures, mask, state, key)
+        total, batch = begin_all(rows, pictures, mask, state, key)
         for index in range(parts):
-            total = add_all(total, share, state, index)
+            total = add_all(total, batch, state, np.int32(index))
         return finish_all(total, state)
 
     return step
@@ -250,7 +271,7 @@ def training_step(
 
 @functools.cache
 def _any() -> Callable[[np.ndarray], jax.Array]:
-    return jax.pmap(lambda said: jax.lax.pmax(said, _DEVICES), _DEVICES, out_axes=None)
+    return map_devices(lambda said: jax.lax.pmax(said, _DEVICES), 1, 0, everywhere=True, out_axes=None)
 
 
 def any_process(said: bool) -> jax.Array:

@@ -23,14 +23,22 @@ def constant(value: float | jax.Array) -> Weight:
 
 
 def interval(
-    weight: Weight, schedule: Schedule, sigma_min: float | jax.Array, sigma_max: float | jax.Array = float("inf")
+    weight: Weight,
+    schedule: Schedule,
+    sigma_min: float | jax.Array,
+    sigma_max: float | jax.Array = float("inf"),
+    outside: float | jax.Array = 0.0,
 ) -> Weight:
-    """`weight` where the noise-to-signal ratio lies in [sigma_min, sigma_max], else zero (Kynkaanniemi et al. 2024)."""
+    """`weight` where the noise-to-signal ratio lies in [sigma_min, sigma_max], else `outside`.
+
+    Kynkaanniemi et al. 2024 (arXiv 2404.07724) guide so with `outside` 1: the conditional model itself. With 0 the term
+    is left out there.
+    """
 
     def limited(t: jax.Array) -> jax.Array:
         level = sigma(schedule, t)
         values = weight(t)
-        return jnp.where(expand((level >= sigma_min) & (level <= sigma_max), values), values, 0.0)
+        return jnp.where(expand((level >= sigma_min) & (level <= sigma_max), values), values, outside)
 
     return limited
 

@@ -1,7 +1,9 @@
 """Concept discovery: from one picture to the teacher that represents its class (arXiv 2605.07078, section 3)."""
 
+import collections
 import dataclasses
 import math
+from typing import Any
 
 import flax.struct
 import jax
@@ -11,11 +13,9 @@ from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery import covariance as covariance_lib
-from cdisc.discovery import modes, poe, selection, shares
-from cdisc.errors import require_known, require_positive
-
-_Found = tuple[modes.ModePool, jax.Array]
-"""The points found so far, and the evaluations that it took."""
+from cdisc.discovery import modes, poe, selection, sharding
+from cdisc.errors import require_array, require_known, require_positive
+from cdisc.keys import named
 
 ASCENTS: tuple[str, ...] = ("mean_shift", "adam")
 
@@ -46,10 +46,10 @@ class DiscoveryOptions:
       probes: Jacobian products spent on each variance.
       estimator: "lattice" or "hutchinson" (`covariance.jacobian_diagonal`).
       covariance: "posterior", "laplace" or "deconvolved" (`covariance.variance`).
-      delta: the normalised Jacobian diagonal is clipped to [delta, 1 - delta].
-      floor: smallest variance of an expert, for pictures in [-1, 1].
+      delta: the normalised Jacobian diagonal is at most 1 - delta; "posterior" does without.
+      floor: smallest variance of an expert at every noise level, for pictures in [-1, 1].
       num_experts: K, the most experts picked.
-      tau: temperature of the experts' shares.
+      tau: temperature of the experts' ownership.
       one_per_t: whether at most one expert of each noise level is picked. Low-noise experts copy the query and win on
         likelihood.
       background_mean: mean of the background that every expert must beat.
@@ -79,7 +79,7 @@ class DiscoveryOptions:
     estimator: covariance_lib.Estimator = "lattice"
     covariance: covariance_lib.Covariance = "posterior"
     delta: float = 1e-3
-    floor: float = 1e-3
+    floor: float = 2e-3
     num_experts: int = 3
     tau: float = 0.5
     one_per_t: bool = False
@@ -113,15 +113,22 @@ class DiscoveryOptions:
                 f"rounds is {self.rounds}: the {self.starts_per_t} chains of starts_per_t cannot be divided into so "
                 "many equal parts."
             )
-        for field in ("learning_rate", "merge_radius", "floor", "tau", "background_variance"):
+        for field in ("learning_rate", "max_residual", "merge_radius", "floor", "tau", "background_variance"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"{field} is {getattr(self, field)}: use a positive number.")
+        for field in ("tolerance", "max_curvature", "background_mean"):
+            if math.isnan(getattr(self, field)):
+                raise ValueError(f"{field} is nan: use a number.")
         if not 0 < self.delta < 0.5:
             raise ValueError(f"delta is {self.delta}: use a number between 0 and 0.5.")
         if len(self.timesteps) == 0 or min(self.timesteps) < 1:
             raise ValueError(f"timesteps is {self.timesteps}: name at least one timestep, each from 1 to T.")
         if min(self.hierarchy, default=1) < 1:
             raise ValueError(f"hierarchy is {self.hierarchy}: name timesteps from 1 to T, or none.")
+        for field in ("timesteps", "hierarchy"):
+            repeated = [t for t, times in collections.Counter(getattr(self, field)).items() if times > 1]
+            if repeated:
+                raise ValueError(f"{field} has {repeated[0]} more than once: name each timestep once.")
 
     @property
     def chains(self) -> int:
@@ -137,8 +144,38 @@ class DiscoveryOptions:
         lanes = min(self.lanes, self.chains)
         ascent = self.rounds * math.ceil(self.chains / lanes) * lanes * self.max_steps
         lanes = min(self.lanes, self.capacity)
-        places = math.ceil(self.capacity / lanes) * lanes
-        return ascent + places * (1 + self.curvature_iterations + self.probes)
+        rows = math.ceil(self.capacity / lanes) * lanes
+        return ascent + rows * (1 + self.curvature_iterations + self.probes)
+
+
+@flax.struct.dataclass
+class DiscoveryInfo:
+    """What the discovery of one query took, and what it left out.
+
+    Attributes:
+      chains: () int32, chains run.
+      unconverged: () int32, of them, those whose residual was not below the tolerance after all of their steps.
+      dropped: () int32, those that were counted in no basin (`modes.MergeInfo`).
+      leaders_dropped: () int32, distinct points for which the pool had no room.
+      saddles: () int32, points of the pool that were no candidates for their curvature.
+      clipped_below: () share of the entries of the pool's variances that are `floor` (`covariance.ClipInfo`).
+      clipped_above: () the share that is bounded by `delta`.
+      experts_clipped_below: () the first share among the picked experts alone; 0 if there are none.
+      experts_clipped_above: () the second one.
+      nfe: () int32, evaluations of the network made, idle lanes included; a Jacobian product counts as one. It is the
+        only number that depends on how many devices share the work.
+    """
+
+    chains: jax.Array
+    unconverged: jax.Array
+    dropped: jax.Array
+    leaders_dropped: jax.Array
+    saddles: jax.Array
+    clipped_below: jax.Array
+    clipped_above: jax.Array
+    experts_clipped_below: jax.Array
+    experts_clipped_above: jax.Array
+    nfe: jax.Array
 
 
 @flax.struct.dataclass
@@ -151,8 +188,7 @@ class Discovery:
       selection: The K picks.
       ownership: (K, *shape), how much of each entry each pick owns (`poe.ownership`).
       teacher: Their product: the density that represents the query's class, mean and variance (*shape).
-      nfe: () int32, evaluations of the network made, idle lanes included; a Jacobian product counts as one. It is the
-        only number that depends on how many share the work.
+      info: What it took, and what was left out.
     """
 
     pool: modes.ModePool
@@ -160,7 +196,7 @@ class Discovery:
     selection: selection.Selection
     ownership: jax.Array
     teacher: Gaussian
-    nfe: jax.Array
+    info: DiscoveryInfo
 
 
 def kernel(schedule: Schedule, options: DiscoveryOptions) -> modes.Kernel:
@@ -188,19 +224,71 @@ def discover(
       query: (*shape), the picture.
       key: Random key.
       options: Everything else.
-      axis_name: Whose members divide the chains, the modes and the candidates (`shares`), to the same result except
-        for rounding: a member with fewer rows than `options.lanes` evaluates that many at once.
+      axis_name: Over whose devices the chains, the modes and the candidates are sharded (`sharding`), to the same
+        result except for rounding: a device with fewer rows than `options.lanes` evaluates that many at once.
+
+    Raises:
+      TypeError: if the query is not float32, or the key is no key.
+      ValueError: for a query with a batch axis, and for timesteps beyond the schedule.
     """
+    require_array("query", query, "float32", (1, 2, 3), "one float32 picture (H, W, C) or point (d,), without a batch")
+    require_array("key", key, "key<", (0,), "one random key, such as jax.random.key(0)")
     if max(options.timesteps) > schedule.num_timesteps:
         raise ValueError(
             f"timesteps has {max(options.timesteps)}, but the schedule ends at {schedule.num_timesteps}: "
             "use timesteps up to that."
         )
-    starts_key, jacobian_key = jax.random.split(key)
+    query = sharding.varying(query, axis_name)
+    pool, (chains, unconverged, dropped, leaders_dropped, ascent_nfe) = _find(
+        eps_fn, schedule, query, named(key, "starts"), options, axis_name
+    )
+    pool, u, linearise_nfe = covariance_lib.linearise(
+        eps_fn,
+        schedule,
+        pool,
+        named(key, "jacobian"),
+        curvature_iterations=options.curvature_iterations,
+        probes=options.probes,
+        estimator=options.estimator,
+        lanes=options.lanes,
+        axis_name=axis_name,
+    )
+    variance, clipped = covariance_lib.variance(
+        schedule, u, pool.t, kind=options.covariance, delta=options.delta, floor=options.floor
+    )
+    experts = Gaussian(mean=pool.m, variance=variance)
+    picks, ownership, teacher = assemble(query, pool, experts, options, axis_name)
+    picked = jax.tree.map(lambda leaf: leaf[picks.indices], clipped)
+    info = DiscoveryInfo(
+        chains=chains,
+        unconverged=unconverged,
+        dropped=dropped,
+        leaders_dropped=leaders_dropped,
+        saddles=jnp.sum(pool.mask & ~_candidates(pool, options), dtype=jnp.int32),
+        clipped_below=_share(clipped.below, pool.mask),
+        clipped_above=_share(clipped.above, pool.mask),
+        experts_clipped_below=_share(picked.below, picks.mask),
+        experts_clipped_above=_share(picked.above, picks.mask),
+        nfe=ascent_nfe + linearise_nfe,
+    )
+    return Discovery(pool, experts, picks, ownership, teacher, info)
+
+
+def _find(
+    eps_fn: EpsFn,
+    schedule: Schedule,
+    query: jax.Array,
+    key: jax.Array,
+    options: DiscoveryOptions,
+    axis_name: str | None,
+) -> tuple[modes.ModePool, tuple[jax.Array, ...]]:
+    """The stationary points around a query, and the first four counts of `DiscoveryInfo` with the evaluations made."""
     timesteps = jnp.asarray(options.timesteps, jnp.int32)
 
-    def climb(starts: tuple[jax.Array, jax.Array], mask: jax.Array) -> modes.Chains:
-        return modes.ascend(
+    def climb(
+        starts: tuple[jax.Array, jax.Array], mask: jax.Array
+    ) -> tuple[modes.Chains, tuple[jax.Array, jax.Array, jax.Array]]:
+        chains, info = modes.ascend(
             eps_fn,
             *starts,
             kernel=kernel(schedule, options),
@@ -209,46 +297,33 @@ def discover(
             lanes=options.lanes,
             count=jnp.sum(mask),
         )
+        ran = info.steps > 0
+        counts = (jnp.sum(ran, dtype=jnp.int32), jnp.sum(ran & ~info.converged, dtype=jnp.int32))
+        return chains, (*counts, info.nfe)
 
-    def one_round(carry: _Found, part: tuple[jax.Array, jax.Array]) -> tuple[_Found, None]:
-        found, nfe = carry
-        index, key = part
+    def one_round(carry: tuple[modes.ModePool, jax.Array], index: jax.Array) -> tuple[Any, None]:
+        found, counts = carry
         per_t, mode = options.starts_per_t // options.rounds, options.start_mode
-        x, t = modes.starts(schedule, key, query, timesteps, per_t, mode, index, options.rounds)
-        chains = shares.by_rows(climb, (x, t), jnp.ones(t.shape, bool), axis_name)
+        x, t = modes.starts(schedule, named(key, "round", index), query, timesteps, per_t, mode, index, options.rounds)
+        chains, (ran, unconverged, nfe) = sharding.map_rows(climb, (x, t), jnp.ones(t.shape, bool), axis_name)
         radius, most = options.merge_radius, options.max_residual
-        found = modes.merge(chains, schedule, t, radius, options.capacity, max_residual=most, found=found)
-        return (found, nfe + chains.nfe), None
+        found, left = modes.merge(chains, schedule, t, radius, options.capacity, max_residual=most, found=found)
+        return (found, counts + jnp.stack([ran, unconverged, left.dropped, left.leaders_dropped, nfe])), None
 
-    keys = starts_key[None] if options.rounds == 1 else jax.random.split(starts_key, options.rounds)
-    none = (modes.empty_pool(options.capacity, query), jnp.int32(0))
-    (pool, ascent_nfe), _ = jax.lax.scan(one_round, none, (jnp.arange(options.rounds), keys))
-    pool, u, linearise_nfe = covariance_lib.linearise(
-        eps_fn,
-        schedule,
-        pool,
-        jacobian_key,
-        curvature_iterations=options.curvature_iterations,
-        probes=options.probes,
-        estimator=options.estimator,
-        lanes=options.lanes,
-        axis_name=axis_name,
-    )
-    experts = Gaussian(
-        mean=pool.m,
-        variance=covariance_lib.variance(
-            schedule, u, pool.t, kind=options.covariance, delta=options.delta, floor=options.floor
-        ),
-    )
-    picks, ownership, teacher = assemble(query, pool, experts, options, axis_name)
-    return Discovery(
-        pool=pool,
-        experts=experts,
-        selection=picks,
-        ownership=ownership,
-        teacher=teacher,
-        nfe=ascent_nfe + linearise_nfe,
-    )
+    begin = sharding.varying_as((modes.empty_pool(options.capacity, query), jnp.zeros(5, jnp.int32)), query)
+    (pool, counts), _ = jax.lax.scan(one_round, begin, jnp.arange(options.rounds))
+    return pool, tuple(counts)
+
+
+def _candidates(pool: modes.ModePool, options: DiscoveryOptions) -> jax.Array:
+    """Which points of a pool may be picked: (N,) bool."""
+    return pool.mask & (pool.curvature < options.max_curvature)
+
+
+def _share(entries: jax.Array, mask: jax.Array) -> jax.Array:
+    """The share of `entries` (N, *shape) that hold, in the rows of `mask` (N,): (); 0 without any."""
+    rows = jnp.mean(entries.reshape(entries.shape[0], -1), axis=1)
+    return jnp.sum(jnp.where(mask, rows, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def assemble(
@@ -271,7 +346,7 @@ def assemble(
         likelihood,
         background.log_prob_of_entries(query),
         num_experts=options.num_experts,
-        candidates=pool.mask & (pool.curvature < options.max_curvature),
+        candidates=_candidates(pool, options),
         t=pool.t if options.one_per_t else None,
         axis_name=axis_name,
     )

@@ -15,6 +15,8 @@ import numpy as np
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery import concepts, modes
+from cdisc.discovery.sharding import varying_as
+from cdisc.errors import require_array
 
 
 @flax.struct.dataclass
@@ -25,7 +27,7 @@ class Hierarchy:
       t: (L,) int32 timesteps, from fine to coarse.
       m: (L, N, *shape), the clean modes of each level, the present ones first; zero where absent.
       residual: (L, N), as in `modes.Chains`; infinite where absent.
-      place: (L, N) int32, which of the level's modes each point has reached; -1 before it enters. Points in one place
+      mode: (L, N) int32, which of the level's modes each point has reached; -1 before it enters. Points in one mode
         stay together from there on.
       nfe: () int32, evaluations of the network made.
     """
@@ -33,7 +35,7 @@ class Hierarchy:
     t: jax.Array
     m: jax.Array
     residual: jax.Array
-    place: jax.Array
+    mode: jax.Array
     nfe: jax.Array
 
 
@@ -43,7 +45,7 @@ def follow(
     """Follows points through the noise levels `options.hierarchy`, each from its own level on.
 
     At every level the ascent begins at the modes of the level below and at the points that enter there; those that end
-    in one place are one mode from there on, so that the ascent starts only once from each mode. At most
+    within its radius are one mode from there on, so that the ascent starts only once from each mode. At most
     `L * ceil(N / lanes) * lanes * max_steps` evaluations are made.
 
     A pure function: jit a function of the parameters that builds `eps_fn` inside; `options` is static.
@@ -55,21 +57,34 @@ def follow(
       t: (N,) int32, the timesteps at which they were found. A point enters at the first level that is not finer; one
         from a coarser timestep than all levels never does. For pictures, zero.
       options: The levels, the ascent, and the radius within which modes are one.
+
+    Raises:
+      TypeError: for points that are not float32, or timesteps that are no integers.
+      ValueError: for points without a batch axis, and for levels beyond the schedule.
     """
+    require_array("points", points, "float32", (2, 3, 4), "float32 points (N, d) or pictures (N, H, W, C)")
+    require_array("t", t, "int", (1,), "one integer timestep for each point, (N,)")
+    if t.shape[0] != points.shape[0]:
+        raise ValueError(f"t has {t.shape[0]} timesteps and points {points.shape[0]} rows: give one for each row.")
+    if max(options.hierarchy, default=0) > schedule.num_timesteps:
+        raise ValueError(
+            f"hierarchy has {max(options.hierarchy)}, but the schedule ends at {schedule.num_timesteps}: "
+            "use timesteps up to that."
+        )
     count = points.shape[0]
     levels = jnp.asarray(sorted(options.hierarchy), jnp.int32)
 
     def climb(
         carry: tuple[jax.Array, jax.Array, jax.Array], level: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
-        below, present, place = carry  # (N, *shape) modes, () how many of them there are, (N,)
-        enters = (place < 0) & (t <= level)
-        chain = jnp.where(enters, present + jnp.cumsum(enters, dtype=jnp.int32) - 1, place)
+        below, present, mode = carry  # (N, *shape) modes, () how many of them there are, (N,)
+        enters = (mode < 0) & (t <= level)
+        chain = jnp.where(enters, present + jnp.cumsum(enters, dtype=jnp.int32) - 1, mode)
         begin = below.at[jnp.where(enters, chain, count)].set(points, mode="drop")
         chains = jnp.asarray(present + jnp.sum(enters, dtype=jnp.int32))
         at = jnp.full(count, level)
         root = jnp.sqrt(schedule.alpha_bar[level])
-        ends = modes.ascend(
+        ends, info = modes.ascend(
             eps_fn,
             root * begin,
             at,
@@ -81,7 +96,7 @@ def follow(
         )
         # `merge` drops chains whose residual is NaN.
         residual = jnp.where(jnp.arange(count) < chains, ends.residual, jnp.nan)
-        pool = modes.merge(
+        pool, _ = modes.merge(
             dataclasses.replace(ends, residual=residual), schedule, at, options.merge_radius, capacity=count
         )
 
@@ -89,14 +104,13 @@ def follow(
             squared = jnp.mean(jnp.square(pool.m - (x / root)[None]), axis=tuple(range(1, pool.m.ndim)))
             return jnp.argmin(jnp.where(pool.mask, squared, jnp.inf)).astype(jnp.int32)
 
-        mode = jnp.where(jnp.isfinite(residual), jax.lax.map(nearest, ends.x), -1)
-        place = jnp.where(chain >= 0, mode[chain], -1)
-        state = (pool.m, jnp.sum(pool.mask, dtype=jnp.int32), place)
-        return state, (pool.m, pool.residual, place, ends.nfe)
+        reached = jnp.where(jnp.isfinite(residual), jax.lax.map(nearest, ends.x), -1)
+        mode = jnp.where(chain >= 0, reached[chain], -1)
+        return (pool.m, jnp.sum(pool.mask, dtype=jnp.int32), mode), (pool.m, pool.residual, mode, info.nfe)
 
-    start = (jnp.zeros_like(points), jnp.asarray(0, jnp.int32), jnp.full(count, -1, jnp.int32))
-    _, (m, residual, place, nfe) = jax.lax.scan(climb, start, levels)
-    return Hierarchy(t=levels, m=m, residual=residual, place=place, nfe=jnp.sum(nfe))
+    begin = (jnp.zeros_like(points), jnp.asarray(0, jnp.int32), jnp.full(count, -1, jnp.int32))
+    _, (m, residual, mode, nfe) = jax.lax.scan(climb, varying_as(begin, points), levels)
+    return Hierarchy(t=levels, m=m, residual=residual, mode=mode, nfe=jnp.sum(nfe))
 
 
 def tree(hierarchy: Hierarchy, basins: np.ndarray, sources: list[str]) -> dict[str, Any]:
@@ -112,13 +126,13 @@ def tree(hierarchy: Hierarchy, basins: np.ndarray, sources: list[str]) -> dict[s
       its `parent` is the index of the next level's mode that it becomes, null if there is none; `basin` counts the
       chains that reached it, `sources` names what they started from, and `residual` is as in `modes.Chains`.
     """
-    place, t = np.asarray(hierarchy.place), np.asarray(hierarchy.t)
+    modes_of, t = np.asarray(hierarchy.mode), np.asarray(hierarchy.t)
     levels = []
     for level in range(len(t)):
         found = []
-        for mode in range(place[level].max() + 1):
-            members = np.flatnonzero(place[level] == mode)
-            parent = int(place[level + 1, members[0]]) if level + 1 < len(t) else -1
+        for mode in range(modes_of[level].max() + 1):
+            members = np.flatnonzero(modes_of[level] == mode)
+            parent = int(modes_of[level + 1, members[0]]) if level + 1 < len(t) else -1
             found.append(
                 {
                     "parent": None if parent < 0 else parent,

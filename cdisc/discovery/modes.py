@@ -18,7 +18,9 @@ import optax
 
 from cdisc.diffusion.parameterization import EpsFn, score_from_eps, x0_from_eps
 from cdisc.diffusion.schedule import Schedule, alpha_bar_at, expand
-from cdisc.errors import require_known
+from cdisc.discovery.sharding import varying_as
+from cdisc.errors import require_array, require_known
+from cdisc.keys import named
 
 StartMode = Literal["query", "hybrid", "random"]
 START_MODES: tuple[str, ...] = get_args(StartMode)
@@ -43,13 +45,24 @@ class Chains:
     Attributes:
       x: (N, *shape), end points in noisy space.
       residual: (N,), root mean square over the entries of `eps` at `x`; zero at a stationary point.
-      steps: (N,) int32, evaluations that each chain used, the one of its residual included.
-      nfe: () int32, evaluations of single points actually made, idle lanes included.
     """
 
     x: jax.Array
     residual: jax.Array
+
+
+@flax.struct.dataclass
+class AscentInfo:
+    """What N chains took.
+
+    Attributes:
+      steps: (N,) int32, evaluations that each chain used, the one of its residual included; 0 where it was not run.
+      converged: (N,) bool, whether its residual fell below the tolerance before its steps were used up.
+      nfe: () int32, evaluations of single points actually made, idle lanes included.
+    """
+
     steps: jax.Array
+    converged: jax.Array
     nfe: jax.Array
 
 
@@ -66,7 +79,7 @@ class ModePool:
       curvature: (N,), the largest eigenvalue of the Hessian of `log p_t`, in units of `1 / (1 - abar_t)`; it is at
         least -1. Negative at a mode, positive at a saddle. Infinite where it was not measured
         (`covariance.linearise` does).
-      mask: (N,) bool, which places hold a point. The arrays of absent places hold harmless values.
+      mask: (N,) bool, which rows are points. The others hold harmless numbers.
     """
 
     x: jax.Array
@@ -76,6 +89,19 @@ class ModePool:
     residual: jax.Array
     curvature: jax.Array
     mask: jax.Array
+
+
+@flax.struct.dataclass
+class MergeInfo:
+    """What a merge left out.
+
+    Attributes:
+      dropped: () int32, chains whose residual was not finite, or too large to lead and that joined no leader.
+      leaders_dropped: () int32, leaders for which the pool had no room; their chains are not counted as `dropped`.
+    """
+
+    dropped: jax.Array
+    leaders_dropped: jax.Array
 
 
 def starts(
@@ -103,8 +129,15 @@ def starts(
 
     Returns:
       Points (M * per_t, *shape) and their timesteps (M * per_t,), timestep by timestep.
+
+    Raises:
+      TypeError: if the query is not float32, the key is no key, or the timesteps are no integers.
+      ValueError: for a query with a batch axis, or an unknown mode.
     """
     require_known("start_mode", mode, START_MODES)
+    require_array("query", query, "float32", (1, 2, 3), "one float32 picture (H, W, C) or point (d,), without a batch")
+    require_array("key", key, "key<", (0,), "one random key, such as jax.random.key(0)")
+    require_array("t", t, "int", (1,), "integer timesteps (M,)")
     count = per_t * parts
     centred = {"query": count, "hybrid": (count + 1) // 2, "random": 0}[mode]
     repeated = jnp.repeat(t, per_t)
@@ -175,7 +208,7 @@ def ascend(
     tolerance: float,
     lanes: int,
     count: int | jax.Array | None = None,
-) -> Chains:
+) -> tuple[Chains, AscentInfo]:
     """Runs every chain until its own residual is small, with continuous batching.
 
     `lanes` chains are evaluated together. A chain that is done is written out and its lane takes the next one from the
@@ -192,8 +225,19 @@ def ascend(
       lanes: Points evaluated together.
       count: How many chains there are: rows after the first `count` are never climbed from, and come back as zeros.
         None for all N.
+
+    Returns:
+      Where the chains ended, and what they took.
+
+    Raises:
+      TypeError: for points that are not float32, or timesteps that are no integers.
+      ValueError: for points without a batch axis, or another number of timesteps.
     """
+    require_array("x", x, "float32", (2, 3, 4), "float32 points (N, d) or pictures (N, H, W, C)")
+    require_array("t", t, "int", (1,), "one integer timestep for each point, (N,)")
     n = x.shape[0]
+    if t.shape[0] != n:
+        raise ValueError(f"t has {t.shape[0]} timesteps and x {n} rows: give one timestep for each row.")
     count = n if count is None else count
     lanes = min(lanes, n)
     first = jnp.arange(lanes, dtype=jnp.int32)
@@ -228,23 +272,21 @@ def ascend(
             out_steps=c.out_steps.at[out].set(steps, mode="drop"),
         )
 
-    end = jax.lax.while_loop(
-        unfinished,
-        advance,
-        _Lanes(
-            chain=first,
-            x=x[:lanes],
-            t=t[:lanes],
-            steps=jnp.zeros(lanes, jnp.int32),
-            state=kernel.init(x[:lanes]),
-            queued=jnp.asarray(lanes, jnp.int32),
-            iterations=jnp.asarray(0, jnp.int32),
-            out_x=jnp.zeros_like(x),
-            out_residual=jnp.zeros(n, x.dtype),
-            out_steps=jnp.zeros(n, jnp.int32),
-        ),
+    begin = _Lanes(
+        chain=first,
+        x=x[:lanes],
+        t=t[:lanes],
+        steps=jnp.zeros(lanes, jnp.int32),
+        state=kernel.init(x[:lanes]),
+        queued=jnp.asarray(lanes, jnp.int32),
+        iterations=jnp.asarray(0, jnp.int32),
+        out_x=jnp.zeros_like(x),
+        out_residual=jnp.zeros(n, x.dtype),
+        out_steps=jnp.zeros(n, jnp.int32),
     )
-    return Chains(x=end.out_x, residual=end.out_residual, steps=end.out_steps, nfe=lanes * end.iterations)
+    end = jax.lax.while_loop(unfinished, advance, varying_as(begin, x))
+    converged = (end.out_steps > 0) & (end.out_residual < tolerance)
+    return Chains(end.out_x, end.out_residual), AscentInfo(end.out_steps, converged, nfe=lanes * end.iterations)
 
 
 def empty_pool(capacity: int, like: jax.Array) -> ModePool:
@@ -263,7 +305,7 @@ def merge(
     *,
     max_residual: float = float("inf"),
     found: ModePool | None = None,
-) -> ModePool:
+) -> tuple[ModePool, MergeInfo]:
     """Merges the chains of the same timestep that ended in the same place, and counts them.
 
     Leader clustering, best residual first: a chain joins the nearest leader within `radius`, or else leads. If more
@@ -275,15 +317,15 @@ def merge(
       schedule: The noise schedule.
       t: (N,) int32, the chains' timesteps.
       radius: Root mean square distance between clean prototypes below which two are one.
-      capacity: Places in the pool.
+      capacity: Rows of the pool.
       max_residual: A chain that ended with a larger residual joins a leader or is dropped; one whose residual is not
         finite is dropped.
       found: What earlier chains reached; each point counts for all of its basin. Chains that come in parts are merged
-        as if they had come together, as long as none was dropped, for lack of places or for its residual, and no two
+        as if they had come together, as long as none was dropped, for lack of room or for its residual, and no two
         leaders are within `radius`.
 
     Returns:
-      A pool ordered by timestep, then basin, whose absent places come last.
+      A pool ordered by timestep, then basin, its points first; and what was left out.
     """
     x, residual, size = chains.x, chains.residual, jnp.ones(chains.x.shape[0], jnp.int32)
     if found is not None:
@@ -297,7 +339,7 @@ def merge(
     near = (squared <= radius * radius) & (t[:, None] == t[None, :]) & finite[:, None] & finite[None, :]
     order = jnp.argsort(residual)  # stable; NaN last
 
-    def place(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def visit(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         leads, leader = carry
         chain = order[i]
         within = near[chain] & leads
@@ -308,13 +350,14 @@ def merge(
         own = jnp.where(may_lead, chain.astype(jnp.int32), n)
         return leads.at[chain].set(~joins & may_lead), leader.at[chain].set(jnp.where(joins, nearest, own))
 
-    leads, leader = jax.lax.fori_loop(0, n, place, (jnp.zeros(n, bool), jnp.full(n, n, jnp.int32)))
+    begin = (jnp.zeros(n, bool), jnp.full(n, n, jnp.int32))
+    leads, leader = jax.lax.fori_loop(0, n, visit, varying_as(begin, x))
     basin = jnp.zeros(n, jnp.int32).at[leader].add(size, mode="drop")
 
     # Rank of each leader among those of its timestep: larger basins first, then smaller residuals.
     by_size = jnp.lexsort((residual, -basin))
-    place_of = jnp.zeros(n, jnp.int32).at[by_size].set(jnp.arange(n, dtype=jnp.int32))
-    ahead = (place_of[None, :] < place_of[:, None]) & (t[:, None] == t[None, :]) & leads[None, :]
+    position = jnp.zeros(n, jnp.int32).at[by_size].set(jnp.arange(n, dtype=jnp.int32))
+    ahead = (position[None, :] < position[:, None]) & (t[:, None] == t[None, :]) & leads[None, :]
     rank = jnp.sum(ahead, axis=1)
 
     kept = jnp.lexsort((residual, t, -basin, rank, ~leads))[:capacity]
@@ -326,15 +369,20 @@ def merge(
         taken = values[index]
         return jnp.where(expand(mask, taken), taken, jnp.asarray(absent, taken.dtype))
 
-    return ModePool(
+    info = MergeInfo(
+        dropped=jnp.sum(jnp.where(leader == n, size, 0)),  # absent points of `found` have size zero
+        leaders_dropped=jnp.maximum(jnp.sum(leads, dtype=jnp.int32) - capacity, 0),
+    )
+    pool = ModePool(
         x=take(x, 0.0),
         m=take(clean, 0.0),
         t=t[index],
         basin=take(basin, 0),
         residual=take(residual, jnp.inf),
-        curvature=jnp.full(capacity, jnp.inf, x.dtype),
+        curvature=jnp.full_like(x, jnp.inf, shape=capacity),
         mask=mask,
     )
+    return pool, info
 
 
 def largest_eigenvalue(apply: Callable[[jax.Array], jax.Array], first: jax.Array, products: int) -> jax.Array:
@@ -368,7 +416,7 @@ def largest_eigenvalue(apply: Callable[[jax.Array], jax.Array], first: jax.Array
 
     v = first.reshape(count, size)
     v = v / jnp.linalg.norm(v, axis=-1, keepdims=True)
-    empty = jnp.zeros((products, count, size), first.dtype)
+    empty = jnp.zeros_like(first, shape=(products, count, size))
     (basis, _), images = jax.lax.scan(grow, (empty, v), jnp.arange(products))
     projected = jnp.einsum("iln,jln->lij", basis, images, precision=jax.lax.Precision.HIGHEST)
     # A network's Jacobian is not quite symmetric; only its symmetric part bends the density.
@@ -397,7 +445,7 @@ def in_lanes(
     Args:
       fn: A function of arrays that lead with a batch, to a tree of arrays that lead with the same batch. Rows must
         not depend on each other.
-      arrays: Each (N, ...).
+      arrays: Each (N, ...); under `jax.shard_map`, the first one differs between devices if the results do.
       mask: (N,) bool, which rows matter. Batches after the last one are not computed.
       lanes: Rows at a time.
       cost: Evaluations of the network that `fn` makes for each row.
@@ -425,14 +473,18 @@ def in_lanes(
             lambda leaf, new: jax.lax.dynamic_update_slice_in_dim(leaf, new, i * lanes, axis=0), out, fn(*rows(i))
         )
 
-    out = jax.lax.fori_loop(0, needed_batches, apply, empty)
+    out = jax.lax.fori_loop(0, needed_batches, apply, varying_as(empty, arrays[0]))
     return jax.tree.map(lambda leaf: leaf[:n], out), jnp.asarray(needed_batches * lanes * cost, jnp.int32)
+
+
+def row_keys(key: jax.Array, count: int) -> jax.Array:
+    """A key for each of `count` rows, (count,); that of row i depends on the key and i alone."""
+    return jax.vmap(lambda i: named(key, "row", i))(jnp.arange(count))
 
 
 def normal_each(key: jax.Array, like: jax.Array) -> jax.Array:
     """Standard normal noise shaped as `like` (N, ...), whose row i depends on the key and i alone, not on N."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(like.shape[0]))
-    return jax.vmap(lambda k: jax.random.normal(k, like.shape[1:], like.dtype))(keys)
+    return jax.vmap(lambda k: jax.random.normal(k, like.shape[1:], like.dtype))(row_keys(key, like.shape[0]))
 
 
 def _mean_squared_distances(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from cdisc.discovery import shares
+from cdisc.discovery import sharding
 
 
 @flax.struct.dataclass
@@ -19,7 +19,7 @@ class Selection:
 
     Attributes:
       indices: (K,) int32 into the pool; 0 where nothing was picked.
-      mask: (K,) bool, which places hold a pick. Picks come first.
+      mask: (K,) bool, which rows are picks. Picks come first.
       gains: (K,) what each pick added to F, in nats; 0 where nothing was picked.
     """
 
@@ -57,14 +57,14 @@ def greedy(
       num_experts: K.
       candidates: (N,) bool, which experts may be picked.
       t: (N,) timesteps if at most one expert of each may be picked; None for no such rule.
-      axis_name: Whose members divide the candidates (`shares`): each computes the gains of its own, and the largest of
-        all wins.
+      axis_name: Over whose devices the candidates are sharded (`sharding`): each computes the gains of its own, and
+        the largest of all wins.
 
     Returns:
       K picks. Among equal gains the lowest index wins.
     """
     count = likelihood.shape[0]
-    index = shares.rows_of(count, axis_name)
+    index = sharding.local_rows(count, axis_name)
     row = jnp.minimum(index, count - 1)
     margin = (likelihood.reshape(count, -1) - b.reshape(1, -1))[row]
     kind = (jnp.arange(count) if t is None else t)[row]  # a pick excludes its kind
@@ -76,7 +76,7 @@ def greedy(
         gains = jnp.sum(jnp.maximum(margin - covered[None], 0.0), axis=1)
         gains = jnp.where(allowed, gains, -jnp.inf)
         own = jnp.argmax(gains)
-        best = shares.best_of_all(shares.Candidate(gains[own], index[own], (margin[own], kind[own])), axis_name)
+        best = sharding.best_of_all(sharding.Candidate(gains[own], index[own], (margin[own], kind[own])), axis_name)
         best_margin, best_kind = best.content
         picked = best.value > 0.0
         covered = jnp.where(picked, jnp.maximum(covered, best_margin), covered)
@@ -85,5 +85,5 @@ def greedy(
 
     # Padding repeats the last candidate, which comes before its copies and excludes them.
     start = (jnp.zeros(margin.shape[1], margin.dtype), candidates[row])
-    _, (indices, mask, gains) = jax.lax.scan(pick, start, None, length=num_experts)
+    _, (indices, mask, gains) = jax.lax.scan(pick, sharding.varying_as(start, margin), None, length=num_experts)
     return Selection(indices=indices, mask=mask, gains=gains)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.loss import eps_error, stratified_timesteps
 from cdisc.diffusion.schedule import Schedule
+from cdisc.errors import require_array, require_positive
 from cdisc.keys import named
 
 ConditionalEps = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -46,7 +47,13 @@ def class_losses(
       key: a random key.
       num_draws: M, noisy copies of the query.
       batch_size: network evaluations at once.
+
+    Raises:
+      TypeError: if the query is no float32 picture, or the key is none.
+      ValueError: if a count is below 1.
     """
+    require_array("query", query, "float32", range(1, 9), "a picture as float32")
+    require_positive(num_draws=num_draws, batch_size=batch_size)
     times = stratified_timesteps(named(key, "timesteps"), num_draws, schedule.num_timesteps)
     noises = jax.random.normal(named(key, "noise"), (num_draws, *query.shape))
 
@@ -65,8 +72,13 @@ def class_losses(
 
 
 def top1(losses: jax.Array) -> jax.Array:
-    """The class of the smallest loss, of (C,); the first one on a tie."""
-    return jnp.argmin(losses)
+    """The class of the smallest loss, of (C,); the first one on a tie. A loss that is not a number never wins."""
+    return jnp.argmin(_finite(losses))
+
+
+def _finite(losses: jax.Array) -> jax.Array:
+    """The losses with infinity for what is not a number, which every comparison would prefer."""
+    return jnp.where(jnp.isnan(losses), jnp.inf, losses)
 
 
 @jax.jit
@@ -77,7 +89,7 @@ def top3_weights(losses: jax.Array, tau_k: float) -> tuple[jax.Array, jax.Array]
       losses: (C,), C >= 3.
       tau_k: temperature. Class losses differ by thousandths: at a temperature far above that the weights are equal.
     """
-    negative, classes = jax.lax.top_k(-losses, 3)
+    negative, classes = jax.lax.top_k(-_finite(losses), 3)
     return classes, jax.nn.softmax(negative / tau_k)
 
 

@@ -32,6 +32,9 @@ class Recipe:
       teacher_sigma_min: () the teacher guides where the noise-to-signal ratio is at least this.
       embeddings: (k, E) the classes' embeddings, or (k, L, E).
       weights: (k,) the classes' guidance weights.
+      class_sigma_min: () classes guide by these weights where the noise-to-signal ratio is at least this,
+      class_sigma_max: () and at most this; elsewhere by weights of the same shares whose sum is 1, which for one class
+        is the conditional model itself.
       adapter: of the kernels, for all classes and the null one; without factors where nothing is adapted.
       w_max: cap of the teacher's weight.
       elementwise: whether the teacher's weight is one for each element (`poe.adaptive_weight`).
@@ -42,6 +45,8 @@ class Recipe:
     teacher_sigma_min: float | jax.Array = 0.0
     embeddings: jax.Array | tuple[()] = ()
     weights: jax.Array | tuple[()] = ()
+    class_sigma_min: float | jax.Array = 0.0
+    class_sigma_max: float | jax.Array = float("inf")
     adapter: lora.Adapter = flax.struct.field(default_factory=lora.Adapter)
     w_max: float = flax.struct.field(pytree_node=False, default=2.0)
     elementwise: bool = flax.struct.field(pytree_node=False, default=False)
@@ -62,7 +67,16 @@ def recipe_eps(backbone: Backbone, params: Any, schedule: Schedule, recipe: Reci
 
     def guided(x: jax.Array, t: jax.Array) -> jax.Array:
         null, *classes = all_classes(x, t)
-        terms = list(zip(classes, recipe.weights, strict=True))
+        terms = []
+        for eps, constant in zip(classes, recipe.weights, strict=True):
+            weight = guidance.interval(
+                guidance.constant(constant),
+                schedule,
+                recipe.class_sigma_min,
+                recipe.class_sigma_max,
+                outside=constant / sum(recipe.weights),
+            )
+            terms.append((eps, weight(t)))
         if recipe.teacher is not None:
             weight = poe.adaptive_weight(
                 recipe.teacher, schedule, recipe.teacher_weight, recipe.w_max, recipe.elementwise

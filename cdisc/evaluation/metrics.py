@@ -50,7 +50,8 @@ def right_recall(real: jax.Array, fake: jax.Array, right: jax.Array, *, k: int =
     """Recall by the RIGHT samples alone: how much of the real pictures they reach, as in `precision_recall`.
 
     Recall by all samples counts wrong ones that lie around the real pictures, whose balls are wide. The wrong ones are
-    left out here as members and as neighbours.
+    left out here as members and as neighbours. What is right need not look real, and a few right samples far apart have
+    wide balls too: where accuracy or precision is low, coverage (`density_coverage`) tells more.
 
     Args:
       real: (N, D) features of real pictures.

@@ -22,7 +22,7 @@ import optax
 
 from cdisc.diffusion.loss import LOSSES, denoising_loss
 from cdisc.diffusion.schedule import Schedule
-from cdisc.errors import require_known, require_positive
+from cdisc.errors import require_array, require_known, require_positive
 from cdisc.keys import named
 from cdisc.networks import lora
 from cdisc.networks.backbone import Backbone
@@ -206,8 +206,13 @@ def init(
     """The state before the first step; for the start "top1", at the class `examples.classes[candidate]`.
 
     Raises:
+      TypeError: if the examples are no float32 pictures, or the key is none.
       ValueError: if the examples lack what the options call for, or the backbone has no residual blocks for them.
     """
+    axes = len(examples.query.shape)
+    require_array("examples.query", examples.query, "float32", range(1, 9), "a picture as float32")
+    if examples.pool is not None:
+        require_array("examples.pool", examples.pool, "float32", (axes + 1,), "pictures like the query as float32")
     table = backbone.table(params)
     size = table.shape[0] if options.space == "span" else table.shape[1]
     if options.after:
@@ -328,6 +333,7 @@ def fit(
 
     Raises:
       FloatingPointError: if the loss is not finite, naming the step.
+      TypeError, ValueError: as `init` does.
     """
     fits = []
     classes = 1 if examples.classes is None else examples.classes.shape[0]

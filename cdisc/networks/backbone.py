@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from cdisc.diffusion import exact
 from cdisc.diffusion.parameterization import EpsFn, eps_from_v, eps_from_x0
 from cdisc.diffusion.schedule import Schedule
-from cdisc.errors import require_known
+from cdisc.errors import require_array, require_known
 from cdisc.networks import denoiser, lora
 from cdisc.networks.unet import UNetConfig, residual_blocks
 
@@ -75,6 +75,8 @@ def unet(config: UNetConfig, schedule: Schedule, prediction_type: str = "epsilon
         embeddings: jax.Array,
         adapter: lora.Adapter | None = None,
     ) -> jax.Array:
+        require_array("x", x, "float32", (4,), "pictures (B, H, W, C) as float32")
+        _require_rows(x, t, embeddings)
         out = denoiser.apply(config, params, x, t, embeddings, adapter)
         if prediction_type == "epsilon":
             return out
@@ -97,6 +99,8 @@ def mixture(schedule: Schedule) -> Backbone:
     ) -> jax.Array:
         if adapter is not None and adapter.factors:
             raise ValueError("an exact mixture has no layers: leave the adapter out.")
+        require_array("x", x, "float32", range(2, 9), "a batch (B, *shape) as float32")
+        _require_rows(x, t, embeddings)
 
         def one(x: jax.Array, t: jax.Array, weights: jax.Array) -> jax.Array:
             return exact.mixture_eps(dataclasses.replace(params, weights=weights), schedule)(x[None], t[None])[0]
@@ -107,6 +111,13 @@ def mixture(schedule: Schedule) -> Backbone:
         return jnp.eye(params.weights.shape[0])
 
     return Backbone(apply=apply, table=table, null=lambda params: params.weights)
+
+
+def _require_rows(x: jax.Array, t: jax.Array, embeddings: jax.Array) -> None:
+    """Refuses timesteps or embeddings that are not one for each picture."""
+    for name, given in (("t", t), ("embeddings", embeddings)):
+        if given.shape[:1] != x.shape[:1]:
+            raise ValueError(f"x has the shape {x.shape} and {name} {given.shape}: give one for each row of x.")
 
 
 def class_eps(backbone: Backbone, params: Any, embedding: jax.Array, adapter: lora.Adapter | None = None) -> EpsFn:

@@ -172,7 +172,8 @@ def write_results(
                 else compositions.attributes(run.dataset.split.factors, query.composition),
                 "source": query.source,
                 "prototypes": prototypes_of(discovery),
-                "nfe": int(discovery.nfe),
+                "nfe": int(discovery.info.nfe),
+                "discovery": {name: value for name, value in vars(discovery.info).items() if name != "nfe"},
                 "methods": measured[i],
             }
         )

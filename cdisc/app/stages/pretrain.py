@@ -181,7 +181,7 @@ def read_share(dataset: Dataset, options: pretrain_lib.PretrainOptions, key: jax
     Returns:
       `steps done -> pictures`, those of the next step as `compiled_step` takes them.
     """
-    places, _ = devices.share_of_batch(options.batch_size, options.accumulate)
+    places, _ = devices.batch_rows(options.batch_size, options.accumulate)
     host = devices.host_device()
     train, key = jax.device_put((dataset.train, key), host)
 

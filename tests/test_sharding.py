@@ -1,4 +1,4 @@
-"""Rows divided among the members of an axis, against the same computation by one. `vmap` gives an axis its members."""
+"""Rows sharded over the devices of an axis, against the same computation on one; here `vmap` stands for devices."""
 
 import functools
 
@@ -7,32 +7,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdisc.discovery import selection, shares
+from cdisc.discovery import selection, sharding
 
 
-def by_members(fn, members: int):
-    """What each of so many members makes of `fn(axis_name)`: leaves (members, ...)."""
-    return jax.jit(jax.vmap(lambda _: fn("members"), axis_name="members"))(jnp.arange(members))
+def on_devices(fn, devices: int):
+    """What each of so many devices makes of `fn(axis_name)`: leaves (devices, ...)."""
+    return jax.jit(jax.vmap(lambda _: fn("devices"), axis_name="devices"))(jnp.arange(devices))
 
 
-@pytest.mark.parametrize(("count", "members"), [(6, 3), (7, 3), (2, 5), (5, 1)])
-def test_every_member_gets_all_rows_in_order_and_the_totals(count, members):
-    # Catches: rows joined member by member, padding that is counted or left in, totals of one member.
+@pytest.mark.parametrize(("count", "devices"), [(6, 3), (7, 3), (2, 5), (5, 1)])
+def test_every_device_gets_all_rows_in_order_and_the_totals(count, devices):
+    # Catches: rows joined device by device, padding that is counted or left in, totals of one device.
     rows = {"x": jnp.arange(2.0 * count).reshape(count, 2), "n": jnp.arange(count)}
-    mask = jnp.arange(count) < count - 1
+    mask = jnp.arange(count) != 1  # the last row, which padding repeats, is computed
     seen = []
 
     def work(rows, mask):
         seen.append(mask.shape[0])
         return {"x": 10.0 * rows["x"], "n": rows["n"], "mask": mask}, jnp.sum(mask)
 
-    found, total = by_members(functools.partial(shares.by_rows, work, rows, mask), members)
-    assert set(seen) == {-(-count // members)}
-    for member in range(members):
-        np.testing.assert_array_equal(found["x"][member], 10.0 * rows["x"])
-        np.testing.assert_array_equal(found["n"][member], rows["n"])
-        np.testing.assert_array_equal(found["mask"][member], mask)
-    np.testing.assert_array_equal(total, np.full(members, count - 1))
+    found, total = on_devices(functools.partial(sharding.map_rows, work, rows, mask), devices)
+    assert set(seen) == {-(-count // devices)}
+    for device in range(devices):
+        np.testing.assert_array_equal(found["x"][device], 10.0 * rows["x"])
+        np.testing.assert_array_equal(found["n"][device], rows["n"])
+        np.testing.assert_array_equal(found["mask"][device], mask)
+    np.testing.assert_array_equal(total, np.full(devices, count - 1))
 
 
 def brute_force(margin: np.ndarray, candidates: np.ndarray, t: np.ndarray | None, num: int) -> list[int]:
@@ -50,22 +50,22 @@ def brute_force(margin: np.ndarray, candidates: np.ndarray, t: np.ndarray | None
     return picks
 
 
-@pytest.mark.parametrize("members", [1, 4, 16])
+@pytest.mark.parametrize("devices", [1, 4, 16])
 @pytest.mark.parametrize("one_per_t", [False, True])
-def test_a_divided_greedy_picks_what_brute_force_picks(members, one_per_t):
+def test_a_sharded_greedy_picks_what_brute_force_picks(devices, one_per_t):
     # Whole numbers add up without rounding, so equal gains are equal; half of the rows are copies of others. Four
-    # members do not divide ten candidates, and of sixteen some have none. Catches: the lowest index of a
-    # member instead of all, a member's own number in the place of the pool's, padding as a candidate.
-    rng = np.random.default_rng(members)
+    # devices do not divide ten candidates, and of sixteen some have none. Catches: the lowest index of a
+    # device instead of all, a device's own number in the place of the pool's, padding as a candidate.
+    rng = np.random.default_rng(devices)
     count, times = 10, np.array([1, 1, 2, 2, 3, 3, 3, 4, 5, 6])
     t = jnp.asarray(times) if one_per_t else None
 
     @jax.jit
     def pick(fit, b, candidates):
-        def divided(axis_name):
+        def sharded(axis_name):
             return selection.greedy(fit, b, num_experts=4, candidates=candidates, t=t, axis_name=axis_name)
 
-        return divided(None), jax.vmap(lambda _: divided("members"), axis_name="members")(jnp.arange(members))
+        return sharded(None), jax.vmap(lambda _: sharded("devices"), axis_name="devices")(jnp.arange(devices))
 
     ties = 0
     for _ in range(40):
@@ -74,8 +74,8 @@ def test_a_divided_greedy_picks_what_brute_force_picks(members, one_per_t):
         b, candidates = rng.integers(-2, 1, 6).astype(np.float32), rng.random(count) < 0.8
         fit[~candidates] = rng.choice([np.nan, np.inf, 100.0])
         alone, together = pick(fit, b, candidates)
-        for member in range(members):
-            jax.tree.map(lambda one, many, i=member: np.testing.assert_array_equal(many[i], one), alone, together)
+        for device in range(devices):
+            jax.tree.map(lambda one, many, i=device: np.testing.assert_array_equal(many[i], one), alone, together)
         expected = brute_force(fit - b, candidates, times if one_per_t else None, 4)
         assert np.asarray(alone.indices)[np.asarray(alone.mask)].tolist() == expected
         first = np.maximum(fit - b, 0.0)[candidates].sum(axis=1)
