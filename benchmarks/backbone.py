@@ -23,10 +23,10 @@ _ONLY = flags.DEFINE_multi_string("only", [], "A partial assignment of attribute
 
 def main(_: list[str]) -> None:
     """Prints the accuracies, precision and recall for each weight."""
-    runtime.configure()
     import jax
     import jax.numpy as jnp
 
+    from cdisc.app.config import read
     from cdisc.app.run import opened
     from cdisc.app.stages.judge import load_judge
     from cdisc.app.stages.pretrain import pretrain
@@ -36,7 +36,7 @@ def main(_: list[str]) -> None:
     from cdisc.evaluation import protocol
     from cdisc.networks.backbone import null_eps
 
-    with opened(_CONFIG.value, pathlib.Path(_WORKDIR.value), []) as run:
+    with opened(read(_CONFIG.value), pathlib.Path(_WORKDIR.value), []) as run:
         split = run.dataset.split
         chosen = compositions.matching(split.factors, _ONLY.value) if _ONLY.value else split.trained
         labels = [compositions.label_of(split, composition) for composition in chosen]
@@ -81,4 +81,5 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
+    runtime.configure()  # before the configuration, which uses JAX
     app.run(main)

@@ -28,15 +28,15 @@ _APART = 10
 
 def main(_: list[str]) -> None:
     """Writes the picture."""
-    runtime.configure()
     from cdisc.app import checkpoints
+    from cdisc.app.config import read
     from cdisc.app.run import prepare
     from cdisc.data.pictures import grid
 
     workdir = pathlib.Path(_WORKDIR.value)
 
     rows = []
-    for place, query in enumerate(prepare(_CONFIG.value, workdir, []).queries):
+    for place, query in enumerate(prepare(read(_CONFIG.value), workdir, []).queries):
         found, drawn = (checkpoints.arrays_of(workdir / s / f"query_{place:04d}") for s in ("discover", "evaluate"))
         prototypes = found["experts/mean"][found["selection/indices"][found["selection/mask"]]]
         rows.append((query.image[None], prototypes[: _PROTOTYPES.value], drawn[_METHOD.value]))
@@ -50,4 +50,5 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
+    runtime.configure()  # before the configuration, which uses JAX
     app.run(main)

@@ -21,14 +21,14 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "Steps that are timed.")
 
 def main(_: list[str]) -> None:
     """Prints one line of JSON: the peaks, a step's operations, its seconds as predicted and as measured, the share."""
-    runtime.configure()
     import jax
     import jax.numpy as jnp
 
     from benchmarks.training import training
     from cdisc.app import cost
+    from cdisc.app.config import read
 
-    network, model, options, schedule, state, advance = training(_CONFIG.value)
+    network, model, options, schedule, state, advance = training(read(_CONFIG.value))
 
     def seconds(fn, *args) -> float:
         start = time.process_time()
@@ -72,4 +72,5 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config"])
+    runtime.configure()  # before the configuration, which uses JAX
     app.run(main)

@@ -23,18 +23,18 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "A folder for the restored backb
 
 def main(_: list[str]) -> None:
     """Prints one line a query, and the medians."""
-    runtime.configure()
     import jax
     import jax.numpy as jnp
 
+    from cdisc.app.config import read
     from cdisc.app.run import opened
     from cdisc.app.stages.pretrain import pretrain
     from cdisc.discovery import concepts
     from cdisc.networks.backbone import null_eps
 
-    with opened(_CONFIG.value, pathlib.Path(_WORKDIR.value), []) as run:
+    with opened(read(_CONFIG.value), pathlib.Path(_WORKDIR.value), []) as run:
         params = pretrain(run, active=True)
-    options = run.options.discovery
+    options = run.config.discover
 
     @jax.jit
     def discover(params, query, key):
@@ -72,4 +72,5 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
+    runtime.configure()  # before the configuration, which uses JAX
     app.run(main)

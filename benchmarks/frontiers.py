@@ -41,6 +41,7 @@ def measure(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[st
     """For each query, by name: method name to the dial's settings to `protocol.Figures`; for one seed."""
     import jax.numpy as jnp
 
+    from cdisc.app.config import read
     from cdisc.app.run import opened, prepare
     from cdisc.app.stages.adapt import adapt, draw
     from cdisc.app.stages.discover import discover
@@ -50,11 +51,11 @@ def measure(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[st
     from cdisc.errors import UserError, nearest
     from cdisc.evaluation import protocol
 
-    classes = len(prepare(config, workdir, []).dataset.split.held_out)
+    classes = len(prepare(read(config), workdir, []).dataset.split.held_out)
     first, count = (_TURN.value - 1) * classes, _QUERIES.value or classes
     config.evaluate.num_queries = first + count
     found = {}
-    with opened(config, workdir, []) as run:
+    with opened(read(config), workdir, []) as run:
         run = dataclasses.replace(run, queries=run.queries[first:])
         params = pretrain(run, active=True)
         judge = load_judge(run)
@@ -157,7 +158,6 @@ def compare(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main(_: list[str]) -> None:
     """Measures what is missing, and prints the frontiers and the differences."""
-    runtime.configure()
     workdir, seeds = pathlib.Path(_WORKDIR.value), []
     for seed in _SEEDS.value:
         config = copy.deepcopy(_CONFIG.value)
@@ -181,4 +181,5 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir", "methods"])
+    runtime.configure()  # before the configuration, which uses JAX
     app.run(main)

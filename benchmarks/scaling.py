@@ -28,14 +28,14 @@ _HERE = flags.DEFINE_bool("here", False, "Measures in this process; used by itse
 
 def measure() -> dict[str, float]:
     """The devices, and the median seconds of a step."""
-    runtime.configure()
     import jax
 
     from benchmarks.training import training
+    from cdisc.app.config import read
 
     config, devices = _CONFIG.value, jax.device_count()
     config.pretrain.batch_size = _EACH.value * devices
-    trained = training(config)
+    trained = training(read(config))
     state = trained.state
     taken = []
     for _ in range(_REPEATS.value + 1):
@@ -69,4 +69,5 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config"])
+    runtime.configure()  # before the configuration, which uses JAX
     app.run(main)

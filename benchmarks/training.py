@@ -5,12 +5,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 
-from cdisc.app import config as config_lib
 from cdisc.app import devices
-from cdisc.app.options import read, scheduler_of
+from cdisc.app.config import Config
 from cdisc.app.stages.pretrain import compiled_step
 from cdisc.diffusion.schedule import Schedule
 from cdisc.learning import pretrain
@@ -29,14 +27,12 @@ class Training(NamedTuple):
     advance: Callable[[pretrain.TrainState], tuple[pretrain.TrainState, Any]]
 
 
-def training(config: ml_collections.ConfigDict) -> Training:
+def training(config: Config) -> Training:
     """The training of a configuration, before its first step."""
-    scheduler = scheduler_of(config)
+    scheduler, network, options = config.scheduler(), config.network, config.pretrain
+    assert isinstance(network, UNetConfig)
     schedule = scheduler.schedule()
-    network = config_lib.parse(UNetConfig, config.network, "network", ignore=("kind",))
     model = backbone.unet(network, schedule, scheduler.prediction_type)
-    options = read(config).training
-    assert options is not None  # a network that is to be trained
 
     picture = (network.sample_size, network.sample_size, network.in_channels)
     places, _ = devices.batch_rows(options.batch_size, options.accumulate)

@@ -21,10 +21,11 @@ Variants: the file alone is 64x64 for a GPU, `:small` runs on two CPU cores at 3
 trains a toy backbone from scratch, for tests. What is not said here is as in configs/colormnist.py.
 """
 
-import pathlib
-import runpy
-
 import ml_collections
+
+from cdisc.app import config
+from cdisc.configs import colormnist
+from cdisc.data import avatars
 
 VARIANTS = ("large", "small", "tiny")
 
@@ -34,24 +35,8 @@ def get_config(variant: str = "large") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"configs/avatars.py has no variant {variant!r}: use one of {', '.join(VARIANTS)}")
     base = {"large": "paper"}.get(variant, variant)
-    c = runpy.run_path(str(pathlib.Path(__file__).with_name("colormnist.py")))["get_config"](base)
-    c.data = ml_collections.ConfigDict(
-        {
-            "name": "avatars",
-            "seed": 0,
-            "size": 64,  # pixels a side
-            # Faces of each of the 96 compositions. The judge alone sees training faces of the held-out ones.
-            "train": 500,
-            "query": 50,
-            "reference": 200,
-            "cache": "",  # the folder of the faces; empty for ~/.cache/cdisc/avatars
-            "held_out": (  # write factor=value; a factor left out means all of its values
-                "hair_colour=blond hair=curly",
-                "hair_colour=gray hair=long",
-                "hair=short eyeglasses=yes beard=yes",
-            ),
-        }
-    )
+    c = colormnist.get_config(base)
+    c.data = config.tree(avatars.Options())
     c.network.update(sample_size=c.data.get_ref("size"), num_class_embeds=73)
     c.pretrain.update(from_scratch=True, bundle="")
     c.evaluate.judge.bundle = ""

@@ -13,10 +13,11 @@ Variants: the file alone has the paper's settings (arXiv 2605.07078, tables 4 an
 place is taken by avatars in CelebA's layout. What is not said here is as in configs/colormnist.py.
 """
 
-import pathlib
-import runpy
-
 import ml_collections
+
+from cdisc.app import config
+from cdisc.configs import colormnist
+from cdisc.data import celeba
 
 VARIANTS = ("paper", "avatars")
 
@@ -26,43 +27,8 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"configs/celeba.py has no variant {variant!r}: use one of {', '.join(VARIANTS)}")
     base = {"avatars": "tiny"}.get(variant, variant)
-    c = runpy.run_path(str(pathlib.Path(__file__).with_name("colormnist.py")))["get_config"](base)
-    c.data = ml_collections.ConfigDict(
-        {
-            "name": "celeba",
-            "root": "",  # the folder of your copy
-            "stand_in": 0,  # how many avatars take CelebA's place
-            "attributes": (
-                "Black_Hair",
-                "Blond_Hair",
-                "Brown_Hair",
-                "Gray_Hair",
-                "Wavy_Hair",
-                "No_Beard",
-                "Smiling",
-                "Big_Nose",
-                "Big_Lips",
-                "Oval_Face",
-                "Male",
-                "Sideburns",
-                "Wearing_Necklace",
-                "Bald",
-            ),
-            "sizes": {
-                "seen": 51,  # classes
-                "held_out": 23,
-                "train": 525,  # files of a seen class
-                "validation": 75,
-                "held_out_files": 9_914,  # of all held-out classes together
-                "query": 100,  # of each of them
-                "judge": 20_000,  # files outside of all classes
-            },
-            "seed": 0,  # of the order of files
-            "size": 128,  # pixels a side
-            "manifest": "",  # a file that freezes the benchmark: read if it is there, else written
-            "cache": "",  # the folder of the decoded photographs; empty for ~/.cache/cdisc/celeba
-        }
-    )
+    c = colormnist.get_config(base)
+    c.data = config.tree(celeba.Options())
     c.pretrain.update(from_scratch=True, bundle="")
     c.network.sample_size = c.data.get_ref("size")
     c.evaluate.judge.bundle = ""

@@ -12,10 +12,11 @@ from scratch, with the settings of configs/avatars.py, which suit its faces and 
 classes is the data's: a dry run counts them where `network.num_class_embeds` says one more than there are.
 """
 
-import pathlib
-import runpy
-
 import ml_collections
+
+from cdisc.app import config
+from cdisc.configs import avatars
+from cdisc.data import folder
 
 VARIANTS = ("large", "small", "tiny")
 
@@ -24,21 +25,8 @@ def get_config(variant: str = "large") -> ml_collections.ConfigDict:
     """The configuration: "large", "small" or "tiny"."""
     if variant not in VARIANTS:
         raise ValueError(f"configs/folder.py has no variant {variant!r}: use one of {', '.join(VARIANTS)}")
-    c = runpy.run_path(str(pathlib.Path(__file__).with_name("avatars.py")))["get_config"](variant)
-    c.data = ml_collections.ConfigDict(
-        {
-            "name": "folder",
-            "root": "",  # the folder of your pictures
-            "table": "labels.csv",  # in that folder
-            "held_out": (),  # write factor=value; a factor left out means all of its values
-            "seed": 0,  # of the order of a class's files
-            # Of each held-out class; the judge alone sees the others.
-            "query": 8,
-            "reference": 64,  # at least evaluate.references and evaluate.samples together
-            "size": 64,  # pixels a side
-            "cache": "",  # the folder of the decoded pictures; empty for ~/.cache/cdisc/pictures
-        }
-    )
+    c = avatars.get_config(variant)
+    c.data = config.tree(folder.Options())
     c.network.num_class_embeds = None
     c.pretrain.update(from_scratch=True, bundle="")
     c.evaluate.judge.bundle = ""

@@ -1,11 +1,11 @@
 """The command, in this process and in one of its own, and what it reads and leaves."""
 
 import contextlib
+import importlib
 import io
 import os
 import pathlib
 import re
-import runpy
 import subprocess
 import sys
 import unittest.mock
@@ -74,4 +74,4 @@ def run_here(*arguments: str | pathlib.Path) -> subprocess.CompletedProcess:
 
 def config_of(file: str, *variant: str) -> ml_collections.ConfigDict:
     """The configuration in a file of configs/."""
-    return runpy.run_path(str(ROOT / "configs" / file))["get_config"](*variant)
+    return importlib.import_module(f"cdisc.configs.{pathlib.Path(file).stem}").get_config(*variant)

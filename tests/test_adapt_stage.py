@@ -7,14 +7,13 @@ import types
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 from commands import config_of
 
 from cdisc.app import devices
-from cdisc.app import options as options_lib
 from cdisc.app import run as run_lib
+from cdisc.app.config import Sampling, read
 from cdisc.app.run import Query, Run, prepare
 from cdisc.app.stages import adapt as stage
 from cdisc.app.stages import evaluate
@@ -38,8 +37,7 @@ def _apply(params, x, t, embeddings, adapter=None):
 
 
 RUN = Run(
-    config=ml_collections.ConfigDict(),
-    options=None,
+    config=None,
     workdir=pathlib.Path(),
     dataset=None,
     scheduler=interop.SchedulerConfig(),
@@ -112,7 +110,7 @@ def test_samples_do_not_depend_on_their_batches_nor_do_programs_on_how_many_ther
         return sample(eps_fn, schedule, x, **options)
 
     monkeypatch.setattr(run_lib, "ddim", recorded)
-    config = ml_collections.ConfigDict({"sampling": {"num_steps": 3, "clip": None, "batch": 4}})
+    config = types.SimpleNamespace(sampling=Sampling(num_steps=3, clip=None, batch=4))
     dataset = types.SimpleNamespace(shape=(2,))
     run = dataclasses.replace(RUN, config=config, dataset=dataset, backbone=backbones.mixture(SCHEDULE))
     means = jnp.asarray([[-1.0, 0.0], [1.0, 0.0]])
@@ -124,7 +122,7 @@ def test_samples_do_not_depend_on_their_batches_nor_do_programs_on_how_many_ther
     assert len(np.unique(few[..., 0])) == 20
     assert stage.draw(run, mixture, recipes, keys, 40).shape == (2, 40, 2)
     assert compiled == [4]
-    config.sampling.batch = 16
+    config.sampling = Sampling(num_steps=3, clip=None, batch=16)
     np.testing.assert_allclose(stage.draw(run, mixture, recipes, keys, 10), few, atol=1e-5)
     assert compiled == [4, 10]
 
@@ -138,8 +136,7 @@ def test_the_samples_that_are_learnt_from_have_a_guidance_of_their_own(monkeypat
     config.adapt.levels.taught.embedding_learning_rate = 1e-12
     query = Query("picture", np.asarray(EXAMPLES[0].query), None, "a test")
     dataset = types.SimpleNamespace(shape=query.image.shape)
-    known = {"config": config, "options": options_lib.read(config)}
-    run = dataclasses.replace(RUN, **known, workdir=tmp_path, dataset=dataset, queries=(query,))
+    run = dataclasses.replace(RUN, config=read(config), workdir=tmp_path, dataset=dataset, queries=(query,))
     image = jnp.asarray(query.image)
     teacher = Gaussian(mean=image, variance=jnp.ones_like(image))
     drawn = []
@@ -164,8 +161,4 @@ def test_fields_of_a_guidance_are_checked_before_any_work(tmp_path):
         config = config_of("mixture.py")
         of(config).guidance.weight = 1.0
         with pytest.raises(UserError, match=r"guidance\.weight does not exist"):
-            prepare(config, tmp_path, [])
-    config = config_of("mixture.py")
-    del config.adapt.guidance.w_max
-    with pytest.raises(UserError, match=r"^config\.adapt\.guidance\.w_max is missing"):
-        prepare(config, tmp_path, [])
+            prepare(read(config), tmp_path, [])

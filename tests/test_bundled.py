@@ -7,7 +7,7 @@ import tiny
 from commands import config_of
 
 from cdisc import bundled
-from cdisc.app.options import network_options, scheduler_of
+from cdisc.app.config import read
 from cdisc.errors import UserError
 from cdisc.networks import interop
 
@@ -15,10 +15,10 @@ from cdisc.networks import interop
 @pytest.mark.parametrize("name", ["colormnist", "avatars"])
 def test_a_bundled_network_is_the_one_of_its_configuration(name):
     # Catches: a file that another version's configuration has made, a schedule or a prediction type left out.
-    config = config_of(f"{name}.py", "small")
+    config = read(config_of(f"{name}.py", "small"))
     model = bundled.load(f"{name}_small")
-    assert model.network == network_options(config, config.network.num_class_embeds - 1)
-    assert model.scheduler == scheduler_of(config)
+    assert model.network == config.network
+    assert model.scheduler == config.scheduler()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
@@ -14,15 +13,11 @@ HELD_OUT = {"cyan": "deep_red", "green": "navy", "pink": "dark_purple", "yellow"
 
 def make_config(**changes):
     config = {
-        "name": "colormnist",
-        "source": "bundled",
-        "root": "",
-        "seed": 0,
         "digit_colours": DIGIT_COLOURS,
         "backgrounds": BACKGROUNDS,
         "held_out": tuple(f"digit_colour={colour} background={b}" for colour, b in HELD_OUT.items()),
     }
-    return ml_collections.ConfigDict({**config, **changes})
+    return colormnist.Options(**{**config, **changes})
 
 
 @pytest.fixture(scope="module")

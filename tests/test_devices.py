@@ -12,7 +12,7 @@ from commands import ROOT
 # Three queries: one device takes them one after the other, two take two of them side by side and divide the third, four
 # and eight divide each. Nothing divides evenly: 10 chains, a pool of 6, 7 samples.
 SCRIPT = """
-import pathlib, runpy, sys
+import pathlib, sys
 
 from cdisc import runtime
 
@@ -20,18 +20,20 @@ runtime.configure()
 import jax, numpy as np
 
 from cdisc.app import run
+from cdisc.app.config import read
 from cdisc.app.stages import adapt, discover
+from cdisc.configs import mixture
 
-config = runpy.run_path("configs/mixture.py")["get_config"]()
+config = mixture.get_config()
 config.discover.update(timesteps=(100, 300), starts_per_t=5, max_steps=20, lanes=4, capacity=6, hierarchy=())
 config.discover.update(curvature_iterations=2, max_curvature=float("inf"))
 config.sampling.update(num_steps=4, batch=3)
 config.adapt.class_draws = 4
 config.evaluate.num_queries = 3
-this = run.prepare(config, pathlib.Path(sys.argv[1]), [])
+this = run.prepare(read(config), pathlib.Path(sys.argv[1]), [])
 params = this.dataset.train
 found = list(discover.discover(this, params, True))
-recipes = [adapt.teacher_recipe(discovery.teacher, this.options.guidance) for discovery in found]
+recipes = [adapt.teacher_recipe(discovery.teacher, this.config.guidance) for discovery in found]
 samples = adapt.draw(this, params, recipes, [this.key("evaluate", query) for query in this.queries], 7)
 losses = [model.losses for model in adapt.adapt(this, params, found, True)]
 leaves = jax.tree_util.tree_leaves_with_path(found)

@@ -11,6 +11,7 @@ from commands import config_of
 
 from cdisc import bundled, signals
 from cdisc.app import run
+from cdisc.app.config import read
 from cdisc.app.report import results as results_lib
 from cdisc.app.stages import evaluate as stage
 from cdisc.app.stages import report
@@ -34,7 +35,7 @@ def prepared(tmp_path):
     def prepare(samples, queries=21):
         config = config_of("mixture.py")
         config.evaluate.update(num_queries=queries, samples=samples, references=12)
-        return run.prepare(config, tmp_path, [])
+        return run.prepare(read(config), tmp_path, [])
 
     return prepare
 
@@ -135,11 +136,12 @@ def test_a_stop_between_the_panels_of_the_page(prepared, monkeypatch):
 def test_the_bundled_judge_is_used_where_it_fits(tmp_path, monkeypatch, capsys):
     # Catches: a judge that comes and goes with the backbone, one of other data, one that is changed without a word.
     config = config_of("colormnist.py", "small")
-    this = types.SimpleNamespace(config=config, dataset=types.SimpleNamespace(fingerprint="digits"))
+    this = types.SimpleNamespace(config=read(config), dataset=types.SimpleNamespace(fingerprint="digits"))
     monkeypatch.setattr(bundled, "FOLDER", tmp_path)
     like = {"x": np.zeros(2, np.float32)}
     bundled.save_npz(judge_bundle(this), {"x": np.ones(2)}, judge_about(this))
     config.pretrain.update(from_scratch=True, bundle="")
+    this.config = read(config)
     np.testing.assert_array_equal(bundled_judge(this, like)["x"], [1.0, 1.0])
     this.dataset.fingerprint = "others"
     assert bundled_judge(this, like) is None
@@ -147,6 +149,7 @@ def test_the_bundled_judge_is_used_where_it_fits(tmp_path, monkeypatch, capsys):
         "the judge colormnist_small_judge was trained otherwise .* not comparable", capsys.readouterr().err
     )
     config.evaluate.judge.bundle = ""
+    this.config = read(config)
     assert bundled_judge(this, like) is None
     assert capsys.readouterr().err == ""
 
@@ -154,6 +157,6 @@ def test_the_bundled_judge_is_used_where_it_fits(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("file", ["colormnist.py", "avatars.py"])
 def test_the_judges_that_are_bundled_were_trained_as_their_configuration_says(file):
     # Catches: a field that becomes part of what a judge is, and so leaves the bundled ones unused.
-    this = types.SimpleNamespace(config=config_of(file, "small"), dataset=types.SimpleNamespace(fingerprint=""))
+    this = types.SimpleNamespace(config=read(config_of(file, "small")), dataset=types.SimpleNamespace(fingerprint=""))
     with np.load(judge_bundle(this), allow_pickle=False) as archive:
         assert str(archive["about:config"]) == judge_about(this)["config"]

@@ -8,7 +8,8 @@ import pytest
 from commands import ONE_BLOCK, config_of, marked, run_here
 from PIL import Image
 
-from cdisc.app import checkpoints, options, run
+from cdisc.app import checkpoints, run
+from cdisc.app.config import read
 from cdisc.data import folder
 from cdisc.errors import UserError
 
@@ -256,17 +257,18 @@ def test_a_run_begins_with_the_data_and_a_network_that_follows_them(tmp_path):
     # Catches: a loader that the run does not know, a table or a side that the person would have to set too.
     config = whole_config(tmp_path)
     config.data.size = 64
-    this = run.prepare(config, tmp_path / "run", [])
+    this = run.prepare(read(config), tmp_path / "run", [])
     assert this.dataset.shape == (64, 64, 3)
     assert (this.network.num_class_embeds, this.network.sample_size) == (len(LOOKS), 64)
     assert [query.name for query in this.queries] == ["disc dark red", "disc dark red (2)"]
-    config.network.num_class_embeds = 8
-    assert options.network_options(config, 7) == this.network
-    with pytest.raises(UserError, match="is 8, but the split trains 8: set it to 9"):
-        options.network_options(config, 8)
+    config.network.num_class_embeds = len(LOOKS)
+    assert run.prepare(read(config), tmp_path / "run", []).network == this.network
+    config.network.num_class_embeds = 9
+    with pytest.raises(UserError, match=f"is 9, but the split trains {len(LOOKS) - 1}: set it to {len(LOOKS)}"):
+        run.prepare(read(config), tmp_path / "run", [])
     config.data.size = 62
-    with pytest.raises(UserError, match="sample_size is 62: these levels and patches need a multiple of 8"):
-        options.network_options(config, 7)
+    with pytest.raises(UserError, match=r"^config\.network\.sample_size is 62: these levels and patches"):
+        read(config)
 
 
 def test_the_readme_s_command(tmp_path):

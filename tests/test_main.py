@@ -16,6 +16,7 @@ from PIL import Image
 
 from cdisc import signals
 from cdisc.app import checkpoints, cost, hosts, pipeline
+from cdisc.app import config as config_lib
 
 TINY = f"--config={ROOT}/configs/colormnist.py:tiny"
 MINI = (
@@ -57,12 +58,43 @@ def refused(*arguments):
         ((TINY, "--config.disover.probes=3"), r"^cdisc: config\.disover does not exist; did you mean 'discover'\?$"),
         ((TINY, "--config.discover.probes.x=3"), r"^cdisc: config\.discover\.probes\.x does not exist\.$"),
         ((TINY, "--config.discover.probes=abc"), r"--config\.discover\.probes=abc: invalid literal"),
-        ((TINY, "--config.discover=3"), r"--config\.discover=3: .* not a dict"),
+        ((TINY, "--config.discover=3"), r"^cdisc: --config\.discover=3 sets a whole section: set its fields"),
+        ((TINY, "--config.data={}"), r"^cdisc: --config\.data={} sets a whole section"),
+        ((TINY, "--noconfig.network.remote"), r"^cdisc: config\.network\.remote does not exist; did you mean 'remat'"),
+        (
+            (TINY, "--workdir=x", "--config.network.attention_head_dim=2.5"),
+            r"^cdisc: config\.network\.attention_head_dim is 2\.5: use a whole number\.$",
+        ),
+        ((TINY, "--workdir=x", "--config.sampling.clip=wide"), r"config\.sampling\.clip is 'wide': use a number\.$"),
+        ((TINY, "--workdir=x", "--config.evaluate.tau_k=nan"), r"config\.evaluate\.tau_k is nan: use a number\.$"),
+        ((TINY, "--workdir=x", "--config.seed=-1"), r"config\.seed is -1: use a whole number from 0 to 4294967295\.$"),
     ],
 )
 def test_command_lines_that_cannot_be_used(arguments, sentence):
     # Catches: letting any of the libraries' errors through, or quoting their tracebacks.
     assert re.search(sentence, refused(*arguments), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("sampling.clip=None", None),
+        ("sampling.clip=3.0", 3.0),
+        ("sampling.clip=2", 2.0),
+        ("network.attention_head_dim=None", None),
+        ("network.attention_head_dim=4", 4),
+        ("network.class_embed_type=timestep", "timestep"),
+        ("evaluate.tau_k=1", 1.0),
+    ],
+)
+def test_fields_that_may_be_none_take_a_value_and_none(monkeypatch, tmp_path, argument, value):
+    # Catches: a field that the command line can only set to what it had the type of.
+    given = []
+    monkeypatch.setattr(pipeline, "run", lambda config, *_, **__: given.append(config_lib.as_dict(config)))
+    assert run_here(TINY, f"--workdir={tmp_path}", f"--config.{argument}").returncode == 0
+    section, field = argument.partition("=")[0].split(".")
+    assert given[0][section][field] == value
+    assert type(given[0][section][field]) is type(value)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from PIL import Image
 import cdisc
 from cdisc import signals
 from cdisc.app import checkpoints, pipeline
+from cdisc.app.config import read
 from cdisc.app.report import results as results_lib
 from cdisc.app.stages import saved
 from cdisc.app.stages.saved import read_seconds, saved_by_query
@@ -38,7 +39,7 @@ QUERY_ONLY = ["query_only sigma=0.1", "query_only sigma=1"]
 def planar_config():
     config = config_of("mixture.py")
     config.update_from_flattened_dict(PLANAR_OVERRIDES)
-    return config
+    return read(config)
 
 
 def snapshot(folder: pathlib.Path) -> dict[str, int]:
@@ -290,7 +291,7 @@ def again(workdir: pathlib.Path, *arguments: str | pathlib.Path) -> subprocess.C
 @pytest.mark.slow
 def test_tiny_end_to_end(tiny_run):
     workdir, ended = tiny_run
-    config = config_of("colormnist.py", "tiny")
+    config = read(config_of("colormnist.py", "tiny"))
     assert re.findall(r"^(\w+): [\d.]+ s$", ended.stdout, re.MULTILINE) == list(pipeline.STAGES)
     results = results_lib.read(workdir / "results.json")
     first = (

@@ -14,7 +14,8 @@ import tiny
 from commands import ROOT, config_of, marked, run_here
 from PIL import Image
 
-from cdisc.app import checkpoints, options, pipeline
+from cdisc.app import checkpoints, pipeline
+from cdisc.app.config import read
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import prepare
 from cdisc.app.stages import pretrain
@@ -58,7 +59,7 @@ def config_with(folder, **changes):
 
 
 def prepared(folder, picture, tmp_path, **changes):
-    return prepare(config_with(folder, **changes), tmp_path / "run", [str(picture)])
+    return prepare(read(config_with(folder, **changes)), tmp_path / "run", [str(picture)])
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def test_what_it_learnt_goes_to_diffusers(readme_run, tmp_path):
     run, _ = readme_run
     config = config_with(run.parent / "network")
     (run / "evaluate").rename(tmp_path / "evaluate")
-    pipeline.run(config, run, ["discover"], [str(run.parent / "face.png")], export_to=tmp_path / "out")
+    pipeline.run(read(config), run, ["discover"], [str(run.parent / "face.png")], export_to=tmp_path / "out")
     (tmp_path / "evaluate").rename(run / "evaluate")
     before, after = interop.load(run.parent / "network"), interop.load(tmp_path / "out" / "backbone")
     assert (after.network, after.scheduler) == (before.network, before.scheduler)
@@ -131,7 +132,7 @@ def test_what_it_learnt_goes_to_diffusers(readme_run, tmp_path):
         folder = tmp_path / "out" / "query_0000" / level
         row = safetensors.numpy.load_file(folder / interop.EMBEDDING_FILE)["class_embedding.weight"]
         np.testing.assert_array_equal(row[0], learnt[f"levels/{level}/embedding"])
-        assert (folder / interop.ADAPTER_FILE).exists() == ("rank" in settings)
+        assert (folder / interop.ADAPTER_FILE).exists() == (settings.rank > 0)
     adapter = json.loads((folder / interop.ADAPTER_CONFIG_FILE).read_text())
     assert (level, adapter["r"], adapter["lora_alpha"]) == ("lora", 4, 8.0)
 
@@ -205,17 +206,17 @@ def test_a_level_that_needs_classes_or_pictures_is_refused(folder, picture, tmp_
     config = config_with(folder)
     config.adapt.levels.embedding[field] = value
     with pytest.raises(UserError, match=sentence):
-        prepare(config, tmp_path / "run", [str(picture)])
+        prepare(read(config), tmp_path / "run", [str(picture)])
 
 
 def test_the_evaluations_that_its_file_promises():
-    found = options.read(config_of("pretrained.py")).discovery.max_evaluations
+    found = read(config_of("pretrained.py")).discover.max_evaluations
     assert f"at most {found:,} evaluations" in (ROOT / "configs" / "pretrained.py").read_text(encoding="utf-8")
 
 
 def test_without_a_query_there_is_nothing_to_do(folder, tmp_path):
     with pytest.raises(UserError, match=r"no pictures of its own: give --query=PICTURE\.$"):
-        prepare(config_with(folder), tmp_path / "run", [])
+        prepare(read(config_with(folder)), tmp_path / "run", [])
     assert not (tmp_path / "run").exists()
 
 

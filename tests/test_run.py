@@ -7,6 +7,7 @@ import pytest
 from commands import config_of
 
 from cdisc.app import run
+from cdisc.app.config import read
 from cdisc.errors import UserError
 
 
@@ -38,7 +39,7 @@ def test_every_composition_is_asked_for_once(asked, tmp_path, count):
     # or repeated, another order.
     config = config_of("mixture.py")
     config.evaluate.num_queries = count
-    this = run.prepare(config, tmp_path, [])
+    this = run.prepare(read(config), tmp_path, [])
     held_out = this.dataset.split.held_out
     assert len(held_out) == 4
     order = np.random.default_rng(config.seed).permutation(4)
@@ -56,10 +57,10 @@ def test_what_needs_no_data_is_checked_before_they_are_loaded(monkeypatch, tmp_p
     monkeypatch.setattr(run.planar, "load", lambda config: pytest.fail("the data were loaded"))
     config.sampling.num_steps = 1001
     with pytest.raises(UserError, match=r"config\.sampling\.num_steps has 1001"):
-        run.prepare(config, tmp_path, [])
+        run.prepare(read(config), tmp_path, [])
     config.diffusion.beta_end = 2.0
     with pytest.raises(UserError, match=r"config\.diffusion\.beta_end is 2"):
-        run.prepare(config, tmp_path, [])
+        run.prepare(read(config), tmp_path, [])
 
 
 def test_a_network_that_cannot_be_sampled(tmp_path):
@@ -67,7 +68,7 @@ def test_a_network_that_cannot_be_sampled(tmp_path):
     config = config_of("colormnist.py", "tiny")
     config.network.time_embedding_type = "fourier"
     with pytest.raises(UserError, match=r"^config\.network\.time_embedding_type is 'fourier', which takes"):
-        run.prepare(config, tmp_path, [])
+        run.prepare(read(config), tmp_path, [])
 
 
 def test_pictures_of_another_size_than_the_network_s(tmp_path):
@@ -75,7 +76,7 @@ def test_pictures_of_another_size_than_the_network_s(tmp_path):
     config = config_of("colormnist.py", "tiny")
     config.network.sample_size = 64
     with pytest.raises(UserError, match=r"is for pictures of 64x64x3 .* and those of colormnist are 32x32x3"):
-        run.prepare(config, tmp_path, [])
+        run.prepare(read(config), tmp_path, [])
     for file in ("celeba.py", "avatars.py"):
         config = config_of(file)
         config.data.size = 96
@@ -86,8 +87,8 @@ def test_a_workdir_belongs_to_its_data_wherever_they_lie(tmp_path):
     # Catches: half a training lost because the photographs were moved, or gone on with on others.
     config = config_of("celeba.py")
     config.data.root = "here"
-    run.bind(tmp_path, config, "photographs", ())
+    run.bind(tmp_path, read(config), "photographs", ())
     config.data.root = "there"
-    run.bind(tmp_path, config, "photographs", ())
+    run.bind(tmp_path, read(config), "photographs", ())
     with pytest.raises(UserError, match=r"was made with another configuration \(data differ\)"):
-        run.bind(tmp_path, config, "others", ())
+        run.bind(tmp_path, read(config), "others", ())

@@ -11,12 +11,11 @@ import types
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from absl import app, flags
 
-from cdisc import signals
-from cdisc.app import cli, devices, hosts, pipeline
+from cdisc import runtime, signals
+from cdisc.app import cli, config, devices, hosts, pipeline
 from cdisc.app.stages import pretrain
 from cdisc.app.stages.saved import saved_by_query
 from cdisc.diffusion.schedule import linear_beta
@@ -31,7 +30,7 @@ _VICTIM = flags.DEFINE_integer("victim", 0, "Whose.")
 
 def run(workdir: pathlib.Path, result: str = "last") -> tuple[list[np.ndarray], np.ndarray]:
     """What is made of the queries, and the average of the numbers trained."""
-    options = pretrain_lib.PretrainOptions(
+    options = config.Pretrain(
         steps=STEPS,
         batch_size=6,  # which four devices do not divide
         learning_rate=1e-2,
@@ -43,13 +42,12 @@ def run(workdir: pathlib.Path, result: str = "last") -> tuple[list[np.ndarray], 
         null_dropout=0.1,
         loss="eps",
         accumulate=2,
+        save_every=10,
+        samples_every=0,
+        result=result,
     )
-    config = {**vars(options), "seed": 0, "from_scratch": True, "bundle": "", "save_every": 10, "keep": 2}
-    config["samples_every"] = 0
-    config["result"] = result
     this = types.SimpleNamespace(
-        config=ml_collections.ConfigDict({"pretrain": config, "sampling": {"batch": 64}}),
-        options=types.SimpleNamespace(training=options),
+        config=types.SimpleNamespace(pretrain=options, sampling=config.Sampling()),
         path=workdir.joinpath,
         key=lambda stage: jax.random.key(0),
         queries=range(QUERIES),
@@ -119,5 +117,6 @@ if __name__ == "__main__":
     pretrain.compiled_step = _hurt(pretrain.compiled_step)
     pipeline.run = _in_place_of_the_pipeline
     signals.install()
+    runtime.configure()
     app.run(cli.main, flags_parser=cli.parse)
     sys.exit()

@@ -27,17 +27,17 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run that trained it.")
 
 def main(_: list[str]) -> int:
     """Writes the bundled files; returns the exit code."""
-    runtime.configure()
     if _CONFIG.value is None or _WORKDIR.value is None:
         console.fail("give --config=FILE and --workdir=DIR.")
         return 2
     from cdisc import bundled
-    from cdisc.app.run import opened  # jax reads its environment when it is first used
+    from cdisc.app.config import read
+    from cdisc.app.run import opened
     from cdisc.app.stages import pretrain
     from cdisc.app.stages.judge import judge_about, judge_bundle, train_judge
 
     try:
-        with opened(_CONFIG.value, pathlib.Path(_WORKDIR.value), []) as run:
+        with opened(read(_CONFIG.value), pathlib.Path(_WORKDIR.value), []) as run:
             if run.network is None or not (run.config.pretrain.bundle and run.config.evaluate.judge.bundle):
                 raise UserError("config.pretrain.bundle and config.evaluate.judge.bundle name the files: give both.")
             backbone = bundled.FOLDER / f"{run.config.pretrain.bundle}.npz"
@@ -52,4 +52,5 @@ def main(_: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    runtime.configure()  # before the configuration, which uses JAX
     app.run(main)

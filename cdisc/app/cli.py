@@ -4,7 +4,8 @@
     python -m cdisc.main --config=configs/colormnist.py:small --workdir=runs/mine --query=PICTURE
     python -m cdisc.main --config=configs/avatars.py:large --config.pretrain.batch_size=64 --dry_run
 
---config.FIELD=VALUE changes any field of the configuration, whose file says what each of them is for.
+--config.FIELD=VALUE changes any field of the configuration, and `cdisc.app.config` says what each of
+them is for.
 
 It exits with 0 when all is done, with 2 and one sentence when the user can fix what is wrong or has stopped it with
 Ctrl-C, with 143 when SIGTERM has (`cdisc.signals`), and with 75 when it is one of several processes and another one has
@@ -13,15 +14,15 @@ died (`cdisc.app.hosts`).
 
 import itertools
 import pathlib
-import re
 import sys
 import traceback
 
+import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
 from cdisc import console, runtime, signals
-from cdisc.errors import UserError
+from cdisc.errors import UserError, nearest
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, such as configs/colormnist.py:small.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where all results go; a run that was stopped goes on from there.")
@@ -64,13 +65,16 @@ def _run(argv: list[str]) -> int:
             raise UserError(f"{argv[1]!r} is not an option: all of them begin with --.")
         if _CONFIG.value is None or (_WORKDIR.value is None and not _DRY_RUN.value):
             raise UserError("give --config=FILE and --workdir=DIR.")
-        runtime.configure()
+        # JAX, which these import, reads its environment when it is first imported.
+        from cdisc.app import config as config_lib
+
+        config = config_lib.read(_CONFIG.value)
         if _DRY_RUN.value:
             from cdisc.app import cost
 
-            console.say(cost.report(_CONFIG.value, _DEVICE_COUNT.value))
+            console.say(cost.report(config, _DEVICE_COUNT.value))
             return 0
-        import jax  # which reads its environment when it is first used
+        import jax
 
         from cdisc.app import hosts, pipeline
 
@@ -86,7 +90,7 @@ def _run(argv: list[str]) -> int:
         jax.devices()
         signals.take_back()  # from libtpu, which may have handlers of its own
         with hosts.patient():
-            pipeline.run(_CONFIG.value, workdir, stages, _QUERY.value, export_to=export_to, profile=profile)
+            pipeline.run(config, workdir, stages, _QUERY.value, export_to=export_to, profile=profile)
         if not _several():  # which have agreed by now that all is done
             signals.obey()  # the last moments count too: a script must not go on after a Ctrl-C
     except UserError as error:
@@ -119,16 +123,17 @@ def _folder(flag: flags.FlagHolder[str | None]) -> pathlib.Path | None:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags, with a sentence instead of a traceback where they cannot be parsed."""
+    file = ""
     for argument, following in itertools.pairwise([*argv, ""]):
         name, _, value = argument.partition("=")
-        file = (value if value else following).partition(":")[0]
-        if name in ("--config", "-config") and not pathlib.Path(file).is_file():
-            console.fail(f"there is no config file {file!r}: give one such as configs/colormnist.py:small.")
-            sys.exit(2)
+        if name in ("--config", "-config"):
+            file = value or following
     try:
+        if file:
+            _require_fields(file, argv)
         return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        console.fail(_no_field(error, argv))
+    except UserError as error:
+        console.fail(str(error))
     except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
         # Where the config file raised, the message is a traceback, whose last line is the sentence.
         lines = str(error).strip().splitlines() if "Traceback" in str(error) else [" ".join(str(error).split())]
@@ -136,20 +141,33 @@ def parse(argv: list[str]) -> list[str]:
     sys.exit(2)
 
 
-def _no_field(error: AttributeError | KeyError, argv: list[str]) -> str:
-    """The sentence for a field that the configuration does not have: ml_collections names it without its section."""
-    # It wraps its KeyError, whose text would be quoted, in an AttributeError.
-    inner = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
-    said = " ".join(str(inner).split())
-    found = re.search(r"""(\w+)\W*(?:does not exist.*|Did you mean "(\w+)".*)?$""", said)
-    assert found is not None
-    paths = [argument.lstrip("-").partition("=")[0].split(".") for argument in argv]
-    path = next((path for path in paths if found[1] in path), [found[1]])
-    name = ".".join(path[: path.index(found[1]) + 1])
-    return f"{name} does not exist" + (f"; did you mean {found[2]!r}?" if found[2] else ".")
+def _require_fields(file: str, argv: list[str]) -> None:
+    """Refuses options for fields that the configuration in `file` does not have, and for whole sections of it.
+
+    `ml_collections` would raise errors without the section's name for the one, and empty sections for the other.
+    """
+    path = file.partition(":")[0]
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"there is no config file {path!r}: give one such as configs/colormnist.py:small.")
+    apart = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=apart, sys_argv=[])
+    apart(["", f"--config={file}"])
+    for argument in argv:
+        first, *names = argument.lstrip("-").partition("=")[0].split(".")
+        if not argument.startswith("-") or first not in ("config", "noconfig") or not names:
+            continue
+        place = config.value
+        for i, name in enumerate(names):
+            known = list(place) if isinstance(place, ml_collections.ConfigDict) else []
+            if name not in known:
+                raise UserError(f"{'.'.join(['config', *names[: i + 1]])} does not exist{nearest(name, known) or '.'}")
+            place = place[name]
+        if isinstance(place, ml_collections.ConfigDict):
+            raise UserError(f"{argument} sets a whole section: set its fields, as --config.{'.'.join(names)}.FIELD.")
 
 
 def run() -> None:
     """The command."""
     signals.install()
+    runtime.configure()  # before the configuration, which uses JAX
     app.run(main, flags_parser=parse)

@@ -1,16 +1,29 @@
-"""Config sections to dataclasses; digests and differences."""
+"""The configuration: frozen dataclasses, which alone say what its fields are, and how they are read.
+
+A file in `configs/` makes a `ConfigDict` of them (`tree`), which the command line changes; `read` makes of that a
+`Config`, which is all that stages see.
+"""
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import ml_collections
+from ml_collections import config_dict
 
 from cdisc import storage
-from cdisc.errors import UserError, about, nearest
+from cdisc.data import avatars, celeba, colormnist, folder, planar, queries
+from cdisc.discovery.concepts import DiscoveryOptions
+from cdisc.errors import about, nearest, require_known, require_positive
+from cdisc.learning.adapt import AdaptOptions
+from cdisc.learning.pretrain import PretrainOptions
+from cdisc.networks import interop
+from cdisc.networks.unet import UNetConfig
 
-_Options = TypeVar("_Options")
+_Section = TypeVar("_Section")
 
 BACKBONE_SECTIONS = ("data", "diffusion", "network", "pretrain")
 """The sections that decide the weights of a trained backbone."""
@@ -40,40 +53,423 @@ NOT_IN_RESULTS = (
 """Fields that may change on resume: they affect results only by rounding, and where the data lie is no matter as long
 as their fingerprint is the same."""
 
+_LATER = (
+    "attn_norm_num_groups",
+    "center_input_sample",
+    "class_embed_type",
+    "downsample_type",
+    "mid_block_scale_factor",
+    "resnet_time_scale_shift",
+    "time_embedding_dim",
+    "time_embedding_type",
+    "upsample_type",
+)
+"""Fields of a U-Net that are younger than digests: while they have their defaults, they are left out of them."""
 
-def parse(cls: type[_Options], section: Mapping[str, Any], where: str, ignore: Iterable[str] = ()) -> _Options:
-    """An options dataclass from the section of a config.
 
-    Args:
-      cls: a dataclass.
-      section: a `ConfigDict` or a mapping with its fields.
-      where: the section's name, for messages.
-      ignore: fields of the section that are not of `cls`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diffusion:
+    """The forward process, with a linear schedule, and what the network predicts.
+
+    Attributes:
+      num_timesteps: T.
+      beta_start: the first beta.
+      beta_end: the last beta.
+      prediction_type: one of `cdisc.networks.backbone.PREDICTION_TYPES`.
+    """
+
+    num_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 2e-2
+    prediction_type: str = "epsilon"
+
+    def __post_init__(self) -> None:
+        """Refuses what is no forward process."""
+        require_positive(num_timesteps=self.num_timesteps)
+        self.scheduler(None)
+
+    def scheduler(self, clip: float | None) -> interop.SchedulerConfig:
+        """The same in diffusers' words, with the range to which samplers clip."""
+        return interop.SchedulerConfig(
+            num_train_timesteps=self.num_timesteps,
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+            prediction_type=self.prediction_type,
+            clip=clip,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactScore:
+    """No network: the exact score of the data, which are points."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusersFolder:
+    """A network that diffusers saved.
+
+    Attributes:
+      path: its folder, or its pipeline's.
+      null_class: of a network with classes, the row that stands for none of them; None for one without.
+    """
+
+    path: str = ""
+    null_class: int | None = None
+
+
+Data = colormnist.Options | avatars.Options | celeba.Options | planar.Options | folder.Options | queries.Options
+Network = UNetConfig | ExactScore | DiffusersFolder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrain(PretrainOptions):
+    """How the backbone is trained, or where a trained one is taken from.
+
+    Attributes:
+      seed: of the weights; `config.seed` is the other stages'.
+      from_scratch: whether a backbone is trained instead of taking the bundled one.
+      bundle: the name of a bundled backbone that is used unless `from_scratch`.
+      restore: the workdir of another run, whose backbone is taken; empty for none.
+      save_every: steps between checkpoints, each with a validation loss.
+      keep: how many of them are kept, the best one aside.
+      result: the averaged parameters that are used, the "last" ones or the "best", of the smallest validation loss.
+      samples_every: steps between pictures of samples, in `pretrain/samples`; 0 draws none.
+    """
+
+    seed: int = 0
+    from_scratch: bool = True
+    bundle: str = ""
+    restore: str = ""
+    save_every: int = 1000
+    keep: int = 2
+    result: Literal["last", "best"] = "last"
+    samples_every: int = 2500
+
+    def __post_init__(self) -> None:
+        """Refuses intervals that never end."""
+        super().__post_init__()
+        require_positive(save_every=self.save_every, keep=self.keep)
+        if self.samples_every < 0:
+            raise ValueError(f"samples_every is {self.samples_every}: use a whole number from 0 on.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """How strongly the teacher guides the null model (Eq. 14, `poe.adaptive_weight`).
+
+    Attributes:
+      w0: its weight at pure noise.
+      w_max: the weight's cap.
+      elementwise: whether each element has a weight of its own.
+    """
+
+    w0: float = 1.2
+    w_max: float = 2.0
+    elementwise: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How samples are drawn, with DDIM.
+
+    Attributes:
+      num_steps: of the sampler.
+      clip: the predicted clean picture is clipped to [-clip, clip]; None leaves it.
+      batch: pictures of a device at once, each of them under the null model and a method's classes.
+    """
+
+    num_steps: int = 50
+    clip: float | None = 1.0
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        """Refuses counts below one and a range without inside."""
+        require_positive(num_steps=self.num_steps, batch=self.batch)
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}: use a positive number, or None.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapt:
+    """What each query teaches the backbone.
+
+    Attributes:
+      pool_size: samples of the teacher to learn from.
+      guidance: of the teacher in these samples.
+      prior_size: pictures of trained classes for prior preservation.
+      class_draws: noisy copies of the query on which the trained classes are compared.
+      chunk: queries whose adapters are trained side by side on a device.
+      levels: what is learnt, by name; here in the order in which they can be trained (`after`).
+    """
+
+    pool_size: int = 256
+    guidance: Guidance = Guidance()
+    prior_size: int = 256
+    class_draws: int = 32
+    chunk: int = 16
+    levels: dict[str, AdaptOptions] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses counts below one, and levels that cannot follow one another."""
+        counts = ("pool_size", "prior_size", "class_draws", "chunk")
+        require_positive(**{name: getattr(self, name) for name in counts})
+        for name, level in self.levels.items():
+            if level.after and level.after not in self.levels:
+                hint = nearest(level.after, self.levels)
+                raise ValueError(f"levels.{name}.after names no level: {level.after!r}{hint}")
+        waiting, ordered = dict(self.levels), dict[str, AdaptOptions]()
+        while waiting:
+            ready = [name for name, level in waiting.items() if level.after in ("", *ordered)]
+            if not ready:
+                raise ValueError(f"levels: {' and '.join(waiting)} wait for one another; mend their after.")
+            ordered |= {name: waiting.pop(name) for name in ready}
+        object.__setattr__(self, "levels", ordered)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to sample a level of adaptation.
+
+    Attributes:
+      level: its name in `config.adapt.levels`.
+      guidance: weight of the new class.
+      teacher_weight: `w0` of the teacher beside it; 0 leaves the teacher out.
+      teacher_sigma_min: the teacher guides where the noise-to-signal ratio is at least this.
+    """
+
+    level: str
+    guidance: float = 2.0
+    teacher_weight: float = 0.0
+    teacher_sigma_min: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judge:
+    """The classifier that judges samples, trained on real pictures alone.
+
+    Attributes:
+      seed: of its weights and of its pictures.
+      pictures: it is trained on.
+      steps: of its training.
+      bundle: the name of a bundled one, used where it was trained like this and on these data.
+    """
+
+    seed: int = 0
+    pictures: int = 20_000
+    steps: int = 3000
+    bundle: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuses counts below one."""
+        require_positive(pictures=self.pictures, steps=self.steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """What is drawn for each query, and what it is compared with.
+
+    Attributes:
+      num_queries: held-out compositions, in an order drawn by the seed.
+      samples: of each method for each query.
+      references: other pictures of the query's composition.
+      k: neighbours of precision and recall.
+      class_guidance: of Top-1 and Top-3.
+      tau_k: temperature of Top-3's weights.
+      query_only_sigma: width of Query-only's Gaussian.
+      query_only_sigmas: other widths, of which the best is reported.
+      judge: of pictures; points are judged exactly.
+      methods: the ways to sample the levels of adaptation, by name.
+    """
+
+    num_queries: int = 4
+    samples: int = 8
+    references: int = 100
+    k: int = 3
+    class_guidance: float = 2.0
+    tau_k: float = 1e-3
+    query_only_sigma: float = 1.0
+    query_only_sigmas: tuple[float, ...] = ()
+    judge: Judge = Judge()
+    methods: dict[str, Method] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses counts below one, widths that are none, and too few references for precision and recall."""
+        counts = ("num_queries", "samples", "references", "k")
+        require_positive(**{name: getattr(self, name) for name in counts})
+        if self.references <= self.k:
+            raise ValueError(
+                f"references is {self.references}: precision and recall look for {self.k} neighbours of each "
+                f"(config.evaluate.k), so use more than {self.k}."
+            )
+        for name in ("tau_k", "query_only_sigma", "query_only_sigmas"):
+            values = getattr(self, name)
+            if any(not value > 0 for value in (values if isinstance(values, tuple) else (values,))):
+                raise ValueError(f"{name} is {values}: use positive numbers.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """All of a run.
+
+    Attributes:
+      seed: of all stages but pretraining.
+      data: the pictures; `data.name` says of which data set.
+      diffusion: the forward process, unless the network's folder says it.
+      network: the backbone; `network.kind` is "unet", "exact" or "diffusers".
+      pretrain: its training, if it is trained.
+      discover: the modes, the experts and their teacher.
+      guidance: of the teacher in the samples that are shown.
+      sampling: of all samples.
+      adapt: what the queries teach.
+      evaluate: what is drawn and measured.
+    """
+
+    seed: int = 0
+    data: Data
+    diffusion: Diffusion = Diffusion()
+    network: Network
+    pretrain: Pretrain = Pretrain()
+    discover: DiscoveryOptions = dataclasses.field(default_factory=DiscoveryOptions)
+    guidance: Guidance = Guidance()
+    sampling: Sampling = Sampling()
+    adapt: Adapt = Adapt()
+    evaluate: Evaluate = Evaluate()
+
+    def __post_init__(self) -> None:
+        """Refuses sections that are do not fit together."""
+        if isinstance(self.data, queries.Options) != isinstance(self.network, DiffusersFolder):
+            raise ValueError(
+                "data.name and network.kind do not match: 'queries' and 'diffusers' go together, as in "
+                "configs/pretrained.py."
+            )
+        if self.discover.num_experts > self.discover.capacity:
+            raise ValueError(
+                f"discover.num_experts is {self.discover.num_experts}, more than the pool holds (capacity "
+                f"{self.discover.capacity}): lower the one or raise the other."
+            )
+        for name, method in self.evaluate.methods.items():
+            if method.level not in self.adapt.levels:
+                hint = nearest(method.level, self.adapt.levels)
+                raise ValueError(f"evaluate.methods.{name}.level names no level: {method.level!r}{hint}")
+
+    def scheduler(self) -> interop.SchedulerConfig:
+        """The forward process, what the network predicts, and where samplers clip, in diffusers' words."""
+        return self.diffusion.scheduler(self.sampling.clip)
+
+
+KINDS: dict[str, tuple[str, dict[str, type]]] = {
+    "data": (
+        "name",
+        {
+            "colormnist": colormnist.Options,
+            "avatars": avatars.Options,
+            "celeba": celeba.Options,
+            "planar": planar.Options,
+            "folder": folder.Options,
+            "queries": queries.Options,
+        },
+    ),
+    "network": ("kind", {"unet": UNetConfig, "exact": ExactScore, "diffusers": DiffusersFolder}),
+}
+"""The sections of which there are several kinds: the field that says which, and what it may say."""
+
+
+def tree(section: Any) -> ml_collections.ConfigDict:
+    """A section, or all of a configuration, for the command line to change.
+
+    A field that may be None has any type on the command line; `read` checks it.
+    """
+    kinds = ((tag, name, cls) for tag, classes in KINDS.values() for name, cls in classes.items())
+    content = ml_collections.ConfigDict({tag: name for tag, name, cls in kinds if type(section) is cls})
+    for name, kind in typing.get_type_hints(type(section)).items():
+        value = getattr(section, name)
+        if isinstance(value, dict):
+            content[name] = ml_collections.ConfigDict(
+                {key: tree(item) if dataclasses.is_dataclass(item) else item for key, item in value.items()}
+            )
+        elif dataclasses.is_dataclass(value):
+            content[name] = tree(value)
+        elif isinstance(kind, types.UnionType):
+            content[name] = config_dict.FieldReference(value, field_type=object)
+        else:
+            content[name] = value
+    return content
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """All of a configuration as nested dictionaries."""
+    return tree(config).to_dict()
+
+
+def read(content: ml_collections.ConfigDict) -> Config:
+    """The configuration in a `ConfigDict`; fields that it does not have take their defaults.
 
     Raises:
-      UserError: for a field that does not exist, is missing, or has a value that `cls` refuses.
+      UserError: with the full name of a field that does not exist, is missing, or has a value that it cannot have.
     """
-    values = {name: value for name, value in section.items() if name not in set(ignore)}
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in fields:
-            raise UserError(f"config.{where}.{name} does not exist{nearest(name, fields)}")
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise UserError(f"config.{where}.{name} is missing: add it to the config file.")
+    values = content.to_dict()
+    with about("config."):
+        for section, (tag, classes) in KINDS.items():
+            given = dict(values.get(section, {}))
+            require_known(f"{section}.{tag}", given.pop(tag, None), tuple(classes))
+            values[section] = _section(classes[values[section][tag]], given, f"{section}.")
+        return _section(Config, values, "")
+
+
+def _section(cls: type[_Section], content: Any, where: str) -> _Section:
+    """The dataclass `cls` from a mapping; raises ValueError with the fields' names, which begin with `where`."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where[:-1]} is {content!r}: it is a section, whose fields are set one by one.")
+    kinds = typing.get_type_hints(cls)
+    for name in content:
+        if name not in kinds:
+            raise ValueError(f"{where}{name} does not exist{nearest(name, kinds)}")
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.name not in content and field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where}{field.name} is missing: add it to the config file.")
+    values = {name: _value(kinds[name], value, where + name) for name, value in content.items()}
+    if "seed" in values and not 0 <= values["seed"] < 2**32:
+        raise ValueError(f"{where}seed is {values['seed']}: use a whole number from 0 to {2**32 - 1}.")
     try:
-        with about(f"config.{where}."):
-            return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-    except TypeError as error:
-        raise UserError(f"config.{where} cannot be used: {error}.") from error
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
 
 
-def backbone_digest(config: ml_collections.ConfigDict, sections: Sequence[str] = BACKBONE_SECTIONS) -> str:
+def _value(kind: Any, value: Any, where: str) -> Any:
+    """`value` as a field annotated with `kind` holds it; raises ValueError that begins with the field's name."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(value):
+        return value
+    if isinstance(kind, types.UnionType):  # with None
+        return None if value is None else _value(arguments[0], value, where)
+    if dataclasses.is_dataclass(kind):
+        return _section(kind, value, f"{where}.")  # type: ignore[arg-type]
+    if origin is dict and isinstance(value, Mapping):
+        return {name: _value(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
+    if origin is tuple and isinstance(value, list | tuple):
+        each = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        if len(each) == len(value):
+            return tuple(_value(item_kind, item, where) for item_kind, item in zip(each, value, strict=True))
+    if origin is Literal:
+        require_known(where, value, arguments)
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind or value != value:
+        known = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+        raise ValueError(f"{where} is {value!r}: use {known.get(kind, kind)}.")
+    return value
+
+
+def backbone_digest(config: Config, sections: Sequence[str] = BACKBONE_SECTIONS) -> str:
     """The digest of all in `sections` that decides the weights of a trained backbone."""
-    content = {name: config.to_dict()[name] for name in sections if name in config}
+    content = {name: fields for name, fields in as_dict(config).items() if name in sections}
     for section, fields in content.items():
-        content[section] = {k: v for k, v in fields.items() if k not in _NOT_IN_WEIGHTS.get(section, ())}
+        left_out = set(_NOT_IN_WEIGHTS.get(section, ()))
+        if section == "network":
+            left_out |= {name for name in _LATER if fields.get(name) == getattr(UNetConfig, name)}
+        content[section] = {name: value for name, value in fields.items() if name not in left_out}
     return storage.digest(content)
 
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.extend.core import jaxprs_in_params
 
-from cdisc.app import config as config_lib
-from cdisc.app.options import Options, check_timesteps, read, scheduler_of
+from cdisc.app.config import Config, as_dict
+from cdisc.app.model import check_timesteps
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError, about
 from cdisc.learning import pretrain
@@ -192,48 +191,46 @@ def evaluation(network: UNetConfig, model: backbone.Backbone, pictures: int) -> 
     return account(lambda params, x, t: backbone.null_eps(model, params)(x, t), params, x, t)
 
 
-def evaluations(config: ml_collections.ConfigDict, options: Options, classes: int | None) -> dict[str, int]:
+def evaluations(config: Config, classes: int | None) -> dict[str, int]:
     """The most evaluations of the network that each stage makes for one query, a picture each.
 
     A picture in a step of learning counts as three: its gradient takes twice as long as its prediction.
 
     Args:
       config: the configuration.
-      options: its options.
       classes: how many classes are trained; None if only the data can tell, and then the query's comparison with them,
         before adaptation, is left out.
     """
     settings, num_steps = config.adapt, config.sampling.num_steps
-    levels = options.levels.values()
+    levels = config.adapt.levels.values()
     adapting = 0 if classes is None else settings.class_draws * classes
     if any(level.pool != "query" for level in levels):
         adapting += settings.pool_size * num_steps
     for level in levels:
         pictures = level.batch_size * (2 if level.prior_weight > 0 else 1)
         adapting += 3 * level.candidates * level.steps * pictures
-    guided = 2 * len(options.methods)
+    guided = 2 * len(config.evaluate.methods)
     sigmas = {config.evaluate.query_only_sigma, *config.evaluate.query_only_sigmas}
     # The teacher alone, Top-1 with the null model, Top-3 with it, and Query-only at each width.
     a_step = 1 + 2 + 4 + len(sigmas)
     return {
-        "discover": options.discovery.max_evaluations,
+        "discover": config.discover.max_evaluations,
         "adapt": adapting,
         "evaluate": config.evaluate.samples * num_steps * (guided + a_step),
     }
 
 
-def pictures_at_once(config: ml_collections.ConfigDict, options: Options, classes: int | None) -> dict[str, int]:
+def pictures_at_once(config: Config, classes: int | None) -> dict[str, int]:
     """How many pictures a device evaluates at once in each stage after training: what its memory grows with.
 
     They do not depend on the number of queries, chains or samples.
 
     Args:
       config: the configuration.
-      options: its options.
       classes: how many classes are trained; None, for unknown, counts as many.
     """
-    discovery, batch = options.discovery, config.sampling.batch
-    learning = [level.batch_size * (2 if level.prior_weight > 0 else 1) for level in options.levels.values()]
+    discovery, batch = config.discover, config.sampling.batch
+    learning = [level.batch_size * (2 if level.prior_weight > 0 else 1) for level in config.adapt.levels.values()]
     return {
         "discover": min(discovery.lanes, max(discovery.chains, discovery.capacity)),
         "adapt": max(config.adapt.chunk * max(learning, default=0), batch),
@@ -242,7 +239,7 @@ def pictures_at_once(config: ml_collections.ConfigDict, options: Options, classe
     }
 
 
-def report(config: ml_collections.ConfigDict, devices: int) -> str:
+def report(config: Config, devices: int) -> str:
     """What `--dry_run` prints.
 
     Args:
@@ -254,34 +251,32 @@ def report(config: ml_collections.ConfigDict, devices: int) -> str:
     """
     if devices < 1:
         raise UserError(f"--device_count is {devices}: use a whole number from 1 on.")
-    if config.network.kind != "unet":
+    network, scheduler = config.network, config.scheduler()
+    if not isinstance(network, UNetConfig):
         raise UserError(
             "--dry_run needs config.network.kind 'unet', whose options are in the configuration: this one is "
-            f"{config.network.kind!r}."
+            f"{as_dict(config)['network']['kind']!r}."
         )
-    options, scheduler = read(config), scheduler_of(config)
     schedule = scheduler.schedule()
-    network = config_lib.parse(UNetConfig, config.network, "network", ignore=("kind",))
     with about("config.network."):
         model = backbone.unet(network, schedule, scheduler.prediction_type)
     check_timesteps(config, schedule)
-    learning, lanes = options.training, options.discovery.lanes
-    assert learning is not None  # there is a network to train
+    learning, lanes = config.pretrain, config.discover.lanes
     step = training(network, model, learning, schedule, devices)
     single, evaluated = evaluation(network, model, lanes)
     classes = None if network.num_class_embeds is None else network.num_class_embeds - 1
-    counts = evaluations(config, options, classes)
+    counts = evaluations(config, classes)
     bound = f"at most {', '.join(f'{count:,} evaluations to {stage}' for stage, count in counts.items())}"
     if classes is None:
         bound += " without a comparison with the data's classes (config.network.num_class_embeds is None)"
     queries = config.evaluate.num_queries
     # For a derivative, a picture is taken to need as much as in a training step; for a sample, as in an evaluation.
     derivative = step.temporaries / -(-learning.batch_size // (devices * learning.accumulate))
-    at_once = pictures_at_once(config, options, classes)
+    at_once = pictures_at_once(config, classes)
     of_each = {"discover": derivative, "adapt": derivative, "evaluate": temporaries(evaluated) / lanes}
     later = {stage: 4 * step.parameters + of_each[stage] * pictures for stage, pictures in at_once.items()}
     picture = 4 * network.sample_size**2 * network.in_channels
-    later["discover"] += _PICTURES_A_CHAIN * picture * options.discovery.chains
+    later["discover"] += _PICTURES_A_CHAIN * picture * config.discover.chains
     trained = step.kept + step.temporaries
     peak = max(trained, *later.values())
     lines = [

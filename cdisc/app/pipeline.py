@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 
 import jax
-import ml_collections
 
 from cdisc import console, runtime, signals, storage
 from cdisc.app import config as config_lib
@@ -39,7 +38,7 @@ _SMALLER = {
 
 
 def run(
-    config: ml_collections.ConfigDict,
+    config: config_lib.Config,
     workdir: pathlib.Path,
     stages: Sequence[str],
     query_paths: Sequence[str],
@@ -62,10 +61,10 @@ def run(
     for stage in stages:
         if stage not in STAGES:
             raise UserError(f"there is no stage {stage!r}{nearest(stage, STAGES)}: use {', '.join(STAGES)}.")
-    if export_to is not None and config.network.kind == "exact":
+    if export_to is not None and isinstance(config.network, config_lib.ExactScore):
         raise UserError("--export writes a network, and config.network.kind is 'exact': leave it out.")
     hosts.require_alike(
-        **config_lib.flatten({"config": config.to_dict()}),
+        **config_lib.flatten({"config": config_lib.as_dict(config)}),
         stages=",".join(stages),
         workdir=workdir,
         devices=jax.local_device_count(),
@@ -73,7 +72,7 @@ def run(
     )
     with opened(config, workdir, query_paths) as opened_run:
         console.say(
-            f"{machine()}, config {storage.digest(config.to_dict())[:12]}, seed {config.seed}, "
+            f"{machine()}, config {storage.digest(config_lib.as_dict(config))[:12]}, seed {config.seed}, "
             f"{len(opened_run.queries)} queries"
         )
         run_stages(dataclasses.replace(opened_run, profile=profile), stages, export_to)

@@ -10,18 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from cdisc import console, storage
 from cdisc.app import checkpoints, devices, hosts
 from cdisc.app import config as config_lib
-from cdisc.app import options as options_lib
+from cdisc.app.model import check_timesteps, imported_network, picture_shape, trained_network
 from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, folder, pictures, planar
 from cdisc.data import queries as queries_data
 from cdisc.diffusion import schedule as schedule_lib
 from cdisc.diffusion.sampling import ddim
-from cdisc.errors import UserError, about, require_known, require_positive
+from cdisc.errors import UserError, about
 from cdisc.evaluation import methods
 from cdisc.networks import backbone as backbone_lib
 from cdisc.networks import interop
@@ -53,8 +52,7 @@ class Run:
     """What all stages share.
 
     Attributes:
-      config: the whole configuration.
-      options: the algorithms' part of it.
+      config: the configuration.
       workdir: where the stages leave their results.
       dataset: the pictures.
       scheduler: the forward process, and what the network predicts, as diffusers has them.
@@ -65,8 +63,7 @@ class Run:
       profile: a folder for traces of a few steps; None traces nothing.
     """
 
-    config: ml_collections.ConfigDict
-    options: options_lib.Options
+    config: config_lib.Config
     workdir: pathlib.Path
     dataset: Dataset
     scheduler: interop.SchedulerConfig
@@ -103,65 +100,43 @@ class Run:
         return None if self.profile is None else self.profile / stage
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths: Sequence[str]) -> Run:
+def prepare(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequence[str]) -> Run:
     """Checks everything that can be checked before work begins; the workdir is not touched.
 
     Raises:
       UserError: for anything in the configuration or the queries that cannot be used.
     """
-    loaders = {
-        "colormnist": colormnist.load,
-        "avatars": avatars.load,
-        "celeba": celeba.load,
-        "planar": planar.load,
-        "folder": folder.load,
-    }
-    kind = config.network.kind
-    with about("config."):
-        require_known("data.name", config.data.name, (*loaders, "queries"))
-        require_known("network.kind", kind, ("unet", "exact", "diffusers"))
-    if (config.data.name == "queries") != (kind == "diffusers"):
-        raise UserError(
-            f"config.data.name is {config.data.name!r} and config.network.kind is {kind!r}: 'queries' and 'diffusers' "
-            "go together, as in configs/pretrained.py."
-        )
-    options = options_lib.read(config)
+    source = config.network
     network: UNetConfig | None = None
-    if kind == "diffusers":
-        network, scheduler = options_lib.pretrained_options(config, options.levels)
+    if isinstance(source, config_lib.DiffusersFolder):
+        network, scheduler = imported_network(source, config.adapt.levels)
     else:
-        scheduler = options_lib.scheduler_of(config)
+        scheduler = config.scheduler()
     schedule = scheduler.schedule()
-    options_lib.check_timesteps(config, schedule)
-    if network is not None:
-        shape = (network.sample_size, network.sample_size, network.in_channels)
-        dataset = queries_data.load(pathlib.Path(config.network.path).resolve().name, shape)
+    check_timesteps(config, schedule)
+    if isinstance(source, config_lib.DiffusersFolder) and network is not None:
+        dataset = queries_data.load(pathlib.Path(source.path).resolve().name, picture_shape(network))
     else:
         with hosts.first_alone():  # some data are made once and kept, which takes minutes
-            dataset = loaders[config.data.name](config.data)
-        if kind == "unet":
-            network = options_lib.network_options(config, len(dataset.split.trained))
-            size, channels = network.sample_size, network.in_channels
-            if dataset.shape != (size, size, channels):
-                raise UserError(
-                    f"config.network is for pictures of {size}x{size}x{channels} (sample_size, in_channels), and those "
-                    f"of {dataset.name} are {'x'.join(map(str, dataset.shape))}: make them agree."
-                )
+            loaders: dict[type, Any] = {of.Options: of.load for of in (colormnist, avatars, celeba, planar, folder)}
+            dataset = loaders[type(config.data)](config.data)
+    if isinstance(source, UNetConfig):
+        network = trained_network(source, dataset)
     if network is None:
         backbone = backbone_lib.mixture(schedule)
     else:
-        with about(f"{config.network.path}: " if kind == "diffusers" else "config.network."):
+        with about(f"{source.path}: " if isinstance(source, config_lib.DiffusersFolder) else "config.network."):
             backbone = backbone_lib.unet(network, schedule, scheduler.prediction_type)
     queries = own_queries(query_paths, dataset.shape) if query_paths else held_out_queries(config, dataset)
     for composition in dict.fromkeys(query.composition for query in queries):
         if composition is not None:
             # Complains now, not when everything else is done.
             dataset.references(composition, config.evaluate.references + config.evaluate.samples)
-    return Run(config, options, workdir, dataset, scheduler, schedule, network, backbone, queries)
+    return Run(config, workdir, dataset, scheduler, schedule, network, backbone, queries)
 
 
 @contextlib.contextmanager
-def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths: Sequence[str]) -> Iterator[Run]:
+def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequence[str]) -> Iterator[Run]:
     """What `prepare` gives, in a workdir locked by this process and bound to this configuration and its queries.
 
     Raises:
@@ -178,14 +153,12 @@ def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path, query_paths
         yield run
 
 
-def held_out_queries(config: ml_collections.ConfigDict, dataset: Dataset) -> tuple[Query, ...]:
+def held_out_queries(config: config_lib.Config, dataset: Dataset) -> tuple[Query, ...]:
     """`num_queries` query pictures of held-out compositions: each once in an order drawn by the seed, then again."""
     held_out = dataset.split.held_out
     if not held_out:
         raise UserError("this configuration has no pictures of its own: give --query=PICTURE.")
     count = config.evaluate.num_queries
-    with about("config."):
-        require_positive(**{"evaluate.num_queries": count})
     order = np.random.default_rng(config.seed).permutation(len(held_out))
     taken = [  # each composition's pictures at once: for some data, each number of them compiles a program
         dataset.queries(held_out[j], -(-(count - place) // len(order))) for place, j in enumerate(order[:count])
@@ -213,9 +186,7 @@ def own_queries(paths: Sequence[str], shape: tuple[int, ...]) -> tuple[Query, ..
     return tuple(queries)
 
 
-def bind(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict, fingerprint: str, queries: tuple[Query, ...]
-) -> None:
+def bind(workdir: pathlib.Path, config: config_lib.Config, fingerprint: str, queries: tuple[Query, ...]) -> None:
     """Writes the configuration to the workdir, or checks that it is the one already there.
 
     Args:
@@ -229,7 +200,7 @@ def bind(
     """
     path = workdir / "config.json"
     content = {
-        "config": config.to_dict(),
+        "config": config_lib.as_dict(config),
         "data": fingerprint,
         # With their places: results are kept by place, and two pictures may have one name.
         "queries": {
@@ -244,7 +215,7 @@ def bind(
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): choose another --workdir.") from error
     free = {f"config.{name}" for name in config_lib.NOT_IN_RESULTS}
-    if config.get("pretrain", {}).get("result") == "best":
+    if config.pretrain.result == "best":
         free.remove("config.pretrain.save_every")  # the best is one of those that are saved
     changed = [name for name in config_lib.differences(before, content) if name not in free]
     if changed:

@@ -7,6 +7,7 @@ artwork is Avataaars by Pablo Stanley), drawn by resvg.
 """
 
 import colorsys
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -169,13 +170,39 @@ def missing(error: ImportError) -> UserError:
     return UserError(f"avatars need a package that is missing ({error}): pip install 'cdisc[faces]'.")
 
 
-def load(config: Any) -> Dataset:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How many faces, how large, and what is held out.
+
+    Attributes:
+      seed: of all that is not an attribute.
+      size: pixels a side.
+      train: training faces of each of the 96 compositions; the judge alone sees those of held-out ones.
+      query: queries of each.
+      reference: references of each.
+      cache: the folder of the faces; empty for `avatars` in the user's cache folder.
+      held_out: partial assignments such as "hair_colour=blond hair=curly" (`compositions.parse`); a factor left out
+        means all of its values.
+    """
+
+    seed: int = 0
+    size: int = 64
+    train: int = 500
+    query: int = 50
+    reference: int = 200
+    cache: str = ""
+    held_out: tuple[str, ...] = (
+        "hair_colour=blond hair=curly",
+        "hair_colour=gray hair=long",
+        "hair=short eyeglasses=yes beard=yes",
+    )
+
+
+def load(config: Options) -> Dataset:
     """Builds the data set that a configuration describes; draws its faces the first time.
 
     Args:
-      config: Has the attributes `name`, `seed`, `size` (pixels a side), `train`, `query` and `reference` (faces of each
-        composition in each part), `cache` (a folder; empty for the user's cache folder) and `held_out` (partial
-        assignments, see `compositions.parse`).
+      config: Which.
 
     Returns:
       The data set. The judge learns from the training faces of all compositions.
@@ -184,7 +211,7 @@ def load(config: Any) -> Dataset:
       UserError: If a package is missing, or the sizes, the cache or the split cannot be used.
     """
     split = compositions.split(FACTORS, tuple(config.held_out))
-    counts = tuple(int(config[part]) for part in PARTS)
+    counts = tuple(getattr(config, part) for part in PARTS)
     if min(counts) < 1 or config.size < 16:
         raise UserError(
             f"config.data.size is {config.size} and the faces of a composition are {counts}: use 16 pixels or more, "
@@ -218,7 +245,7 @@ def load(config: Any) -> Dataset:
         return {c: first[c] + offsets[part] + np.arange(counts[PARTS.index(part)]) for c in chosen}
 
     return stored.dataset(
-        config.name,
+        "avatars",
         images,
         split,
         train=rows("train", split.trained),

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from cdisc import console, signals, storage
-from cdisc.app import config as config_lib
 from cdisc.data import Dataset, cache, compositions, decoding, prepared, stand_in, stored
 from cdisc.data import manifest as manifest_lib
 from cdisc.errors import UserError, about, nearest, require_positive
@@ -232,7 +231,47 @@ def read_prepared(root: pathlib.Path, wanted: Sequence[str]) -> tuple[Attributes
     return Attributes(files, tuple(wanted), table, root / prepared.INFO), partition, read
 
 
-def _root(config: Any) -> pathlib.Path:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which copy, and which benchmark of it.
+
+    Attributes:
+      root: the folder of your copy.
+      stand_in: how many avatars take CelebA's place; 0 for none.
+      attributes: whose combinations are the classes.
+      sizes: of the benchmark.
+      seed: of the order of files.
+      size: pixels a side.
+      manifest: a file that freezes the benchmark: read if it is there, else written.
+      cache: the folder of the decoded photographs; empty for `celeba` in the user's cache folder.
+    """
+
+    root: str = ""
+    stand_in: int = 0
+    attributes: tuple[str, ...] = (
+        "Black_Hair",
+        "Blond_Hair",
+        "Brown_Hair",
+        "Gray_Hair",
+        "Wavy_Hair",
+        "No_Beard",
+        "Smiling",
+        "Big_Nose",
+        "Big_Lips",
+        "Oval_Face",
+        "Male",
+        "Sideburns",
+        "Wearing_Necklace",
+        "Bald",
+    )
+    sizes: manifest_lib.Sizes = dataclasses.field(default_factory=manifest_lib.Sizes)
+    seed: int = 0
+    size: int = 128
+    manifest: str = ""
+    cache: str = ""
+
+
+def _root(config: Options) -> pathlib.Path:
     """The folder of the copy, or of the avatars that stand in for it."""
     if config.stand_in and config.root:
         raise UserError(
@@ -257,26 +296,22 @@ def _copy_at(root: pathlib.Path) -> pathlib.Path:
     return next(known, around[0])
 
 
-def _benchmark(config: Any, known: Attributes, partition: np.ndarray) -> manifest_lib.Manifest:
+def _benchmark(config: Options, known: Attributes, partition: np.ndarray) -> manifest_lib.Manifest:
     """The frozen manifest, or what the rule gives."""
     frozen = pathlib.Path(config.manifest).expanduser()
     if not config.manifest or not frozen.exists():
-        sizes = config_lib.parse(manifest_lib.Sizes, config.sizes, "data.sizes")
-        return manifest_lib.choose(known.names, known.files, known.table, partition, sizes, config.seed)
+        return manifest_lib.choose(known.names, known.files, known.table, partition, config.sizes, config.seed)
     manifest = manifest_lib.read(frozen)
     if manifest.attributes != known.names:
         raise UserError(f"{frozen} is about {', '.join(manifest.attributes)}: set config.data.attributes to these.")
     return manifest
 
 
-def load(config: Any) -> Dataset:
+def load(config: Options) -> Dataset:
     """Builds the data set that a configuration describes; decodes its photographs the first time.
 
     Args:
-      config: Has the attributes `name`, `root`, `stand_in` (how many avatars take CelebA's place; 0 for none),
-        `attributes` (names), `sizes` (see `manifest.Sizes`), `seed`, `size` (pixels a side), `manifest` (a file that
-        freezes the benchmark: read if it is there, else written) and `cache` (a folder; empty for the user's cache
-        folder).
+      config: Which.
 
     Returns:
       The data set. Queries and references are photographs of held-out classes; the judge learns from the training
@@ -329,7 +364,7 @@ def load(config: Any) -> Dataset:
         held_out=tuple(c.composition for c in manifest.classes if not c.seen),
     )
     return stored.dataset(
-        config.name,
+        "celeba",
         images,
         split,
         train=train,

@@ -166,7 +166,48 @@ def _container(part: digits.Digits, table: np.ndarray, foregrounds: np.ndarray, 
     )
 
 
-def load(config: Any) -> Dataset:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which digits, in which colours, and what is held out. The paper does not publish its palette: this one is ours.
+
+    Attributes:
+      source: "bundled", 10,000 digits that come with cdisc; "idx" or "tfds" read your own MNIST from `root`.
+      root: the folder of your own.
+      seed: of the partition into training, query and reference digits.
+      digit_colours: RGB in 0..255 by name.
+      backgrounds: the same.
+      held_out: partial assignments such as "digit_colour=cyan background=deep_red" (`compositions.parse`); a factor
+        left out means all of its values.
+    """
+
+    source: str = "bundled"
+    root: str = ""
+    seed: int = 0
+    digit_colours: dict[str, tuple[int, int, int]] = dataclasses.field(
+        default_factory=lambda: {
+            "yellow": (255, 225, 25),
+            "green": (60, 200, 75),
+            "cyan": (70, 220, 240),
+            "pink": (250, 120, 200),
+        }
+    )
+    backgrounds: dict[str, tuple[int, int, int]] = dataclasses.field(
+        default_factory=lambda: {
+            "deep_red": (120, 0, 20),
+            "navy": (0, 0, 110),
+            "dark_purple": (75, 0, 110),
+            "dark_brown": (85, 50, 15),
+        }
+    )
+    held_out: tuple[str, ...] = (
+        "digit_colour=cyan background=deep_red",
+        "digit_colour=green background=navy",
+        "digit_colour=pink background=dark_purple",
+        "digit_colour=yellow background=dark_brown",
+    )
+
+
+def load(config: Options) -> Dataset:
     """Builds the data set that a configuration describes.
 
     The denoiser learns from training digits in trained compositions. Queries show query digits and references show
@@ -174,8 +215,7 @@ def load(config: Any) -> Dataset:
     and is validated on query digits; no judge sees a reference.
 
     Args:
-      config: Has the attributes `name`, `source`, `root`, `seed` (of the partition), `digit_colours` and `backgrounds`
-        (name to RGB in 0..255) and `held_out` (partial assignments, see `compositions.parse`).
+      config: Which.
 
     Returns:
       The data set.
@@ -212,7 +252,7 @@ def load(config: Any) -> Dataset:
 
     identity = [digits.fingerprint(source), config.seed, dataclasses.asdict(split), foregrounds, backgrounds]
     return Dataset(
-        name=config.name,
+        name="colormnist",
         shape=SHAPE,
         split=split,
         train=train,

@@ -1,10 +1,10 @@
 """Pictures of the user's own, labelled by a table: a line for each picture, a column for each factor."""
 
 import csv
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -60,17 +60,40 @@ def read_table(table: pathlib.Path, root: pathlib.Path) -> tuple[tuple[str, ...]
     return tuple(header[1:]), values
 
 
-def load(config: Any) -> Dataset:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which pictures, and which of their classes are held out.
+
+    Attributes:
+      root: the pictures' folder.
+      table: a CSV file in it (`read_table`).
+      held_out: partial assignments such as "shape=square colour=red" (`compositions.parse`); a factor left out means
+        all of its values.
+      seed: of the order of a class's files.
+      query: queries of each held-out class.
+      reference: references of each, at least `evaluate.references` and `evaluate.samples` together.
+      size: pixels a side.
+      cache: the folder of the decoded pictures; empty for `pictures` in the user's cache folder.
+    """
+
+    root: str = ""
+    table: str = "labels.csv"
+    held_out: tuple[str, ...] = ()
+    seed: int = 0
+    query: int = 8
+    reference: int = 64
+    size: int = 64
+    cache: str = ""
+
+
+def load(config: Options) -> Dataset:
     """Builds the data set that a configuration describes; decodes its pictures the first time.
 
     A held-out class gives `query` pictures and then `reference` others, and what is left to the judge. Of a trained
     class, an eighth, but at most `query` pictures, validate; all others are trained on, the judge too.
 
     Args:
-      config: Has the attributes `root` (the pictures' folder), `table` (a CSV file in it, see `read_table`), `held_out`
-        (partial assignments, see `compositions.parse`), `seed` (of the order of a class's files), `query` and
-        `reference` (how many of each held-out class), `size` (pixels a side) and `cache` (a folder; empty for the
-        person's cache folder).
+      config: Which.
 
     Returns:
       The data set, which has the folder's name. Its classes are the combinations of values that are in the table.

@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,12 +78,32 @@ def train_batch(
     return points[places], labels[places]
 
 
-def load(config: Any) -> Dataset:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The cells of a grid, and which of them are held out.
+
+    Attributes:
+      levels: of either coordinate.
+      std: of a cell.
+      held_out: partial assignments such as "horizontal=-0.9 vertical=0.3" (`compositions.parse`); a factor left out
+        means all of its values.
+    """
+
+    levels: tuple[float, ...] = (-0.9, -0.3, 0.3, 0.9)
+    std: float = 0.06
+    held_out: tuple[str, ...] = (
+        "horizontal=-0.9 vertical=0.3",
+        "horizontal=-0.3 vertical=0.9",
+        "horizontal=0.3 vertical=-0.9",
+        "horizontal=0.9 vertical=-0.3",
+    )
+
+
+def load(config: Options) -> Dataset:
     """Builds the data set that a configuration describes.
 
     Args:
-      config: Has the attributes `name`, `levels` (of both coordinates), `std` and `held_out` (partial assignments such
-        as "horizontal=-0.9 vertical=0.9", see `compositions.parse`).
+      config: Which.
 
     Returns:
       The data set; its `train` is the `GaussianMixture` of the trained cells.
@@ -92,8 +111,7 @@ def load(config: Any) -> Dataset:
     Raises:
       UserError: If the levels, the standard deviation or the split cannot be used.
     """
-    levels = tuple(float(level) for level in config.levels)
-    std = float(config.std)
+    levels, std = config.levels, config.std
     if not 0 < std < float("inf"):
         raise errors.UserError(f"config.data.std is {config.std}: write a positive number.")
     split = compositions.split(factors(levels, levels), tuple(config.held_out))
@@ -115,7 +133,7 @@ def load(config: Any) -> Dataset:
 
     identity = [levels, std, dataclasses.asdict(split)]
     return Dataset(
-        name=config.name,
+        name="planar",
         shape=SHAPE,
         split=split,
         train=planar_mixture(levels, levels, std, split),

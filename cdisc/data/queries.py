@@ -1,9 +1,15 @@
 """No data but the pictures that a user brings, for a network that was trained elsewhere on data that are not here."""
 
+import dataclasses
 import hashlib
 from typing import NoReturn
 
 from cdisc.data import Dataset, compositions
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Nothing to choose."""
 
 
 def load(name: str, shape: tuple[int, ...]) -> Dataset:

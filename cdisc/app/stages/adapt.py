@@ -13,7 +13,7 @@ import numpy as np
 
 from cdisc import console, signals, storage
 from cdisc.app import devices
-from cdisc.app.options import GuidanceOptions
+from cdisc.app.config import Guidance
 from cdisc.app.run import Run
 from cdisc.app.stages.saved import saved_by_query
 from cdisc.diffusion.gaussian import Gaussian
@@ -40,7 +40,7 @@ class QueryModel:
     levels: dict[str, adapt_lib.Adaptation]
 
 
-def teacher_recipe(teacher: Gaussian, guidance: GuidanceOptions) -> methods.Recipe:
+def teacher_recipe(teacher: Gaussian, guidance: Guidance) -> methods.Recipe:
     """Eq. 13 for a teacher with some guidance."""
     return methods.Recipe(teacher, teacher_weight=guidance.w0, w_max=guidance.w_max, elementwise=guidance.elementwise)
 
@@ -70,7 +70,7 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
 
     Leaves, beside each query's model, `adapt/query_*.jsonl`: a line for each step with its `level`, `step` and `loss`.
     """
-    settings, levels = run.config.adapt, run.options.levels
+    settings, levels = run.config.adapt, run.config.adapt.levels
     needs_pool = any(options.pool != "query" for options in levels.values())
     needs_prior = any(options.prior_weight > 0 for options in levels.values())
     prior = prior_pictures(run) if needs_prior else None
@@ -100,7 +100,7 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
             losses = devices.in_groups(mapped_compare, (images, keys("compare")), params)
             best_first = jnp.argsort(losses, axis=1).astype(jnp.int32)
         if needs_pool:
-            recipes = [teacher_recipe(teacher, run.options.adapt_guidance) for teacher in teachers]
+            recipes = [teacher_recipe(teacher, settings.guidance) for teacher in teachers]
             pool = draw(run, params, recipes, list(keys("pool")), settings.pool_size)
         examples = adapt_lib.Examples(query=images, pool=pool, classes=best_first)
         fitted: dict[str, adapt_lib.Adaptation] = {}

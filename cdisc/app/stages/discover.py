@@ -20,7 +20,7 @@ from cdisc.networks import backbone as backbone_lib
 
 def discover(run: Run, params: Any, active: bool) -> Sequence[concepts.Discovery]:
     """The discovery of every query."""
-    options = run.options.discovery
+    options = run.config.discover
 
     def one(item: tuple[jax.Array, jax.Array], params: Any, axis_name: str | None) -> concepts.Discovery:
         query, key = item
@@ -55,7 +55,7 @@ def follow(
 
     Its leaves are the modes that the discoveries found, without the saddles, at their own noise levels.
     """
-    options = run.options.discovery
+    options = run.config.discover
     if not options.hierarchy:
         return None
     kept = []

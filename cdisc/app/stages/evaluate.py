@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdisc import runtime, signals, storage
+from cdisc.app import config as config_lib
 from cdisc.app import devices, hosts
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Query, Run
@@ -26,12 +27,12 @@ REAL = "real pictures"
 
 def recipes_of(run: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.Recipe]:
     """Every method's recipe for one query."""
-    settings, guidance = run.config.evaluate, run.options.guidance
+    settings, guidance = run.config.evaluate, run.config.guidance
     table = np.asarray(run.backbone.table(params))
     recipes = {"poe": teacher_recipe(model.teacher, guidance)}
     # Also at weight 0, so that methods share one compiled sampler.
     beside = dataclasses.replace(recipes["poe"], teacher_weight=0.0)
-    for name, method in run.options.methods.items():
+    for name, method in settings.methods.items():
         adaptation = model.levels[method.level]
         recipes[name] = dataclasses.replace(
             beside,
@@ -186,7 +187,7 @@ def write_results(
             "schema_version": results_lib.SCHEMA_VERSION,
             "dataset": run.dataset.name,
             "data_hash": run.dataset.fingerprint,
-            "config_hash": storage.digest(run.config.to_dict()),
+            "config_hash": storage.digest(config_lib.as_dict(run.config)),
             "seed": run.config.seed,
             "versions": runtime.versions(),
             "seconds": read_seconds(run.path("seconds.json")),

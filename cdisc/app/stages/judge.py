@@ -84,5 +84,5 @@ def judge_bundle(run: Run) -> pathlib.Path:
 
 def judge_about(run: Run) -> dict[str, str]:
     """What must match for a bundled judge to be used."""
-    settings = {name: value for name, value in run.config.evaluate.judge.items() if name != "bundle"}
+    settings = {name: value for name, value in vars(run.config.evaluate.judge).items() if name != "bundle"}
     return {"config": storage.digest(settings), "data": run.dataset.fingerprint}

@@ -15,6 +15,7 @@ import numpy as np
 from cdisc import bundled, console, signals, storage
 from cdisc.app import checkpoints, devices, hosts, watch
 from cdisc.app import config as config_lib
+from cdisc.app.config import DiffusersFolder
 from cdisc.app.run import Run
 from cdisc.app.stages.saved import meet, unfinished
 from cdisc.data import Dataset
@@ -48,8 +49,8 @@ def pretrain(run: Run, active: bool) -> Any:
     """The backbone's parameters: exact, restored, bundled, imported or trained."""
     if run.network is None:
         return run.dataset.train
-    if run.config.network.kind == "diffusers":
-        return import_backbone(run, active)
+    if isinstance(run.config.network, DiffusersFolder):
+        return import_backbone(run, run.config.network, active)
     like = jax.eval_shape(functools.partial(denoiser.init, run.network), run.key("pretrain"))
     path = run.path("pretrain", "params")
     # Ask the first process: it writes, and may have written before a slower one looks.
@@ -104,13 +105,13 @@ def restore_backbone(run: Run, like: Any) -> denoiser.Params:
     return checkpoints.restore(folder / "params", like)
 
 
-def import_backbone(run: Run, active: bool) -> denoiser.Params:
-    """The parameters in the folder `config.network.path`, which stay there: the workdir keeps only their digest.
+def import_backbone(run: Run, source: DiffusersFolder, active: bool) -> denoiser.Params:
+    """The parameters in a folder of diffusers, which stay there: the workdir keeps only their digest.
 
     Raises:
       UserError: for weights that cannot be read, or that are not those which the workdir's results were made with.
     """
-    folder, null = run.config.network.path, run.config.network.null_class
+    folder, null = source.path, source.null_class
     pretrained = interop.load(folder)
     digest = hashlib.sha256(repr((pretrained.network, pretrained.scheduler)).encode())
     for leaf in jax.tree.leaves(pretrained.params):
@@ -205,8 +206,7 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
     averaged parameters draw; all this is the same whether or not the training was interrupted. When a signal stops the
     run, the current step is saved first.
     """
-    options = run.options.training
-    assert options is not None  # there is a network to train
+    options = run.config.pretrain
     key_init, key_train, key_pictures, key_validation = jax.random.split(run.key("pretrain"), 4)
     folder = run.path("pretrain", "train")
     init = functools.partial(pretrain_lib.init, network, options)
@@ -225,7 +225,7 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
     state = devices.replicate(state)
     train_step = compiled_step(backbone=run.backbone, options=options, schedule=run.schedule, shape=run.dataset.shape)
     read = read_share(run.dataset, options, key_train)
-    every, samples_every = run.config.pretrain.save_every, run.config.pretrain.samples_every
+    every, samples_every = options.save_every, options.samples_every
     draw, validate = class_pictures(run, key_pictures), validation(run, options, key_validation)
     metrics_path, best_path = run.path("pretrain", "metrics.jsonl"), run.path("pretrain", "best")
     # Steps that are repeated write their metrics again.
@@ -266,10 +266,10 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
                     best = rows[-1]["validation_loss"]
                     checkpoints.save(best_path, state.ema)
                 if saving:
-                    checkpoints.save_step(folder, done, state, run.config.pretrain.keep)
+                    checkpoints.save_step(folder, done, state, options.keep)
         if stopping:
             signals.obey()
-    if run.config.pretrain.result == "last":
+    if options.result == "last":
         return state.ema
     meet([best_path])
     return checkpoints.restore(best_path, state.ema)

@@ -82,8 +82,8 @@ def descriptions(run: Run, results: dict[str, Any]) -> dict[str, str]:
         if sigma == settings.query_only_sigma:
             which += "; the paper publishes none: its text calls it small, its figures suggest a wide one"
         sentences[query_only_name(sigma)] = f"A Gaussian of this width around the query as the teacher{which}."
-    for name, method in run.options.methods.items():
-        level = run.options.levels[method.level]
+    for name, method in run.config.evaluate.methods.items():
+        level = run.config.adapt.levels[method.level]
         learnt = "a new class embedding" + (" in the span of the trained ones" if level.space == "span" else "")
         learnt += f" and LoRA of rank {level.rank}" if level.rank else ""
         nearest = f"one of the {level.candidates} nearest classes" if level.candidates > 1 else "the nearest class"
@@ -103,8 +103,9 @@ def plane_of(run: Run, params: Any) -> figures.Plane | None:
     """The trained and held-out cells of points in the plane; None for pictures."""
     if run.network is not None:
         return None
-    levels = tuple(float(level) for level in run.config.data.levels)
-    held_out = planar.planar_mixture(levels, levels, float(run.config.data.std), run.dataset.split, held_out=True)
+    data = run.config.data
+    assert isinstance(data, planar.Options)  # the only points that there are
+    held_out = planar.planar_mixture(data.levels, data.levels, data.std, run.dataset.split, held_out=True)
     return figures.Plane(
         trained_means=params.means,
         trained_variances=params.variances,

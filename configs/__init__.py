@@ -1,0 +1,1 @@
+"""The settings of each experiment. What a field means is said where its section is declared (`cdisc.app.config`)."""
