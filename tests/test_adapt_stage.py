@@ -134,6 +134,9 @@ def test_the_samples_that_are_learnt_from_have_a_guidance_of_their_own(monkeypat
     config.adapt.update(guidance={"w0": 1.5, "w_max": 2.5, "elementwise": False}, class_draws=1)
     config.adapt.levels.taught = {"pool": "teacher", "start": "top1", "steps": 1, "batch_size": 1}
     config.adapt.levels.taught.embedding_learning_rate = 1e-12
+    fields = {"guidance": 2.5, "class_sigma_min": 0.25, "class_sigma_max": 12.0}
+    fields |= {"teacher_weight": 0.5, "teacher_sigma_min": 0.75}
+    config.evaluate.methods.new = {"level": "taught"} | fields
     query = Query("picture", np.asarray(EXAMPLES[0].query), None, "a test")
     dataset = types.SimpleNamespace(shape=query.image.shape)
     run = dataclasses.replace(RUN, config=read(config), workdir=tmp_path, dataset=dataset, queries=(query,))
@@ -150,6 +153,8 @@ def test_the_samples_that_are_learnt_from_have_a_guidance_of_their_own(monkeypat
     shown = evaluate.recipes_of(run, TABLE, query, models[0])
     found = [(float(r.teacher_weight), r.w_max, r.elementwise) for r in (*drawn, shown["poe"])]
     assert found == [(1.5, 2.5, False), (3.0, 4.0, True)]
+    assert float(shown["new"].weights[0]) == fields.pop("guidance")
+    assert {name: getattr(shown["new"], name) for name in fields} == fields
     (row,) = map(json.loads, (tmp_path / "adapt" / "query_0000.jsonl").read_text().splitlines())
     assert (row["level"], row["step"]) == ("taught", 1) and row["loss"] > 0.0
     assert (shown["top1"].w_max, shown["top1"].elementwise) == (4.0, True)  # as of every teacher beside a class

@@ -108,6 +108,7 @@ def test_a_configuration_is_its_tree_read_again():
         ({"evaluate.k": 100}, "config.evaluate.references is 8: precision and recall look for 100 neighbours"),
         ({"evaluate.query_only_sigma": 0.0}, "config.evaluate.query_only_sigma is 0.0: use positive numbers"),
         ({"evaluate.methods.lora.level": "lroa"}, "config.evaluate.methods.lora.level names no level: 'lroa'; did"),
+        ({"evaluate.methods.lora.class_sigma_max": 0.0}, "config.evaluate.methods.lora.class_sigma_min is 0.0 and"),
         ({"sampling.clip": -1.0}, "config.sampling.clip is -1.0: use a positive number, or None"),
         ({"discover.num_experts": 9}, r"config\.discover\.num_experts is 9, more than the pool holds"),
     ],

@@ -232,15 +232,27 @@ class Method:
 
     Attributes:
       level: its name in `config.adapt.levels`.
-      guidance: weight of the new class.
+      guidance: weight of the new class,
+      class_sigma_min: where the noise-to-signal ratio is at least this,
+      class_sigma_max: and at most this; elsewhere the class has weight 1.
       teacher_weight: `w0` of the teacher beside it; 0 leaves the teacher out.
       teacher_sigma_min: the teacher guides where the noise-to-signal ratio is at least this.
     """
 
     level: str
     guidance: float = 2.0
+    class_sigma_min: float = 0.0
+    class_sigma_max: float = float("inf")
     teacher_weight: float = 0.0
     teacher_sigma_min: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuses an interval in which nothing lies."""
+        if not self.class_sigma_min < self.class_sigma_max:
+            raise ValueError(
+                f"class_sigma_min is {self.class_sigma_min} and class_sigma_max {self.class_sigma_max}: use a smaller "
+                "and a greater one."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,8 @@ def recipes_of(run: Run, params: Any, query: Query, model: QueryModel) -> dict[s
             beside,
             embeddings=adaptation.embedding[None],
             weights=jnp.asarray([method.guidance], jnp.float32),
+            class_sigma_min=method.class_sigma_min,
+            class_sigma_max=method.class_sigma_max,
             adapter=adaptation.adapter,
             teacher_weight=method.teacher_weight,
             teacher_sigma_min=method.teacher_sigma_min,
