@@ -24,7 +24,7 @@ def _rows(heading: str) -> list[list[str]]:
 
 def _part(module: str) -> str:
     """The folder of `cdisc` that a module belongs to, or its own name where it stands beside the folders."""
-    return (module.split(".") + ["cdisc"])[1] if module != "cdisc" else "cdisc"
+    return module.split(".")[1] if "." in module else "cdisc"
 
 
 def _imports(path: pathlib.Path) -> Iterator[str]:
