@@ -4,10 +4,10 @@
         --methods=embedding,lora --guidance=1,1.5,2,3 --seeds=0,1,2
 
 A method's dial is the guidance of its class, or the weight of its teacher where it has no class; `embedding@0.3:12` is
-a method whose class guides only between these noise-to-signal ratios (`methods.Recipe.class_sigma_min`). Each query's
-figures go to `seed_*/frontiers/` in the workdir as soon as they are there; the same command goes on from what it finds,
-also with more methods, guidances or seeds. `frontiers.json` has the means over queries, seeds averaged first, the
-frontiers of accuracy and recall of right samples (`evaluation.frontier`), and the differences of every two methods.
+a method whose class guides only between these noise-to-signal ratios (`class_sigma_min`). Each query's figures go to
+`seed_*/frontiers/` in the workdir as soon as they are there; the same command goes on from what it finds, also with
+more methods, guidances or seeds. `frontiers.json` has the means over queries, seeds averaged first, the frontiers of
+accuracy and recall of right samples (`evaluation.frontier`), and the differences of every two methods.
 
 Choose settings on `--turn=2`, the second picture of each held-out class, and report `--turn=1`.
 """
@@ -45,7 +45,7 @@ def measure(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[st
     from cdisc.app.run import opened, prepare
     from cdisc.app.stages.adapt import adapt, draw
     from cdisc.app.stages.discover import discover
-    from cdisc.app.stages.evaluate import recipes_of
+    from cdisc.app.stages.evaluate import densities_of
     from cdisc.app.stages.judge import load_judge
     from cdisc.app.stages.pretrain import pretrain
     from cdisc.errors import UserError, nearest
@@ -67,25 +67,25 @@ def measure(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[st
             wanted = [(m, g) for m in _METHODS.value for g in _GUIDANCE.value if g not in figures.get(m, {})]
             if not wanted:
                 continue
-            recipes = recipes_of(run, params, query, models[i])
+            densities = densities_of(run, params, query, models[i])
             references = jnp.asarray(run.dataset.references(query.composition, config.evaluate.references))
             for method, setting in wanted:
                 name, _, interval = method.partition("@")
-                if name not in recipes:
-                    raise UserError(f"--methods has no {name!r}{nearest(name, recipes)}: {', '.join(recipes)}.")
-                recipe, weight = recipes[name], float(setting)
+                if name not in densities:
+                    raise UserError(f"--methods has no {name!r}{nearest(name, densities)}: {', '.join(densities)}.")
+                density, weight = densities[name], float(setting)
                 least, most = map(float, (interval or "0:inf").split(":"))
-                recipe = (
+                density = (
                     dataclasses.replace(
-                        recipe,
-                        weights=recipe.weights * (weight / jnp.sum(recipe.weights)),
+                        density,
+                        weights=density.weights * (weight / jnp.sum(density.weights)),
                         class_sigma_min=least,
                         class_sigma_max=most,
                     )
-                    if len(recipe.weights)
-                    else dataclasses.replace(recipe, teacher_weight=weight)
+                    if len(density.weights)
+                    else dataclasses.replace(density, teacher_weight=weight)
                 )
-                [samples] = draw(run, params, [recipe], [run.key("evaluate", query)], config.evaluate.samples)
+                [samples] = draw(run, params, [density], [run.key("evaluate", query)], config.evaluate.samples)
                 figures.setdefault(method, {})[setting] = protocol.score_samples(
                     judge,
                     jnp.asarray(samples),

@@ -33,8 +33,8 @@ config.evaluate.num_queries = 3
 this = run.prepare(read(config), pathlib.Path(sys.argv[1]), [])
 params = this.dataset.train
 found = list(discover.discover(this, params, True))
-recipes = [adapt.teacher_recipe(discovery.teacher, this.config.guidance) for discovery in found]
-samples = adapt.draw(this, params, recipes, [this.key("evaluate", query) for query in this.queries], 7)
+densities = [adapt.teacher_density(discovery.teacher, this.config.guidance) for discovery in found]
+samples = adapt.draw(this, params, densities, [this.key("evaluate", query) for query in this.queries], 7)
 losses = [model.losses for model in adapt.adapt(this, params, found, True)]
 leaves = jax.tree_util.tree_leaves_with_path(found)
 np.savez(

@@ -369,6 +369,40 @@ def test_an_adapter_is_written_factor_by_factor(params, tmp_path):
     np.testing.assert_array_equal(row, np.arange(32.0)[None])
 
 
+@pytest.mark.parametrize("patch", [1, 2])
+def test_a_written_adapter_is_what_separates_the_written_networks(tmp_path, patch):
+    # Catches: channels of patches turned in the network and not in its adapter, or at one end alone; a bias that the
+    # adapter would move; the scale left out, or applied twice.
+    network = dataclasses.replace(tiny.NETWORK, patch_size=patch)
+    whole, rng = tiny.random_params(network), np.random.default_rng(3)
+    adapter = lora.init(whole, jax.random.key(0), 2, 5.0)
+    adapter = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32), adapter)
+    interop.save(tmp_path / "base", network, whole, SCHEDULER)
+    interop.save(tmp_path / "merged", network, lora.merge(whole, adapter), SCHEDULER)
+    interop.save_adapter(tmp_path / "adapter", network, adapter, jnp.ones(32))
+    base, merged = (safetensors.numpy.load_file(tmp_path / n / interop.WEIGHTS_FILE) for n in ("base", "merged"))
+    factors = safetensors.numpy.load_file(tmp_path / "adapter" / interop.ADAPTER_FILE)
+    config = json.loads((tmp_path / "adapter" / interop.ADAPTER_CONFIG_FILE).read_text())
+    layers = {name.removesuffix(".weight") for name in base if base[name].any() and (merged[name] != base[name]).any()}
+    assert layers == set(config["target_modules"]) and {"conv_in", "conv_out"} <= layers
+    for layer in layers:
+        a, b = (np.asarray(factors[f"base_model.model.{layer}.lora_{name}.weight"]) for name in "AB")
+        product = np.einsum("or,ri...->oi...", b.reshape(b.shape[:2]), a) * config["lora_alpha"] / config["r"]
+        change = merged[f"{layer}.weight"] - base[f"{layer}.weight"]
+        np.testing.assert_allclose(change, product, atol=1e-5, err_msg=layer)
+    order = np.arange(3 * patch**2).reshape(patch, patch, 3).transpose(2, 0, 1).ravel()
+    np.testing.assert_array_equal(merged["conv_out.bias"], np.asarray(whole["conv_out"]["bias"])[order])
+
+
+@pytest.mark.parametrize("clip", [None, 1.0, 2.5])
+def test_where_samplers_clip_travels_both_ways(params, tmp_path, clip):
+    # Catches: a range that is not written, or written where nothing is clipped.
+    interop.save(tmp_path, NETWORK, params, dataclasses.replace(SCHEDULER, clip=clip))
+    assert interop.load_options(tmp_path)[1].clip == clip
+    written = json.loads((tmp_path / interop.SCHEDULER_FILE).read_text())
+    assert (written["clip_sample"], written.get("clip_sample_range")) == (clip is not None, clip)
+
+
 def test_an_embedding_learnt_alone_is_written_alone(tmp_path):
     interop.save_adapter(tmp_path, NETWORK, lora.Adapter(), jnp.ones(32))
     assert [path.name for path in tmp_path.iterdir()] == [interop.EMBEDDING_FILE]

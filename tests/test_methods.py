@@ -1,4 +1,4 @@
-"""Recipes against their formula on an exact backbone, and the one sampler that serves them all."""
+"""Guided densities against their formula on an exact backbone, and the one sampler that serves them all."""
 
 import jax
 import jax.numpy as jnp
@@ -48,14 +48,14 @@ def _teacher_terms():
 
 @pytest.fixture(scope="module")
 def predict():
-    """The compiled prediction of a recipe at X, T."""
-    return jax.jit(lambda recipe: methods.recipe_eps(BACKBONE, MIXTURE, SCHEDULE, recipe)(X, T))
+    """The compiled prediction of a density at X, T."""
+    return jax.jit(lambda density: methods.guided_eps(BACKBONE, MIXTURE, SCHEDULE, density)(X, T))
 
 
 def test_a_teacher_and_classes_add_to_the_null_model(predict):
     classes = jnp.asarray([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])
     level = np.asarray(sigma(SCHEDULE, T))
-    recipe = methods.Recipe(
+    density = methods.GuidedDensity(
         embeddings=classes,
         weights=jnp.asarray([1.3, -0.4]),
         teacher=TEACHER,
@@ -69,14 +69,14 @@ def test_a_teacher_and_classes_add_to_the_null_model(predict):
     weight = np.minimum(0.8 * spread.mean(axis=1, keepdims=True), 1.0) * np.asarray([[0.0], [0.0], [1.0], [1.0]])
     assert (weight[2:] < 1.0).all()
     expected = null + weight * (teacher - null) + 1.3 * (_eps(classes[0]) - null) - 0.4 * (_eps(classes[1]) - null)
-    np.testing.assert_allclose(predict(recipe), expected, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(predict(density), expected, rtol=1e-3, atol=2e-3)
 
 
 def test_classes_guide_in_an_interval_and_are_the_conditional_model_elsewhere(predict):
     # Catches: no class at all outside, weights of 1 for each of several classes, an interval for the teacher too.
     classes = jnp.asarray([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     level = np.asarray(sigma(SCHEDULE, T))
-    recipe = methods.Recipe(
+    density = methods.GuidedDensity(
         TEACHER,
         0.8,
         embeddings=classes,
@@ -91,62 +91,64 @@ def test_classes_guide_in_an_interval_and_are_the_conditional_model_elsewhere(pr
     expected = null + weight * (teacher - null)
     for c, w in zip(classes, (1.5, 0.5), strict=True):
         expected += (w * inside + w / 2.0 * (1 - inside)) * (_eps(c) - null)
-    np.testing.assert_allclose(predict(recipe), expected, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(predict(density), expected, rtol=1e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("elementwise", [False, True])
 def test_a_teacher_alone_is_eq_13(predict, elementwise):
-    recipe = methods.Recipe(TEACHER, 1.2, w_max=1.4, elementwise=elementwise)
+    density = methods.GuidedDensity(TEACHER, 1.2, w_max=1.4, elementwise=elementwise)
     null = _eps(MIXTURE.weights)
     teacher, spread = _teacher_terms()
     weight = np.minimum(1.2 * (spread if elementwise else spread.mean(axis=1, keepdims=True)), 1.4)
     assert (weight == 1.4).any()
-    np.testing.assert_allclose(predict(recipe), null + weight * (teacher - null), rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(predict(density), null + weight * (teacher - null), rtol=1e-3, atol=2e-3)
 
 
 def test_a_class_of_weight_one_is_the_class_and_no_class_is_the_null_model(predict):
-    alone = methods.Recipe(embeddings=jnp.asarray([[0.0, 0.0, 1.0]]), weights=jnp.asarray([1.0]))
+    alone = methods.GuidedDensity(embeddings=jnp.asarray([[0.0, 0.0, 1.0]]), weights=jnp.asarray([1.0]))
     np.testing.assert_allclose(predict(alone), _eps([0.0, 0.0, 1.0]), rtol=1e-3, atol=2e-3)
-    np.testing.assert_allclose(predict(methods.Recipe()), _eps(MIXTURE.weights), rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(predict(methods.GuidedDensity()), _eps(MIXTURE.weights), rtol=1e-3, atol=2e-3)
 
 
 def _sampler(traces):
-    def run(recipe, key):
-        traces.append(recipe)
+    def run(density, key):
+        traces.append(density)
         x = jax.random.normal(key, (5, 2))
-        eps_fn = methods.recipe_eps(BACKBONE, MIXTURE, SCHEDULE, recipe)
+        eps_fn = methods.guided_eps(BACKBONE, MIXTURE, SCHEDULE, density)
         return ddim(eps_fn, SCHEDULE, x, num_steps=2, clip=None)
 
     return jax.jit(run)
 
 
-def test_recipes_of_one_structure_share_one_compilation():
+def test_densities_of_one_structure_share_one_compilation():
     traces = []
     sampler, table = _sampler(traces), BACKBONE.table(MIXTURE)
     other = Gaussian(mean=-TEACHER.mean, variance=2.0 * TEACHER.variance)
     outs = [
-        sampler(methods.Recipe(teacher, w0), jax.random.key(seed))
+        sampler(methods.GuidedDensity(teacher, w0), jax.random.key(seed))
         for teacher, w0, seed in ((TEACHER, 1.2, 0), (other, 1.2, 0), (other, 0.5, 1))
     ]
     assert len(traces) == 1
     assert all(np.any(np.asarray(one) != np.asarray(outs[0])) for one in outs[1:])
     for c, w in ((0, 1.0), (1, 2.0)):
-        sampler(methods.Recipe(embeddings=table[c][None], weights=jnp.asarray([w], jnp.float32)), jax.random.key(0))
+        sampler(
+            methods.GuidedDensity(embeddings=table[c][None], weights=jnp.asarray([w], jnp.float32)), jax.random.key(0)
+        )
     assert len(traces) == 2
     for w, level in ((0.2, 0.8), (0.4, 0.0)):
-        recipe = methods.Recipe(
+        density = methods.GuidedDensity(
             embeddings=table[0][None],
             weights=jnp.asarray([2.0], jnp.float32),
             teacher=TEACHER,
             teacher_weight=w,
             teacher_sigma_min=level,
         )
-        sampler(recipe, jax.random.key(0))
+        sampler(density, jax.random.key(0))
     assert len(traces) == 3
 
 
 def test_an_adapter_adapts_the_class_and_the_null_model():
-    """A recipe with an adapter is the recipe without one, of the merged parameters."""
+    """A density with an adapter is the density without one, of the merged parameters."""
     params, x = tiny.random_params(tiny.ONE_LEVEL), jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     rng = np.random.default_rng(0)
     adapter = jax.tree.map(
@@ -157,14 +159,14 @@ def test_an_adapter_adapts_the_class_and_the_null_model():
     embeddings = jnp.asarray(rng.standard_normal((1, 32)), jnp.float32)
 
     @jax.jit
-    def predict(params, recipe):
-        return methods.recipe_eps(model, params, SCHEDULE, recipe)(x, jnp.asarray([10, 800]))
+    def predict(params, density):
+        return methods.guided_eps(model, params, SCHEDULE, density)(x, jnp.asarray([10, 800]))
 
     weights = jnp.asarray([0.7])
-    recipe = methods.Recipe(embeddings=embeddings, weights=weights, adapter=adapter)
-    plain = methods.Recipe(embeddings=embeddings, weights=weights)
+    density = methods.GuidedDensity(embeddings=embeddings, weights=weights, adapter=adapter)
+    plain = methods.GuidedDensity(embeddings=embeddings, weights=weights)
     expected = np.asarray(predict(lora.merge(params, adapter), plain))
-    np.testing.assert_allclose(predict(params, recipe), expected, atol=5e-4 * max(1.0, expected.std()))
+    np.testing.assert_allclose(predict(params, density), expected, atol=5e-4 * max(1.0, expected.std()))
     assert np.abs(expected - np.asarray(predict(params, plain))).max() > 0.1 * expected.std()
 
 
@@ -173,13 +175,13 @@ def test_a_class_by_blocks_is_guided_from_the_null_class_of_the_network():
     params, x = tiny.random_params(tiny.ONE_LEVEL), jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     model, t = backbones.unet(tiny.ONE_LEVEL, SCHEDULE), jnp.asarray([10, 800])
     rows = jax.random.normal(jax.random.key(2), (model.num_blocks, 32))
-    recipe = methods.Recipe(embeddings=rows[None], weights=jnp.asarray([1.7]))
+    density = methods.GuidedDensity(embeddings=rows[None], weights=jnp.asarray([1.7]))
     out, null, given = jax.jit(
-        lambda params, recipe: (
-            methods.recipe_eps(model, params, SCHEDULE, recipe)(x, t),
+        lambda params, density: (
+            methods.guided_eps(model, params, SCHEDULE, density)(x, t),
             backbones.null_eps(model, params)(x, t),
             backbones.class_eps(model, params, rows)(x, t),
         )
-    )(params, recipe)
+    )(params, density)
     np.testing.assert_allclose(out, null + 1.7 * (given - null), atol=2e-4)
     assert np.abs(given - null).max() > 0.05

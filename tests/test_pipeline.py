@@ -227,7 +227,7 @@ def test_a_stop_between_queries(tmp_path, monkeypatch):
     monkeypatch.setattr(signals, "_asked", None)
 
     def work(batch):
-        signals._note(signal.SIGTERM, None)
+        signals.ask(signal.SIGTERM)
         return [{"x": np.zeros(2)}]
 
     this = types.SimpleNamespace(queries=range(2), path=tmp_path.joinpath, trace_folder=lambda _: None)

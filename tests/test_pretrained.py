@@ -95,7 +95,7 @@ def test_the_readme_s_command(readme_run):
     # The weights stay where they are.
     assert [path.name for path in (run / "pretrain").iterdir()] == ["imported.sha256"]
     learnt = checkpoints.arrays_of(run / "adapt" / "query_0000")
-    assert np.abs(learnt["levels/embedding/embedding"]).max() > 0.05
+    assert np.abs(learnt["adaptations/embedding/embedding"]).max() > 0.05
     assert "losses" not in learnt
 
 
@@ -131,7 +131,7 @@ def test_what_it_learnt_goes_to_diffusers(readme_run, tmp_path):
     for level, settings in config.adapt.levels.items():
         folder = tmp_path / "out" / "query_0000" / level
         row = safetensors.numpy.load_file(folder / interop.EMBEDDING_FILE)["class_embedding.weight"]
-        np.testing.assert_array_equal(row[0], learnt[f"levels/{level}/embedding"])
+        np.testing.assert_array_equal(row[0], learnt[f"adaptations/{level}/embedding"])
         assert (folder / interop.ADAPTER_FILE).exists() == (settings.rank > 0)
     adapter = json.loads((folder / interop.ADAPTER_CONFIG_FILE).read_text())
     assert (level, adapter["r"], adapter["lora_alpha"]) == ("lora", 4, 8.0)

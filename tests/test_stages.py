@@ -72,7 +72,7 @@ def model_of(i):
         name: adapt_lib.Adaptation(embedding=jnp.full(12, 10.0 * i + j), adapter=lora.Adapter())
         for j, name in enumerate(("one", "two"))
     }
-    return QueryModel(teacher=teacher, losses=jnp.roll(jnp.arange(12.0), i), levels=learnt)
+    return QueryModel(teacher=teacher, losses=jnp.roll(jnp.arange(12.0), i), adaptations=learnt)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
@@ -81,9 +81,9 @@ def test_every_query_is_sampled_with_what_is_its_own(this, monkeypatch, at_once)
     # all queries, the product drawn from the noise that samples start from.
     started, products = [], []
 
-    def draw(run, params, recipes, keys, count):
+    def draw(run, params, densities, keys, count):
         started.extend(np.asarray(jax.random.key_data(key)).tolist() for key in keys)
-        means = [jnp.zeros(2) if recipe.teacher is None else recipe.teacher.mean for recipe in recipes]
+        means = [jnp.zeros(2) if density.teacher is None else density.teacher.mean for density in densities]
         return np.stack([np.broadcast_to(mean, (count, 2)) for mean in means])
 
     sample = Gaussian.sample
@@ -133,25 +133,25 @@ def test_what_a_method_is_made_of(this):
     adapters = {name: lora.Adapter(factors=factors) for name in ("one", "two")}
     model = model_of(1)
     for name, adapter in adapters.items():
-        model.levels[name] = dataclasses.replace(model.levels[name], adapter=adapter)
-    recipes = evaluate.recipes_of(this, this.dataset.train, this.queries[0], model)
+        model.adaptations[name] = dataclasses.replace(model.adaptations[name], adapter=adapter)
+    densities = evaluate.densities_of(this, this.dataset.train, this.queries[0], model)
     for name, method in methods.items():
-        recipe = recipes[name]
-        np.testing.assert_array_equal(recipe.embeddings, model.levels[method.level].embedding[None])
-        assert recipe.adapter is adapters[method.level]
-        assert recipe.weights.tolist() == [method.guidance]
-        assert (recipe.teacher_weight, recipe.teacher_sigma_min) == (method.teacher_weight, method.teacher_sigma_min)
-        assert (recipe.class_sigma_min, recipe.class_sigma_max) == (method.class_sigma_min, method.class_sigma_max)
-        assert (recipe.w_max, recipe.elementwise) == (5.0, True)
-        assert recipe.teacher is model.teacher
-    poe, top1, top3 = (recipes[name] for name in ("poe", "top1", "top3"))
+        density = densities[name]
+        np.testing.assert_array_equal(density.embeddings, model.adaptations[method.level].embedding[None])
+        assert density.adapter is adapters[method.level]
+        assert density.weights.tolist() == [method.guidance]
+        assert (density.teacher_weight, density.teacher_sigma_min) == (method.teacher_weight, method.teacher_sigma_min)
+        assert (density.class_sigma_min, density.class_sigma_max) == (method.class_sigma_min, method.class_sigma_max)
+        assert (density.w_max, density.elementwise) == (5.0, True)
+        assert density.teacher is model.teacher
+    poe, top1, top3 = (densities[name] for name in ("poe", "top1", "top3"))
     assert (poe.teacher, poe.teacher_weight, poe.teacher_sigma_min) == (model.teacher, 0.125, 0.0)
     np.testing.assert_array_equal(top1.embeddings[0], table[1])  # losses are rolled by one
     assert (top1.weights.tolist(), top1.teacher_weight, top1.adapter.factors) == ([3.5], 0.0, {})
     np.testing.assert_array_equal(top3.embeddings, table[jnp.asarray([1, 2, 3])])
     assert top3.teacher is None
     assert float(jnp.sum(top3.weights)) == pytest.approx(3.5)
-    query_only = recipes["query_only sigma=1"]
+    query_only = densities["query_only sigma=1"]
     np.testing.assert_array_equal(query_only.teacher.mean, this.queries[0].image)
     assert query_only.teacher_weight == 0.125
 

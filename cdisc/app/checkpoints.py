@@ -4,6 +4,8 @@ Everything is written to a temporary folder that is renamed, so a killed run lea
 where types differ, and answers a damaged file with tracebacks from its threads: the manifest, written last, holds each
 leaf's shape and type and each file's checksum, and both are compared before Orbax reads. A checkpoint without a
 manifest does not exist.
+
+Of several processes the first one writes and each reads by itself, so none waits for another here.
 """
 
 import contextlib
@@ -17,7 +19,6 @@ import re
 import shutil
 import socket
 import time
-import unittest.mock
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,12 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint._src.multihost import multihost
 
 from cdisc import console, storage
 from cdisc.errors import UserError
 
 _MANIFEST = "manifest.json"
+_PARTIAL, _OLD = ".partial", ".old"
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _NETWORK = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 
@@ -86,35 +87,26 @@ def _unreadable(path: pathlib.Path, error: OSError) -> UserError:
     return UserError(f"{path} cannot be read ({error}): see that its disk or network folder is there, then run again.")
 
 
-@contextlib.contextmanager
-def _orbax() -> Iterator[ocp.StandardCheckpointer]:
-    """Orbax as it is in a process of its own: every process of a run writes and reads by itself.
-
-    Left alone it would wait for the other processes, take their signals for its own, and write the arrays of the first
-    process only.
-    """
-    alone: dict[str, Any] = {
-        "process_index": lambda: 0,
-        "process_count": lambda: 1,
-        "is_jax_distributed_client_initialized": lambda: False,
-    }
-    options = ocp.options.MultiprocessingOptions(active_processes={0})
-    with (
-        unittest.mock.patch.multiple(multihost, **alone),
-        ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer,
-    ):
-        yield checkpointer
+def _orbax() -> ocp.StandardCheckpointer:
+    """Orbax for this process by itself, which writes and reads arrays of the host; left alone it waits for all."""
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def save(path: pathlib.Path, tree: Any) -> None:
     """Writes a pytree of arrays to the folder `path`, in place of what is there, which is removed last.
+
+    Of several processes the first one does: Orbax writes the host's arrays in that one alone.
 
     Raises:
       UserError: if the folder cannot be written; what was there is then still there.
     """
     leaves = _named_leaves(tree)
     path = path.absolute()
-    partial, old = (path.with_name(path.name + end) for end in (".partial", ".old"))
+    partial, old = (path.with_name(path.name + end) for end in (_PARTIAL, _OLD))
     try:
         for folder in (partial, old):
             shutil.rmtree(folder, ignore_errors=True)
@@ -139,6 +131,14 @@ def save(path: pathlib.Path, tree: Any) -> None:
         if system is None:
             raise
         raise storage.unwritable(path, system) from error
+
+
+def sweep(workdir: pathlib.Path) -> None:
+    """Removes what killed runs have left half written in a workdir that is `locked`; only where runs write."""
+    for pattern in ("*", "*/*", "pretrain/*/*"):
+        for end in (_PARTIAL, _OLD):
+            for path in workdir.glob(pattern + end):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def exists(path: pathlib.Path) -> bool:

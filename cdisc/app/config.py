@@ -192,7 +192,7 @@ class Adapt:
     levels: dict[str, AdaptOptions] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuses counts below one, and levels that cannot follow one another."""
+        """Refuses counts below one, and adaptations that cannot follow one another."""
         counts = ("pool_size", "prior_size", "class_draws", "chunk")
         require_positive(**{name: getattr(self, name) for name in counts})
         for name, level in self.levels.items():
@@ -210,7 +210,7 @@ class Adapt:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way to sample a level of adaptation.
+    """A way to sample an adaptation.
 
     Attributes:
       level: its name in `config.adapt.levels`.
@@ -272,7 +272,7 @@ class Evaluate:
       query_only_sigma: width of Query-only's Gaussian.
       query_only_sigmas: other widths, of which the best is reported.
       judge: of pictures; points are judged exactly.
-      methods: the ways to sample the levels of adaptation, by name.
+      methods: the ways to sample the adaptations, by name.
     """
 
     num_queries: int = 4

@@ -7,11 +7,14 @@ a chip really reaches, or its bandwidth, whichever is slower.
 
 import dataclasses
 import functools
+import json
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from clu import parameter_overview
 from jax.extend.core import jaxprs_in_params
 
 from cdisc.app.config import Config, as_dict
@@ -50,24 +53,8 @@ class Chip:
         return max(program.flops / (EFFICIENCY * self.flops[dtype]), program.traffic / self.bandwidth)
 
 
-_A100 = {"bfloat16": 312e12, "float32": 156e12}
-CHIPS = {
-    # NVIDIA's data sheets of the A100 and H100 in their SXM form, without sparsity; float32 is TF32, JAX's default.
-    "a100-40gb": Chip(flops=_A100, bandwidth=1.555e12, memory=40e9, interconnect=600e9),
-    "a100-80gb": Chip(flops=_A100, bandwidth=2.039e12, memory=80e9, interconnect=600e9),
-    "h100": Chip(flops={"bfloat16": 989e12, "float32": 494e12}, bandwidth=3.35e12, memory=80e9, interconnect=900e9),
-    # Jouppi et al. 2020, "A domain-specific supercomputer for training deep neural networks".
-    "tpu-v3": Chip(
-        flops={"bfloat16": 123e12, "float32": 123e12}, bandwidth=900e9, memory=32 * 2**30, interconnect=328e9
-    ),
-    # Google Cloud's documentation of TPU v4 and v5e; products of float32 are of bfloat16 too, JAX's default there.
-    "tpu-v4": Chip(
-        flops={"bfloat16": 275e12, "float32": 275e12}, bandwidth=1.2e12, memory=32 * 2**30, interconnect=300e9
-    ),
-    "tpu-v5e": Chip(
-        flops={"bfloat16": 197e12, "float32": 197e12}, bandwidth=819e9, memory=16 * 2**30, interconnect=200e9
-    ),
-}
+_CHIPS = json.loads(pathlib.Path(__file__).with_name("chips.json").read_text(encoding="utf-8"))
+CHIPS = {name: Chip(**chip["rates"]) for name, chip in _CHIPS.items()}
 """By name. A v3-8 or v4-8 has four chips and a v4-32 sixteen, because Google counts two cores in each."""
 
 
@@ -172,7 +159,7 @@ def training(
     gradient, lowered = account(add, total, state.params, *share(size), mask, donate=(0,))
     update, _ = account(functools.partial(pretrain.update, options=options), state, total)
     return Training(
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        parameters=parameter_overview.count_parameters(state.params),
         kept=size_in_bytes((state, total, share(options.batch_size))),
         temporaries=temporaries(lowered),
         gradient=gradient,
@@ -202,21 +189,17 @@ def evaluations(config: Config, classes: int | None) -> dict[str, int]:
         before adaptation, is left out.
     """
     settings, num_steps = config.adapt, config.sampling.num_steps
-    levels = config.adapt.levels.values()
     adapting = 0 if classes is None else settings.class_draws * classes
-    if any(level.pool != "query" for level in levels):
+    if any(level.pool != "query" for level in settings.levels.values()):
         adapting += settings.pool_size * num_steps
-    for level in levels:
-        pictures = level.batch_size * (2 if level.prior_weight > 0 else 1)
-        adapting += 3 * level.candidates * level.steps * pictures
-    guided = 2 * len(config.evaluate.methods)
+    adapting += sum(level.max_evaluations for level in settings.levels.values())
     sigmas = {config.evaluate.query_only_sigma, *config.evaluate.query_only_sigmas}
-    # The teacher alone, Top-1 with the null model, Top-3 with it, and Query-only at each width.
-    a_step = 1 + 2 + 4 + len(sigmas)
+    # What is learnt beside the null model, the teacher alone, Top-1 and Top-3 with it, and Query-only at each width.
+    a_step = 2 * len(config.evaluate.methods) + 1 + 2 + 4 + len(sigmas)
     return {
         "discover": config.discover.max_evaluations,
         "adapt": adapting,
-        "evaluate": config.evaluate.samples * num_steps * (guided + a_step),
+        "evaluate": config.evaluate.samples * num_steps * a_step,
     }
 
 
@@ -230,7 +213,7 @@ def pictures_at_once(config: Config, classes: int | None) -> dict[str, int]:
       classes: how many classes are trained; None, for unknown, counts as many.
     """
     discovery, batch = config.discover, config.sampling.batch
-    learning = [level.batch_size * (2 if level.prior_weight > 0 else 1) for level in config.adapt.levels.values()]
+    learning = [level.pictures for level in config.adapt.levels.values()]
     return {
         "discover": min(discovery.lanes, max(discovery.chains, discovery.capacity)),
         "adapt": max(config.adapt.chunk * max(learning, default=0), batch),

@@ -82,11 +82,11 @@ class Run:
 
     @functools.cached_property
     def sampler(self) -> Callable[..., jax.Array]:
-        """A compiled sampler, mapped over devices: `(recipe, starting noise (n, *shape)), params -> (n, *shape)`."""
+        """A compiled sampler, mapped over devices: `(density, starting noise (n, *shape)), params -> (n, *shape)`."""
 
-        def one(item: tuple[methods.Recipe, jax.Array], params: Any) -> jax.Array:
-            recipe, x = item
-            eps_fn = methods.recipe_eps(self.backbone, params, self.schedule, recipe)
+        def one(item: tuple[methods.GuidedDensity, jax.Array], params: Any) -> jax.Array:
+            density, x = item
+            eps_fn = methods.guided_eps(self.backbone, params, self.schedule, density)
             sampling = self.config.sampling
             return ddim(eps_fn, self.schedule, x, num_steps=sampling.num_steps, clip=sampling.clip)
 
@@ -149,6 +149,8 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequen
     hosts.require_alike(data=run.dataset.fingerprint[:12], queries=storage.digest(crcs)[:12])
     storage.writable(workdir)
     with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
+        if hosts.first():
+            checkpoints.sweep(workdir)
         hosts.require_shared(workdir)
         content = {
             "config": config_lib.as_dict(config),

@@ -107,9 +107,9 @@ def variance(
     estimate and gets the smallest variance, which is one number for all noise levels: a smallest `u` would be a
     smallest `r u`, 140 times as large at t = 400 as at t = 50, and the coarse experts would lose the query to the fine
     ones. Under exact scores the bound seldom holds (1% of the entries). Of the bundled ColorMNIST network's `u`, 79%
-    are negative at t = 50 and 95% at t = 400, and the bound decides: over 12 held-out queries, 0.81 of the product's
-    samples are right with a smallest `u` of 1e-3 or a floor of 1e-3, and 0.87 with a floor of 2e-3 (the gain is two
-    queries'). A floor of 2e-3 also comes closest to the exact variances of mixtures of blurred digits.
+    are negative at t = 50 and 95% at t = 400, and the bound decides. Over the 12 held-out queries it was chosen on,
+    0.81 of the product's samples are right with a smallest `u` of 1e-3 or a floor of 1e-3, and 0.87 with a floor of
+    2e-3; the gain is two queries'. On mixtures of blurred digits it is closer to the exact variances than 1e-3 is.
 
     Args:
       schedule: The noise schedule.

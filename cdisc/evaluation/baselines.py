@@ -2,8 +2,8 @@
 
 Top-1: the trained class that denoises the query best takes the teacher's place in Eq. 13. Top-3: the three best, as
 `eps_null + w sum_k w_k (eps_k - eps_null)` (Liu et al. 2022, arXiv 2206.01714, Eq. 11). Query-only: a Gaussian around
-the query is the teacher. All three go through the sampler that every method uses (arXiv 2605.07078, section 4.2): as
-`methods.Recipe(embeddings=table[classes], weights=w * weights)` and `methods.Recipe(teacher=teacher, ...)`.
+the query is the teacher. All three go through the sampler that every method uses (arXiv 2605.07078, section 4.2), as a
+`methods.GuidedDensity` of `embeddings=table[classes], weights=w * weights`, or of a teacher.
 
 A class has no variance of its own, so the adaptive weight of Eq. 14 is not defined for it: its `w` is a constant.
 """

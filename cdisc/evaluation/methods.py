@@ -1,4 +1,4 @@
-"""How each method turns what is known about a query into samples: one recipe, one sampler for all.
+"""What each method samples, given what is known about a query: one kind of density, one sampler for all.
 
 Every method is the null model moved by guidance towards a Gaussian teacher, towards classes, or both:
 `eps_null + w_T(t) (eps_T - eps_null) + sum_c w_c (eps_c - eps_null)` (arXiv 2605.07078, Eq. 13, with
@@ -21,10 +21,10 @@ from cdisc.networks.backbone import Backbone, class_eps
 
 
 @flax.struct.dataclass
-class Recipe:
-    """The guided density that a method samples; by default, the null model's own.
+class GuidedDensity:
+    """At each noise level, `p(x) ~ p_null (p_T / p_null)^w_T(t) prod_c (p_c / p_null)^w_c`; by default, `p_null`.
 
-    Recipes of one structure share one compiled sampler.
+    Densities of one structure share one compiled sampler.
 
     Attributes:
       teacher: the Gaussian teacher; None for a method without one.
@@ -52,14 +52,14 @@ class Recipe:
     elementwise: bool = flax.struct.field(pytree_node=False, default=False)
 
 
-def recipe_eps(backbone: Backbone, params: Any, schedule: Schedule, recipe: Recipe) -> EpsFn:
-    """The eps-function of a recipe."""
+def guided_eps(backbone: Backbone, params: Any, schedule: Schedule, density: GuidedDensity) -> EpsFn:
+    """The eps-function of a guided density."""
     null = backbone.null(params)
-    if not isinstance(recipe.embeddings, tuple):
-        null = jnp.broadcast_to(null, recipe.embeddings.shape[1:])
-    embeddings = jnp.stack([null, *recipe.embeddings])
-    if recipe.adapter.factors:  # merged once, not at every step of a sampler
-        params = lora.merge(params, recipe.adapter)
+    if not isinstance(density.embeddings, tuple):
+        null = jnp.broadcast_to(null, density.embeddings.shape[1:])
+    embeddings = jnp.stack([null, *density.embeddings])
+    if density.adapter.factors:  # merged once, not at every step of a sampler
+        params = lora.merge(params, density.adapter)
 
     def all_classes(x: jax.Array, t: jax.Array) -> jax.Array:
         """The null class and the others in one batch, which is faster than one after the other: (1 + k, B, ...)."""
@@ -68,21 +68,21 @@ def recipe_eps(backbone: Backbone, params: Any, schedule: Schedule, recipe: Reci
     def guided(x: jax.Array, t: jax.Array) -> jax.Array:
         null, *classes = all_classes(x, t)
         terms = []
-        for eps, constant in zip(classes, recipe.weights, strict=True):
+        for eps, constant in zip(classes, density.weights, strict=True):
             weight = guidance.interval(
                 guidance.constant(constant),
                 schedule,
-                recipe.class_sigma_min,
-                recipe.class_sigma_max,
-                outside=constant / sum(recipe.weights),
+                density.class_sigma_min,
+                density.class_sigma_max,
+                outside=constant / sum(density.weights),
             )
             terms.append((eps, weight(t)))
-        if recipe.teacher is not None:
+        if density.teacher is not None:
             weight = poe.adaptive_weight(
-                recipe.teacher, schedule, recipe.teacher_weight, recipe.w_max, recipe.elementwise
+                density.teacher, schedule, density.teacher_weight, density.w_max, density.elementwise
             )
-            weight = guidance.interval(weight, schedule, recipe.teacher_sigma_min)
-            terms.append((recipe.teacher.eps(schedule)(x, t), weight(t)))
+            weight = guidance.interval(weight, schedule, density.teacher_sigma_min)
+            terms.append((density.teacher.eps(schedule)(x, t), weight(t)))
         return guidance.move(null, terms)
 
     return guided

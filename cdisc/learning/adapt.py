@@ -110,6 +110,16 @@ class AdaptOptions:
                     "learnt, so use a positive one."
                 )
 
+    @property
+    def pictures(self) -> int:
+        """How many pictures a step sees: its batch, and as many of trained classes where these have a weight."""
+        return self.batch_size * (2 if self.prior_weight > 0 else 1)
+
+    @property
+    def max_evaluations(self) -> int:
+        """How many evaluations of the network all steps take; a picture's gradient takes as long as three."""
+        return 3 * self.candidates * self.steps * self.pictures
+
 
 @flax.struct.dataclass
 class Adaptation:

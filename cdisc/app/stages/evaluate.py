@@ -14,7 +14,7 @@ from cdisc.app import devices, hosts
 from cdisc.app.config import Config
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Query, Run
-from cdisc.app.stages.adapt import QueryModel, draw, learns_from_product, teacher_recipe
+from cdisc.app.stages.adapt import QueryModel, draw, learns_from_product, teacher_density
 from cdisc.app.stages.discover import NOTHING, found
 from cdisc.app.stages.judge import judge_report, load_judge
 from cdisc.app.stages.saved import read_seconds, saved_by_query
@@ -28,16 +28,16 @@ PRODUCT = "product"
 REAL = "real pictures"
 
 
-def recipes_of(run: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.Recipe]:
-    """Every method's recipe for one query."""
+def densities_of(run: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.GuidedDensity]:
+    """Every method's density for one query."""
     settings, guidance = run.config.evaluate, run.config.guidance
     table = np.asarray(run.backbone.table(params))
-    recipes = {"poe": teacher_recipe(model.teacher, guidance)}
+    densities = {"poe": teacher_density(model.teacher, guidance)}
     # Also at weight 0, so that methods share one compiled sampler.
-    beside = dataclasses.replace(recipes["poe"], teacher_weight=0.0)
+    beside = dataclasses.replace(densities["poe"], teacher_weight=0.0)
     for name, method in settings.methods.items():
-        adaptation = model.levels[method.level]
-        recipes[name] = dataclasses.replace(
+        adaptation = model.adaptations[method.level]
+        densities[name] = dataclasses.replace(
             beside,
             embeddings=adaptation.embedding[None],
             weights=jnp.asarray([method.guidance], jnp.float32),
@@ -50,14 +50,14 @@ def recipes_of(run: Run, params: Any, query: Query, model: QueryModel) -> dict[s
     weight = jnp.asarray([settings.class_guidance], jnp.float32)
     if model.losses is not None:
         best = baselines.top1(model.losses)
-        recipes["top1"] = dataclasses.replace(beside, embeddings=table[best][None], weights=weight)
+        densities["top1"] = dataclasses.replace(beside, embeddings=table[best][None], weights=weight)
     if model.losses is not None and table.shape[0] >= 3:
         classes, shares = baselines.top3_weights(model.losses, settings.tau_k)
-        recipes["top3"] = methods.Recipe(embeddings=table[classes], weights=weight * shares)
+        densities["top3"] = methods.GuidedDensity(embeddings=table[classes], weights=weight * shares)
     for sigma in sorted({settings.query_only_sigma, *settings.query_only_sigmas}):
         teacher = baselines.query_only_teacher(jnp.asarray(query.image), sigma)
-        recipes[query_only_name(sigma)] = teacher_recipe(teacher, guidance)
-    return recipes
+        densities[query_only_name(sigma)] = teacher_density(teacher, guidance)
+    return densities
 
 
 def query_only_name(sigma: float) -> str:
@@ -98,14 +98,14 @@ def evaluate(
     def work(indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
         known = [models[i] for i in indices]
         without = [j for j, i in enumerate(indices) if not found(discoveries[i])]
-        recipes = [recipes_of(run, params, run.queries[i], model) for i, model in zip(indices, known, strict=True)]
+        densities = [densities_of(run, params, run.queries[i], model) for i, model in zip(indices, known, strict=True)]
         keys = [run.key("evaluate", run.queries[i]) for i in indices]
         # All methods start from the same noise, so that their samples can be compared one by one.
         starts, draws = ([named(key, use) for key in keys] for use in ("noise", "product"))
         drawn = {}
-        for name in recipes[0]:
+        for name in densities[0]:
             signals.obey()
-            drawn[name] = draw(run, params, [recipe[name] for recipe in recipes], starts, settings.samples)
+            drawn[name] = draw(run, params, [density[name] for density in densities], starts, settings.samples)
         # The product itself, without the network: right where the teacher is, but not a realistic picture.
         drawn[PRODUCT] = np.stack(
             [model.teacher.sample(key, settings.samples) for model, key in zip(known, draws, strict=True)]
@@ -117,7 +117,7 @@ def evaluate(
             samples[absent] = np.nan
         return devices.unstack(drawn)
 
-    names = recipes_of(run, params, run.queries[0], models[0])
+    names = densities_of(run, params, run.queries[0], models[0])
     like = {
         name: jax.ShapeDtypeStruct((settings.samples, *run.dataset.shape), jnp.float32) for name in (*names, PRODUCT)
     }

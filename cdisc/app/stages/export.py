@@ -20,24 +20,18 @@ def export(
     models: Sequence[QueryModel],
     folder: pathlib.Path,
 ) -> None:
-    """Writes the backbone to `folder/backbone`, and every level of every query as an adapter of that backbone.
+    """Writes the backbone to `folder/backbone`, and every adaptation to every query as an adapter of that backbone.
 
-    Of a query without modes, the levels that would learn from its product are left out.
-
-    `interop.save_adapter` writes each to `folder/query_0000/LEVEL`; `folder/queries.json` says which query that is.
+    `interop.save_adapter` writes each to `folder/query_0000/NAME`; `folder/queries.json` says which query that is. Of a
+    query without modes, the adaptations that would learn from its product are left out.
     """
     assert run.network is not None  # `pipeline.run` has refused an exact score
     interop.save(folder / "backbone", run.network, params, run.scheduler)
     for i, (model, discovery) in enumerate(zip(models, discoveries, strict=True)):
-        for name, adaptation in model.levels.items():
-            if not found(discovery) and learns_from_product(run.config.adapt.levels, name):
-                continue  # there was no product
-            interop.save_adapter(
-                folder / f"query_{i:04d}" / name,
-                run.network,
-                adaptation.adapter,
-                adaptation.embedding,
-            )
+        for name, adaptation in model.adaptations.items():
+            if found(discovery) or not learns_from_product(run.config.adapt.levels, name):
+                to = folder / f"query_{i:04d}" / name
+                interop.save_adapter(to, run.network, adaptation.adapter, adaptation.embedding)
     names = {f"query_{i:04d}": {"name": query.name, "source": query.source} for i, query in enumerate(run.queries)}
     storage.write_text(folder / "queries.json", json.dumps(names, indent=2) + "\n")
     console.say(f"export: {folder}, the backbone and {len(models)} queries")

@@ -84,7 +84,12 @@ def descriptions(run: Run, results: dict[str, Any]) -> dict[str, str]:
         sentences[query_only_name(sigma)] = f"A Gaussian of this width around the query as the teacher{which}."
     for name, method in run.config.evaluate.methods.items():
         level = run.config.adapt.levels[method.level]
-        learnt = "a new class embedding" + (" in the span of the trained ones" if level.space == "span" else "")
+        space = {
+            "free": "",
+            "span": " in the span of the trained ones",
+            "per_block": ", for each residual block its own",
+        }
+        learnt = f"a new class embedding{space[level.space]}"
         learnt += f" and LoRA of rank {level.rank}" if level.rank else ""
         nearest = f"one of the {level.candidates} nearest classes" if level.candidates > 1 else "the nearest class"
         start = f"the level {level.after}" if level.after else {"normal": "noise", "top1": nearest}[level.start]
