@@ -57,8 +57,8 @@ def _described(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     return {name: [list(array.shape), array.dtype.name] for name, array in arrays.items()}
 
 
-def _words(described: Any) -> str:
-    return "nothing" if described is None else f"{described[1]} of shape {tuple(described[0])}"
+def _in_words(described: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{dtype} of shape {tuple(shape)}" for name, (shape, dtype) in described.items()}
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
@@ -186,15 +186,15 @@ def restore(path: pathlib.Path, like: Any) -> Any:
     path = path.absolute()
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        leaves, checksums, files = dict(manifest["leaves"]), dict(manifest["files"]), _checksums(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
+        leaves, checksums, files = _in_words(manifest["leaves"]), dict(manifest["files"]), _checksums(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} holds no finished checkpoint") from error
     except OSError as error:
         raise _unreadable(path, error) from error
     target = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _named_leaves(like).items()}
-    wanted = _described(target)
+    wanted = _in_words(_described(target))
     for name in [*wanted, *leaves]:
-        found, expected = (_words(known.get(name)) for known in (leaves, wanted))
+        found, expected = (known.get(name, "nothing") for known in (leaves, wanted))
         if found != expected:
             raise UserError(
                 f"{path}: {name} is {found} where {expected} is expected: it comes from another network or version; "
