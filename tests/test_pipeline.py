@@ -87,6 +87,9 @@ def test_mixture_end_to_end(planar_run):
     page = (planar_run / "report" / "index.html").read_text()
     assert_self_contained(page)
     assert "The hierarchy of modes" in page
+    assert "real pictures, which are the class itself, take no part" in page
+    # The grid has one width; the other is the paper's.
+    assert re.findall(r"<dt>query_only sigma=(\S+)</dt><dd>[^<]*the best width of the grid", page) == ["0.1"]
     tree = json.loads((planar_run / "discover" / "hierarchy.json").read_text())
     assert [level["t"] for level in tree["levels"]] == list(planar_config().discover.hierarchy)
     sources = {source for level in tree["levels"] for mode in level["modes"] for source in mode["sources"]}

@@ -48,9 +48,17 @@ class DamagedError(UserError):
         self.what = what
 
 
-def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
+def _named_leaves(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _described(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {name: [list(array.shape), array.dtype.name] for name, array in arrays.items()}
+
+
+def _in_words(described: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{dtype} of shape {tuple(shape)}" for name, (shape, dtype) in described.items()}
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
@@ -104,7 +112,7 @@ def save(path: pathlib.Path, tree: Any) -> None:
     Raises:
       UserError: if the folder cannot be written; what was there is then still there.
     """
-    leaves = _named_leaves(tree)
+    leaves = {name: np.asarray(leaf) for name, leaf in _named_leaves(tree).items()}
     path = path.absolute()
     partial, old = (path.with_name(path.name + end) for end in (_PARTIAL, _OLD))
     try:
@@ -114,10 +122,7 @@ def save(path: pathlib.Path, tree: Any) -> None:
         with _orbax() as checkpointer:
             checkpointer.save(partial / "arrays", leaves)
         written = _checksums(partial)
-        manifest = {
-            "leaves": {name: [list(leaf.shape), leaf.dtype.name] for name, leaf in leaves.items()},
-            "files": written,
-        }
+        manifest = {"leaves": _described(leaves), "files": written}
         (partial / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         for name in (*written, _MANIFEST):
             storage.to_disk(partial / name)
@@ -181,34 +186,24 @@ def restore(path: pathlib.Path, like: Any) -> Any:
     path = path.absolute()
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        leaves = {name: (tuple(shape), dtype) for name, (shape, dtype) in manifest["leaves"].items()}
-        checksums = dict(manifest["files"])
-        found_files = _checksums(path)
+        leaves, checksums, files = _in_words(manifest["leaves"]), dict(manifest["files"]), _checksums(path)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} holds no finished checkpoint") from error
     except OSError as error:
         raise _unreadable(path, error) from error
-    expected, treedef = jax.tree_util.tree_flatten_with_path(like)
-    names = [jax.tree_util.keystr(leaf_path, simple=True, separator="/") for leaf_path, _ in expected]
-    for name, (_, leaf) in zip(names, expected, strict=True):
-        if name not in leaves:
-            raise UserError(f"{path} lacks {name}: it comes from another network or version; use another --workdir.")
-        found = leaves[name]
-        wanted = (tuple(leaf.shape), np.dtype(leaf.dtype).name)
-        if found != wanted:
+    target = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _named_leaves(like).items()}
+    wanted = _in_words(_described(target))
+    for name in [*wanted, *leaves]:
+        found, expected = (known.get(name, "nothing") for known in (leaves, wanted))
+        if found != expected:
             raise UserError(
-                f"{path}: {name} has shape {found[0]} and type {found[1]} where {wanted[0]} and {wanted[1]} are "
-                "expected: it comes from another network; use another --workdir."
+                f"{path}: {name} is {found} where {expected} is expected: it comes from another network or version; "
+                "use another --workdir."
             )
-    surplus = sorted(set(leaves) - set(names))
-    if surplus:
-        raise UserError(f"{path} has {surplus[0]}, which is not expected: it comes from another network or version.")
     for name, checksum in checksums.items():
-        if name not in found_files:
-            raise DamagedError(f"{path} is damaged ({name} is missing)")
-        if found_files[name] != checksum:
-            raise DamagedError(f"{path} is damaged ({name} is not what was written)")
-    target = {name: np.empty(leaf.shape, leaf.dtype) for name, (_, leaf) in zip(names, expected, strict=True)}
+        if files.get(name) != checksum:
+            what = "not what was written" if name in files else "missing"
+            raise DamagedError(f"{path} is damaged ({name} is {what})")
     try:
         with _orbax() as checkpointer:
             values = checkpointer.restore(path / "arrays", target)
@@ -217,7 +212,7 @@ def restore(path: pathlib.Path, like: Any) -> Any:
         if system is None:
             raise DamagedError(f"{path} is damaged (it cannot be read to its end)") from error
         raise _unreadable(path, system) from error
-    return jax.tree.unflatten(treedef, [jnp.asarray(values[name]) for name in names])
+    return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(values[name]) for name in target])
 
 
 def steps(folder: pathlib.Path) -> list[int]:
