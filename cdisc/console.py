@@ -8,8 +8,9 @@ from typing import TypeVar
 
 import tqdm
 
-_Item = TypeVar("_Item")
+from cdisc import signals
 
+_Item = TypeVar("_Item")
 
 _muted = False
 
@@ -51,7 +52,9 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def progress(items: Iterable[_Item], what: str, total: int | None = None, first: int = 0) -> Iterator[_Item]:
+def progress(
+    items: Iterable[_Item], what: str, total: int | None = None, first: int = 0, stops: bool = True
+) -> Iterator[_Item]:
     """Yields `items` with a progress bar on a terminal, and a line now and then elsewhere.
 
     Args:
@@ -59,20 +62,22 @@ def progress(items: Iterable[_Item], what: str, total: int | None = None, first:
       what: the bar's label.
       total: how many items there are in all; None takes the length of `items`.
       first: how many of them an earlier run has done.
+      stops: whether a run that is asked to stop does so between two items; if not, the loop sees to it by itself.
+
+    Raises:
+      Stopped: if it does.
     """
     if total is None:
         items = list(items)
         total = first + len(items)
-    if _muted:
-        yield from items
-        return
-    if sys.stderr.isatty():
-        yield from tqdm.tqdm(items, desc=what, total=total, initial=first, leave=False, dynamic_ncols=True)
-        return
+    if sys.stderr.isatty() and not _muted:
+        items = tqdm.tqdm(items, desc=what, total=total, initial=first, leave=False, dynamic_ncols=True)
     told, last = first, time.monotonic()
     for done, item in enumerate(items, start=first):
+        if stops:
+            signals.obey()
         now = time.monotonic()
-        if done > told and now - last >= 20.0:
+        if done > told and now - last >= 20.0 and not isinstance(items, tqdm.tqdm):
             # The current speed: the first item may have taken a minute to compile.
             each = (now - last) / (done - told)
             rate = f"{each:.3g} s each" if each > 1.0 else f"{1.0 / each:.3g} a second"

@@ -1,27 +1,28 @@
-"""Ctrl-C and SIGTERM: noted when they come, obeyed where a run can stop.
+"""Ctrl-C, SIGTERM and SIGHUP: noted when they come, obeyed where a run can stop.
 
 Python's own way, an exception raised wherever the program happens to be, does not work here: raised in the callback of
 a weak reference or in a finaliser it is lost and the run goes on (2 of 250 interrupts while Orbax wrote), and raised
-elsewhere in Orbax it can end in the traceback of an executor. So a signal only leaves a note, and the loops of the
-stages look for it between two steps, where nothing is half done (`obey`). What XLA is computing or compiling is never
-interrupted, nor is the training of a judge: a run stops when that is over.
+elsewhere in Orbax it can end in the traceback of an executor. So a signal only leaves a note, and loops look for it
+between two items, where nothing is half done (`obey`; `console.progress` does so). What XLA is computing or compiling
+is never interrupted, nor is the training of a judge: a run stops when that is over.
 
 A second Ctrl-C does not wait: it ends the process at once, wherever it is. As with a kill, only what was not saved is
 lost, because every file is written whole or not at all.
 
 SIGINT ends a run with code 2, like every error that the user can fix. SIGTERM, by which schedulers take machines back,
-ends it with 143: 128 + 15, what shells report of a process that SIGTERM has ended, so that a launcher that restarts
-preempted runs need not know cdisc.
+and SIGHUP, by which a terminal goes, end it with 128 and their number, what shells report of a process that they have
+ended, so that a launcher that restarts preempted runs need not know cdisc.
 """
 
 import os
 import signal
+import sys
 import threading
+from collections.abc import Callable, Iterable
 from types import FrameType
+from typing import Any, TextIO
 
-from cdisc import console
-
-CODES = {signal.SIGINT: 2, signal.SIGTERM: 143}
+CODES = {signal.SIGINT: 2, signal.SIGTERM: 143, signal.SIGHUP: 129}
 """The exit code of a run that the signal has stopped."""
 
 _asked: signal.Signals | None = None
@@ -46,30 +47,26 @@ def install() -> None:
     # Python calls its handlers between two instructions of the main thread, so never during a long computation. The
     # wake-up pipe gets its byte when the signal comes, and another thread reads it.
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in CODES:
-        signal.signal(number, _note)
+    handle()
     threading.Thread(target=_end_at_the_second, args=(reader,), daemon=True).start()
 
 
-def take_back() -> None:
-    """Undoes what a library has done to the handlers; to be called by the main thread."""
-    for number in CODES:
-        signal.signal(number, signal.getsignal(number))
+def ask(number: int, frame: FrameType | None = None) -> None:
+    """Asks the run to stop as that signal would; the first one counts."""
+    global _asked
+    _asked = _asked or signal.Signals(number)
+
+
+def handle(handler: Callable[[int, FrameType | None], Any] | int = ask, numbers: Iterable[int] = CODES) -> None:
+    """Gives signals to a handler; again where a library may have taken them. Ignored ones stay so, as under nohup."""
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def asked() -> bool:
     """Whether a signal has asked the run to stop."""
     return _asked is not None
-
-
-def behind(code: int) -> int:
-    """The number of the signal that the run obeys if it ends with `code`; 0 if it ends for a reason of its own."""
-    return int(_asked) if _asked is not None and CODES[_asked] == code else 0
-
-
-def ask(number: signal.Signals) -> None:
-    """Asks the run to stop as that signal would."""
-    _note(number, None)
 
 
 def obey() -> None:
@@ -82,23 +79,20 @@ def obey() -> None:
         raise Stopped(_asked)
 
 
-def _note(number: int, frame: FrameType | None) -> None:
-    global _asked
-    _asked = _asked or signal.Signals(number)
-
-
 def _end_at_the_second(reader: int) -> None:
     _wait_for_interrupt(reader)
-    console.say("stopping when the present step is done; Ctrl-C once more stops at once.")
+    _write(sys.stdout, "stopping when the present step is done; Ctrl-C once more stops at once.\n")
     _wait_for_interrupt(reader)
-    console.fail("stopped at once; the same command goes on from what was finished.")
+    _write(sys.stderr, "cdisc: stopped at once; the same command goes on from what was finished.\n")
     os._exit(CODES[signal.SIGINT])
 
 
 def _wait_for_interrupt(reader: int) -> None:
-    number = 0
     # SIGTERM is not counted: some launchers send it both to the process and to its group.
-    while number != signal.SIGINT:
-        number = os.read(reader, 1)[0]
-        if number in CODES:
-            _note(number, None)  # already now, for who waits while the main thread computes or connects
+    while os.read(reader, 1)[0] != signal.SIGINT:
+        pass
+
+
+def _write(stream: TextIO, line: str) -> None:
+    stream.write(line)  # at once, for the main thread may be writing too
+    stream.flush()

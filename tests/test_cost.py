@@ -83,6 +83,15 @@ def test_a_gradient_costs_three_evaluations_and_four_where_it_keeps_nothing(whol
     assert 0.6 < (remat.gradient.flops - whole.gradient.flops) / single.flops < 1.1
 
 
+def test_the_chips_are_within_what_chips_are():
+    # Catches: a digit or a unit lost. A product needs 100 to 300 operations a byte to keep such a chip busy.
+    for name, chip in cost.CHIPS.items():
+        assert 100 < chip.flops["bfloat16"] / chip.bandwidth < 320, name
+        assert 0.4 < chip.flops["float32"] / chip.flops["bfloat16"] <= 1.0, name
+        assert 16e9 < chip.memory < 100e9, name
+        assert 0.1 < chip.interconnect / chip.bandwidth < 0.5, name
+
+
 def test_the_roofline_is_the_slower_of_the_two(monkeypatch):
     monkeypatch.setattr(cost, "EFFICIENCY", 0.5)
     program = cost.Program(flops=600.0, traffic=40.0)

@@ -117,7 +117,7 @@ def test_a_stop_between_the_queries(prepared, monkeypatch):
     class Watched(list):
         def __getitem__(self, index):
             asked.append(index)
-            signals._note(signal.SIGTERM, None)
+            signals.ask(signal.SIGTERM)
             return super().__getitem__(index)
 
     with pytest.raises(signals.Stopped):

@@ -189,8 +189,10 @@ def test_pictures_are_shown_pixel_for_pixel_and_scaled_by_a_whole_factor() -> No
     assert query["class"] == "pixels"
     assert (query["width"], query["height"]) == ("112", "112")
     np.testing.assert_array_equal(_pixels(_image(reader, "mean of the product")), pictures.to_uint8(found.teacher.mean))
-    # The second concept is the second expert from the end but one.
-    np.testing.assert_array_equal(_pixels(_image(reader, "concept 2")), pictures.to_uint8(found.experts.mean[1]))
+    # Concepts are the experts that were picked, from last to first.
+    for number, picked in ((1, 2), (2, 1)):
+        shown = _pixels(_image(reader, f"concept {number} of"))
+        np.testing.assert_array_equal(shown, pictures.to_uint8(found.experts.mean[picked]))
     np.testing.assert_array_equal(
         _pixels(_image(reader, "ownership of concept 1")), figures.ownership_map(found.ownership[0])
     )
@@ -286,6 +288,9 @@ def test_the_table_has_means_with_errors_and_marks_what_prints_highest() -> None
     reader = _Reader(document)
     assert "Method Joint accuracy Digit colour Recall Distance to query Samples Queries" in reader.text
     assert "poe 0.70 ± 0.02 0.70 ± 0.02 0.10 ± 0.01 0.25 1,200 2" in reader.text
+    # On a narrow screen the heads of the columns stand beside their cells.
+    heads = ["Joint accuracy", "Digit colour", "Recall", "Distance to query", "Samples", "Queries"]
+    assert re.findall(r'<td data-heading="([^"]*)"', document) == 2 * heads
     # 0.701 and 0.699 print alike, so neither is better; the distance has no better end.
     assert re.findall(r'class="best">([^<]*)<', document) == ["0.30"]
 
@@ -295,6 +300,7 @@ def test_the_reference_and_columns_without_a_difference_have_no_winner() -> None
     methods = page.results["methods"]
     methods["real"] = {**methods["poe"], "joint_accuracy": 1.0, "recall": 0.9}
     methods["top1"]["joint_accuracy"] = 0.5
+    methods["poe"]["kid"], methods["top1"]["kid"] = 2.0, 1.0  # lower is better
     document = html.render(page)
     assert re.findall(r'class="best">([^<]*)<', document) == ["0.70", "0.30"]
     assert "; real, which are the class itself, take no part." in _Reader(document).text
@@ -396,6 +402,42 @@ def test_the_page_of_points_is_whole_and_shows_all_samples(plane: figures.Plane)
     mean, variance = discovery.teacher.mean[1], discovery.teacher.variance[1]
     shown = f"y: mean {mean:.2f}, variance {variance:.2g}".replace("-", "\N{MINUS SIGN}")
     assert shown in reader.text
+
+
+def test_what_is_drawn_of_points_is_theirs(plane: figures.Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Catches: experts that were not picked, one colour for all methods, a chart of one theme in both.
+    told: list[tuple[Any, ...]] = []
+
+    def overview(*args: Any, theme: figures.Theme) -> np.ndarray:
+        told.append(args)
+        return np.full((2, 2, 4), 255 if theme == figures.LIGHT else 0, np.uint8)
+
+    def samples(*args: Any, colour: str, theme: figures.Theme) -> np.ndarray:
+        told.append((colour, args[1]))
+        return np.zeros((2, 2, 4), np.uint8)
+
+    monkeypatch.setattr(figures, "planar_overview", overview)
+    monkeypatch.setattr(figures, "planar_samples", samples)
+    panel = _panel((2,))
+    document = html.render(_page(panel, plane=plane))
+    found = panel.discovery
+    assert found is not None
+    _, query, means, variances, mean, variance = told[0]
+    expected = (panel.query, found.experts.mean[[2, 1]], found.experts.variance[[2, 1]], *_ends(found.teacher))
+    for given, wanted in zip((query, means, variances, mean, variance), expected, strict=True):
+        np.testing.assert_array_equal(given, wanted)
+    colours = figures.method_colours(["poe", "top1"])
+    for name in ("poe", "top1"):
+        drawn = [points for colour, points in told[2:] if colour == colours[name]]
+        assert len(drawn) == 2  # in both themes
+        np.testing.assert_array_equal(drawn[0], panel.samples[name])
+    dark, light = re.findall(r'srcset="([^"]*)"><img class="chart" src="([^"]*)" alt="the plane', document)[0]
+    assert _pixels({"src": dark}).max() == 0
+    assert _pixels({"src": light}).min() == 255
+
+
+def _ends(gaussian: Gaussian) -> tuple[Any, Any]:
+    return gaussian.mean, gaussian.variance
 
 
 def test_the_page_of_points_takes_a_query_that_no_concept_explains(plane: figures.Plane) -> None:

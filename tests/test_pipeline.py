@@ -87,6 +87,9 @@ def test_mixture_end_to_end(planar_run):
     page = (planar_run / "report" / "index.html").read_text()
     assert_self_contained(page)
     assert "The hierarchy of modes" in page
+    assert "real pictures, which are the class itself, take no part" in page
+    # The grid has one width; the other is the paper's.
+    assert re.findall(r"<dt>query_only sigma=(\S+)</dt><dd>[^<]*the best width of the grid", page) == ["0.1"]
     tree = json.loads((planar_run / "discover" / "hierarchy.json").read_text())
     assert [level["t"] for level in tree["levels"]] == list(planar_config().discover.hierarchy)
     sources = {source for level in tree["levels"] for mode in level["modes"] for source in mode["sources"]}
@@ -227,7 +230,7 @@ def test_a_stop_between_queries(tmp_path, monkeypatch):
     monkeypatch.setattr(signals, "_asked", None)
 
     def work(batch):
-        signals._note(signal.SIGTERM, None)
+        signals.ask(signal.SIGTERM)
         return [{"x": np.zeros(2)}]
 
     this = types.SimpleNamespace(queries=range(2), path=tmp_path.joinpath, trace_folder=lambda _: None)

@@ -128,7 +128,7 @@ def test_training_goes_on_where_the_first_process_does(tmp_path, monkeypatch, ca
     folder, waited = tmp_path / "pretrain" / "train", []
     assert checkpoints.steps(folder) == [30, 40]
     monkeypatch.setattr(stage, "meet", waited.extend)
-    monkeypatch.setattr(stage.hosts, "gather", lambda said="": ["30"])
+    monkeypatch.setattr(stage.hosts, "gather", lambda said="": ["30" if said.isdecimal() else said])
     monkeypatch.setattr(stage.hosts, "first", lambda: False)
     capsys.readouterr()
     np.testing.assert_array_equal(toy_run.run(tmp_path)[1], average)

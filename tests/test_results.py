@@ -112,6 +112,10 @@ def test_validate_takes_a_complete_file(valid: dict[str, Any]) -> None:
             _put("methods", "poe", "standard_error", "attribute_accuracy", "digit", value=-0.1),
             "results.methods.poe.standard_error.attribute_accuracy.digit: -0.1 is less",
         ),
+        (
+            _drop("queries", 0, "prototypes", 0, "residual"),
+            "results.queries[0].prototypes[0]: 'residual' is a required",
+        ),
         (_drop("methods"), "results: 'methods' is a required property"),
     ],
 )

@@ -7,6 +7,7 @@ with `--victim=I` sends itself that signal at the N-th step that it makes.
 import os
 import pathlib
 import sys
+import time
 import types
 
 import jax
@@ -100,6 +101,7 @@ def _hurt(compiled_step):
         def hurting(*given):
             if next(calls) == _CALL.value and jax.process_index() == _VICTIM.value:
                 os.kill(os.getpid(), _SIGNAL.value)
+                time.sleep(2.0)  # JAX looks once a second
             return step(*given)
 
         return hurting

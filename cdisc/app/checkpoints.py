@@ -4,6 +4,8 @@ Everything is written to a temporary folder that is renamed, so a killed run lea
 where types differ, and answers a damaged file with tracebacks from its threads: the manifest, written last, holds each
 leaf's shape and type and each file's checksum, and both are compared before Orbax reads. A checkpoint without a
 manifest does not exist.
+
+Of several processes the first one writes and each reads by itself, so none waits for another here.
 """
 
 import contextlib
@@ -17,7 +19,6 @@ import re
 import shutil
 import socket
 import time
-import unittest.mock
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,12 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint._src.multihost import multihost
 
 from cdisc import console, storage
 from cdisc.errors import UserError
 
 _MANIFEST = "manifest.json"
+_PARTIAL, _OLD = ".partial", ".old"
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _NETWORK = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 
@@ -47,9 +48,17 @@ class DamagedError(UserError):
         self.what = what
 
 
-def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
+def _named_leaves(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _described(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {name: [list(array.shape), array.dtype.name] for name, array in arrays.items()}
+
+
+def _in_words(described: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{dtype} of shape {tuple(shape)}" for name, (shape, dtype) in described.items()}
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
@@ -86,35 +95,26 @@ def _unreadable(path: pathlib.Path, error: OSError) -> UserError:
     return UserError(f"{path} cannot be read ({error}): see that its disk or network folder is there, then run again.")
 
 
-@contextlib.contextmanager
-def _orbax() -> Iterator[ocp.StandardCheckpointer]:
-    """Orbax as it is in a process of its own: every process of a run writes and reads by itself.
-
-    Left alone it would wait for the other processes, take their signals for its own, and write the arrays of the first
-    process only.
-    """
-    alone: dict[str, Any] = {
-        "process_index": lambda: 0,
-        "process_count": lambda: 1,
-        "is_jax_distributed_client_initialized": lambda: False,
-    }
-    options = ocp.options.MultiprocessingOptions(active_processes={0})
-    with (
-        unittest.mock.patch.multiple(multihost, **alone),
-        ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer,
-    ):
-        yield checkpointer
+def _orbax() -> ocp.StandardCheckpointer:
+    """Orbax for this process by itself, which writes and reads arrays of the host; left alone it waits for all."""
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def save(path: pathlib.Path, tree: Any) -> None:
     """Writes a pytree of arrays to the folder `path`, in place of what is there, which is removed last.
 
+    Of several processes the first one does: Orbax writes the host's arrays in that one alone.
+
     Raises:
       UserError: if the folder cannot be written; what was there is then still there.
     """
-    leaves = _named_leaves(tree)
+    leaves = {name: np.asarray(leaf) for name, leaf in _named_leaves(tree).items()}
     path = path.absolute()
-    partial, old = (path.with_name(path.name + end) for end in (".partial", ".old"))
+    partial, old = (path.with_name(path.name + end) for end in (_PARTIAL, _OLD))
     try:
         for folder in (partial, old):
             shutil.rmtree(folder, ignore_errors=True)
@@ -122,10 +122,7 @@ def save(path: pathlib.Path, tree: Any) -> None:
         with _orbax() as checkpointer:
             checkpointer.save(partial / "arrays", leaves)
         written = _checksums(partial)
-        manifest = {
-            "leaves": {name: [list(leaf.shape), leaf.dtype.name] for name, leaf in leaves.items()},
-            "files": written,
-        }
+        manifest = {"leaves": _described(leaves), "files": written}
         (partial / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         for name in (*written, _MANIFEST):
             storage.to_disk(partial / name)
@@ -139,6 +136,14 @@ def save(path: pathlib.Path, tree: Any) -> None:
         if system is None:
             raise
         raise storage.unwritable(path, system) from error
+
+
+def sweep(workdir: pathlib.Path) -> None:
+    """Removes what killed runs have left half written in a workdir that is `locked`; only where runs write."""
+    for pattern in ("*", "*/*", "pretrain/*/*"):
+        for end in (_PARTIAL, _OLD):
+            for path in workdir.glob(pattern + end):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def exists(path: pathlib.Path) -> bool:
@@ -181,34 +186,24 @@ def restore(path: pathlib.Path, like: Any) -> Any:
     path = path.absolute()
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        leaves = {name: (tuple(shape), dtype) for name, (shape, dtype) in manifest["leaves"].items()}
-        checksums = dict(manifest["files"])
-        found_files = _checksums(path)
+        leaves, checksums, files = _in_words(manifest["leaves"]), dict(manifest["files"]), _checksums(path)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} holds no finished checkpoint") from error
     except OSError as error:
         raise _unreadable(path, error) from error
-    expected, treedef = jax.tree_util.tree_flatten_with_path(like)
-    names = [jax.tree_util.keystr(leaf_path, simple=True, separator="/") for leaf_path, _ in expected]
-    for name, (_, leaf) in zip(names, expected, strict=True):
-        if name not in leaves:
-            raise UserError(f"{path} lacks {name}: it comes from another network or version; use another --workdir.")
-        found = leaves[name]
-        wanted = (tuple(leaf.shape), np.dtype(leaf.dtype).name)
-        if found != wanted:
+    target = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _named_leaves(like).items()}
+    wanted = _in_words(_described(target))
+    for name in [*wanted, *leaves]:
+        found, expected = (known.get(name, "nothing") for known in (leaves, wanted))
+        if found != expected:
             raise UserError(
-                f"{path}: {name} has shape {found[0]} and type {found[1]} where {wanted[0]} and {wanted[1]} are "
-                "expected: it comes from another network; use another --workdir."
+                f"{path}: {name} is {found} where {expected} is expected: it comes from another network or version; "
+                "use another --workdir."
             )
-    surplus = sorted(set(leaves) - set(names))
-    if surplus:
-        raise UserError(f"{path} has {surplus[0]}, which is not expected: it comes from another network or version.")
     for name, checksum in checksums.items():
-        if name not in found_files:
-            raise DamagedError(f"{path} is damaged ({name} is missing)")
-        if found_files[name] != checksum:
-            raise DamagedError(f"{path} is damaged ({name} is not what was written)")
-    target = {name: np.empty(leaf.shape, leaf.dtype) for name, (_, leaf) in zip(names, expected, strict=True)}
+        if files.get(name) != checksum:
+            what = "not what was written" if name in files else "missing"
+            raise DamagedError(f"{path} is damaged ({name} is {what})")
     try:
         with _orbax() as checkpointer:
             values = checkpointer.restore(path / "arrays", target)
@@ -217,7 +212,7 @@ def restore(path: pathlib.Path, like: Any) -> Any:
         if system is None:
             raise DamagedError(f"{path} is damaged (it cannot be read to its end)") from error
         raise _unreadable(path, system) from error
-    return jax.tree.unflatten(treedef, [jnp.asarray(values[name]) for name in names])
+    return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(values[name]) for name in target])
 
 
 def steps(folder: pathlib.Path) -> list[int]:

@@ -13,6 +13,7 @@ died (`cdisc.app.hosts`).
 """
 
 import itertools
+import os
 import pathlib
 import sys
 import traceback
@@ -60,6 +61,7 @@ def _several() -> bool:
 
 
 def _run(argv: list[str]) -> int:
+    console.quiet_libraries()  # again, for absl's `app.run` has raised the level of its log
     try:
         if len(argv) > 1:
             raise UserError(f"{argv[1]!r} is not an option: all of them begin with --.")
@@ -88,9 +90,19 @@ def _run(argv: list[str]) -> int:
         workdir, export_to, profile = (_folder(flag) for flag in (_WORKDIR, _EXPORT, _PROFILE))
         assert workdir is not None
         jax.devices()
-        signals.take_back()  # from libtpu, which may have handlers of its own
-        with hosts.patient():
+        if not _several():  # whose signals are JAX's
+            signals.handle()  # libtpu may have handlers of its own
+        try:
             pipeline.run(config, workdir, stages, _QUERY.value, export_to=export_to, profile=profile)
+        except jax.errors.JaxRuntimeError as error:
+            if not _several():
+                raise
+            said = " ".join(str(error).split())
+            console.fail(
+                f"the processes cannot go on together ({said}): unless this one has failed by itself, another one has "
+                "ended or is no longer reached; the same command on all hosts goes on from what was finished."
+            )
+            return os.EX_TEMPFAIL
         if not _several():  # which have agreed by now that all is done
             signals.obey()  # the last moments count too: a script must not go on after a Ctrl-C
     except UserError as error:
@@ -168,6 +180,5 @@ def _require_fields(file: str, argv: list[str]) -> None:
 
 def run() -> None:
     """The command."""
-    signals.install()
     runtime.configure()  # before the configuration, which uses JAX
     app.run(main, flags_parser=parse)

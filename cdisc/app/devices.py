@@ -267,13 +267,3 @@ def training_step(
         return finish_all(total, state)
 
     return step
-
-
-@functools.cache
-def _any() -> Callable[[np.ndarray], jax.Array]:
-    return map_devices(lambda said: jax.lax.pmax(said, _DEVICES), 1, 0, everywhere=True, out_axes=None)
-
-
-def any_process(said: bool) -> jax.Array:
-    """Whether any process says so: (), the same for all. All must ask equally often; reading it waits for them."""
-    return _any()(np.full(jax.local_device_count(), said))

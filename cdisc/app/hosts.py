@@ -1,17 +1,20 @@
-"""The one place that knows other processes: how they find one another, agree, and end together.
+"""Several processes: how they come together, agree, and stop at the same place.
 
-A run on several hosts is the same command on each of them. The processes meet through JAX's coordination service, which
-the first of them holds and whose key-value store carries what they say to one another here. The first process alone
-speaks and writes what there is one of; all read the one workdir.
+A run on several hosts is the same command on each of them. The processes go through it in step and meet in collective
+operations (`jax.experimental.multihost_utils`): a training step, a round of queries, what `gather` exchanges. The first
+process alone speaks, and alone writes checkpoints and results; all read the one workdir.
 
-How they end: a process that stops, or fails with a sentence, says so, and the others follow (`leave`). One that dies
-says nothing. JAX then aborts the others, at once if it was the first process and after `_HEARTBEAT` seconds if not, and
-all that can be done about it is to have the last word (`_abort`). No clocks are compared.
+SIGTERM to one process stops all of them at the same step: JAX's preemption service agrees on it. It knows no other
+signal, so a process passes Ctrl-C and SIGHUP on to itself as SIGTERM.
+
+A process that fails says why and ends. JAX then aborts the others with a report of its own (SIGABRT, code 134): at once
+if it was the first process, and otherwise when it has missed the heartbeats of `_HEARTBEAT` seconds. A collective
+operation that the network ends earlier is code 75. JAX has no public way to be told of another's death, to have the
+last word before its abort, or to hear why another one ends; whoever started the processes sees all of them and can say
+so (`launch/local.py`), or starts them again (`launch/slurm.sh`, `launch/kubernetes.yaml`).
 """
 
-import collections
 import contextlib
-import ctypes
 import itertools
 import json
 import os
@@ -22,42 +25,29 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-
-# The store has no public name; Orbax and Flax reach for it like this, too.
-from jax._src import distributed
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 from cdisc import console, signals
-from cdisc.app import devices
 from cdisc.errors import UserError
 
 _HEARTBEAT = 20
 """Seconds without a sign of life after which a process counts as dead."""
 
-_PATIENCE = 300.0
-"""Seconds that a stopping process waits for the others, of which one may be saving."""
+_SAME_REASON = 3.0
+"""Seconds that the first process leaves the others to find for themselves what it ends for: JAX aborts them then."""
 
-_STEPS_BEHIND = 2
-"""Steps after which it is read whether a process was asked to stop: by then it is known, and nothing waits for it."""
-
-_SAME_REASON = 1.0
-"""Seconds that a process has to find by itself, and say, why another one has failed."""
-
-_meetings = itertools.count()
-_connected = False
-_leaving: int | None = None
-
-
-def _client() -> Any:
-    return distributed.global_state.client
+_points = itertools.count()
 
 
 def several() -> bool:
     """Whether this process is one of several."""
-    return _client() is not None
+    return jax.process_count() > 1
 
 
 def first() -> bool:
@@ -73,48 +63,67 @@ def connect(coordinator: str | None, num_processes: int | None, process_id: int 
         Open MPI, Kubernetes).
       num_processes: how many there are.
       process_id: which of them this is.
-      seconds: how long to wait for the others.
+      seconds: how long to wait for the others. If they have not come by then, this process ends here with code 2.
 
     Raises:
-      UserError: if they cannot be brought together. Where others have not come in time, or the process is asked to stop
-        meanwhile, it ends here.
+      UserError: if they cannot be brought together.
     """
-    global _connected
-    if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
+    port = "0" if coordinator is None else coordinator.rpartition(":")[2]
+    if not port.isdecimal():
         raise UserError(f"--coordinator is {coordinator!r}: give HOST:PORT, an address of the first process's host.")
-    # Its handler would take SIGTERM away from `signals`.
-    jax.config.update("jax_enable_preemption_service", False)
-    libc = ctypes.CDLL(None)
-    libc.signal.argtypes = (ctypes.c_int, _Handler)
-    libc.signal(signal.SIGABRT, _abort)  # Python's own handlers would only run after the abort
-    done = threading.Event()
-    threading.Thread(target=_end_before, args=(done, seconds), daemon=True).start()
+    if coordinator is not None and process_id == 0:
+        try:
+            socket.create_server(("", int(port))).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(f"--coordinator is {coordinator}, and that port cannot be used here ({error}).") from error
+    signals.handle(signal.SIG_DFL)  # nothing is lost yet, and nothing else ends the wait
+    # JAX's own limit aborts the process, so it is later than this one.
+    limit = threading.Timer(seconds, _give_up, (coordinator, seconds))
+    limit.daemon = True
+    limit.start()
     try:
         jax.distributed.initialize(
             coordinator,
             num_processes,
             process_id,
-            initialization_timeout=int(seconds) + 60,  # when it is over, JAX aborts
+            initialization_timeout=int(seconds) + 60,
             heartbeat_timeout_seconds=_HEARTBEAT,
         )
         if _alone_on_host() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
             # Under Slurm and Open MPI, JAX has given it one GPU, that of its rank on the host.
             jax.config.update("jax_cuda_visible_devices", "all")
             jax.config.update("jax_rocm_visible_devices", "all")
-        _connected = True
-        speaks = first()  # starts the devices, of which all processes hear now
-        libc.signal(signal.SIGABRT, _abort)  # again, for libtpu may have a handler of its own
+        _meet_devices()
     except Exception as error:  # JAX asks each kind of cluster through a library with errors of its own
         raise UserError(
             f"the processes cannot be brought together ({' '.join(str(error).split())}): give --coordinator=HOST:PORT, "
-            "with a port that is free there, --num_processes and --process_id, or use --distributed where JAX can find "
-            "them (a TPU pod, Slurm, Open MPI, Kubernetes)."
+            "--num_processes and a --process_id of its own to each, or use --distributed where JAX can find them (a "
+            "TPU pod, Slurm, Open MPI, Kubernetes)."
         ) from error
     finally:
-        done.set()
-    threading.Thread(target=_listen, daemon=True).start()
-    if not speaks:
+        limit.cancel()
+    passed_on = (signal.SIGINT, signal.SIGHUP)
+    signals.handle(lambda number, frame: os.kill(os.getpid(), signal.SIGTERM), passed_on)
+    if not first():
         console.mute()
+
+
+def _give_up(coordinator: str | None, seconds: float) -> None:
+    console.fail(
+        f"not all processes came together at the coordinator {coordinator or 'that JAX has found'} within "
+        f"{seconds:.0f} s with their devices: see that the first process runs, that this address reaches it from every "
+        "host, that --num_processes of them are started, and that nothing else uses the devices of their hosts."
+    )
+    os._exit(2)
+
+
+def _meet_devices() -> None:
+    """Has all devices meet: CPUs wait 30 s for one another the first time, and later for one that still compiles."""
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("devices",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+    ones = jax.make_array_from_callback((mesh.size,), sharding, lambda index: np.ones(1, np.float32))
+    jax.jit(jnp.sum)(ones).block_until_ready()
+    gather()
 
 
 def _alone_on_host() -> bool:
@@ -125,19 +134,31 @@ def _alone_on_host() -> bool:
 
 
 def gather(value: str = "") -> list[str]:
-    """What every process says here, in their order: waits for all, so it is a meeting, too, and a place to stop."""
-    return _gather(f"cdisc/meeting/{next(_meetings)}", value) if several() else [value]
+    """What every process says here, in their order: waits for all, so it is a meeting, too."""
+    if not several():
+        return [value]
+    said = np.frombuffer(value.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(said.size))
+    padded = np.zeros(max(1, sizes.max()), np.uint8)
+    padded[: said.size] = said
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
-def _gather(key: str, value: str) -> list[str]:
-    client = _client()
-    client.key_value_set(f"{key}/{jax.process_index():06d}", value)
-    wait = 0.01
-    while len(said := client.key_value_dir_get(f"{key}/")) < jax.process_count():
-        signals.obey()
-        time.sleep(wait)
-        wait = min(2 * wait, 0.5)
-    return [value for _, value in sorted(said)]
+def exchange(trees: Sequence[Any], like: Any, count: int) -> Sequence[Any]:
+    """The results of all processes, at most `count` of each: those of process p begin at place `p * count`.
+
+    Args:
+      trees: what this process has found, pytrees of host arrays.
+      like: the structure, shapes and types of one of them, which fill the places of a process that has found fewer.
+      count: how many places each process has.
+    """
+    if not several():
+        return trees
+    none = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    rows = jax.tree.map(lambda *leaves: np.stack(leaves), *trees, *[none] * (count - len(trees)))
+    found = multihost_utils.process_allgather(rows, tiled=True)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in range(count * jax.process_count())]
 
 
 @contextlib.contextmanager
@@ -185,123 +206,19 @@ def require_shared(folder: pathlib.Path) -> None:
         )
 
 
-class Stopping:
-    """Whether to stop, as all processes hear it at the same step of training; to be asked once in each."""
-
-    def __init__(self) -> None:
-        """Nobody has asked yet."""
-        self._answers: collections.deque[jax.Array] = collections.deque()
-        if several():
-            # CPUs find one another at their first collective, and give up after 30 s, in which another process may
-            # still be compiling its first step.
-            gather()
-            devices.any_process(False).block_until_ready()
-
-    def __call__(self) -> bool:
-        """Whether any process had been asked to stop a few steps ago; `signals.obey` then stops each of them."""
-        if not several():
-            return signals.asked()
-        self._answers.append(devices.any_process(signals.asked()))
-        stopping = len(self._answers) > _STEPS_BEHIND and bool(self._answers.popleft())
-        if stopping:
-            signals.ask(signal.SIGTERM)
-        return stopping
-
-
-@contextlib.contextmanager
-def patient() -> Iterator[None]:
-    """An error that follows from the death of another process waits for JAX to notice that death."""
-    try:
-        yield
-    except (UserError, OSError):
-        raise
-    except Exception:
-        if several():
-            time.sleep(1.5 * _HEARTBEAT)
-        raise
+def stopping() -> bool:
+    """Whether to stop here, the same for all processes; each of them asks equally often, in steps and rounds alike."""
+    if multihost_utils.reached_preemption_sync_point(next(_points)):
+        signals.ask(signal.SIGTERM)
+    return signals.asked()
 
 
 def leave(code: int) -> None:
-    """Ends this process, if it is one of several, and has the others end too unless `code` is 0."""
-    global _leaving
-    if not several():
-        return
-    client, _leaving, number = _client(), code, signals.behind(code)
-    try:
-        if code == 0:
-            jax.distributed.shutdown()  # waits for the others
-        else:
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was quicker
-                client.key_value_set("cdisc/last_word", f"{jax.process_index()} {code} {number}")
-            client.key_value_set(f"cdisc/left/{jax.process_index()}", "")
-            until = time.monotonic() + (_PATIENCE if number else 5.0)
-            while len(client.key_value_dir_get("cdisc/left/")) < jax.process_count() and time.monotonic() < until:
-                time.sleep(0.1)
-            if first():
-                time.sleep(0.5)  # JAX aborts, with many words, those that are still there when the first one is not
-    except jax.errors.JaxRuntimeError:
-        pass  # the first process has gone, or another has not come
+    """Ends this process, one of several, with `code`: together with the others if all of them come here."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # an orderly end would wait for the others, or trip over the thread that listens
-
-
-def _listen() -> None:
-    """Waits for the last word of a process; follows it."""
-    client = _client()
-    try:
-        word = client.blocking_key_value_get("cdisc/last_word", 2**31 - 1)
-    except jax.errors.JaxRuntimeError:
-        return  # this process ends
-    who, code, number = map(int, word.split())
-    if who == jax.process_index():
-        return
-    if number:
-        signals.ask(signal.Signals(number))
-        return
-    time.sleep(_SAME_REASON)
-    if _leaving is None:
-        console.fail(f"process {who} could not go on, and has said why; so this one, {jax.process_index()}, ends too.")
-        leave(code)
-
-
-def _end_before(done: threading.Event, seconds: float) -> None:
-    """Ends this process if it is asked to stop, or the time is over, before `done`: its main thread is in JAX."""
-    until = time.monotonic() + seconds
-    while not done.wait(0.2):
-        try:
-            signals.obey()
-        except signals.Stopped as stopped:
-            console.fail(str(stopped))
-            os._exit(stopped.code)
-        if time.monotonic() >= until:
-            address = distributed.global_state.coordinator_address or "which JAX looks for"
-            console.fail(
-                f"the processes came together, but not all of their devices started within {seconds:.0f} s: see what "
-                "the others say, and that nothing else uses the devices of their hosts."
-                if _connected
-                else f"not all processes came together at the coordinator {address} within {seconds:.0f} s: see that "
-                "the first process runs, that this address reaches it from every host, and that --num_processes of "
-                "them are started."
-            )
-            os._exit(2)
-
-
-_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
-
-
-@_Handler
-def _abort(number: int) -> None:
-    if _leaving is not None:
-        os._exit(_leaving)  # the first process was quicker
-    me = distributed.global_state.process_id
-    text, code = (
-        f"process {me} ends because another one does not answer any more or is no longer reached, unless it has failed "
-        "by itself and said so above; the same command on all hosts goes on from what was finished.",
-        os.EX_TEMPFAIL,
-    )
-    if not _connected:
-        text, code = f"process {me} was refused by the others: see that each has a --process_id of its own.", 2
-    # Written without a lock: this may interrupt the thread that holds it.
-    os.write(2, f"cdisc: {text}\n".encode())
-    os._exit(code)
+    if code in (0, signals.CODES[signal.SIGTERM]):
+        jax.distributed.shutdown()  # waits for the others, of which the first may be saving
+    elif first():
+        time.sleep(_SAME_REASON)
+    os._exit(code)  # an orderly end would wait for the others in any case

@@ -148,6 +148,8 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequen
     hosts.require_alike(data=run.dataset.fingerprint[:12], queries=pictures_found[:12])
     storage.writable(workdir)
     with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
+        if hosts.first():
+            checkpoints.sweep(workdir)
         hosts.require_shared(workdir)
         bind(workdir, config, run.dataset.fingerprint, run.queries)
         yield run

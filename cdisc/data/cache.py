@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cdisc import console, signals, storage
+from cdisc import console, storage
 from cdisc.errors import UserError
 
 INSTEAD = "set --config.data.cache to another folder"
@@ -67,7 +67,6 @@ def pictures(
     starts = range(first, shape[0], at_once)
     named = f"{what}, {at_once} at a time"
     for start in console.progress(starts, named, total=-(-shape[0] // at_once), first=first // at_once):
-        signals.obey()
         rows = range(start, min(start + at_once, shape[0]))
         made = make(rows)
         # Not through the map, where a full disk would be a signal that kills.

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cdisc import console, signals, storage
+from cdisc import console, storage
 from cdisc.data import Dataset, cache, compositions, decoding, prepared, stand_in, stored
 from cdisc.data import manifest as manifest_lib
 from cdisc.errors import UserError, about, nearest, require_positive
@@ -218,7 +218,6 @@ def read_prepared(root: pathlib.Path, wanted: Sequence[str]) -> tuple[Attributes
         places = [(split, row) for split in _SPLITS for row in range(len(of_split[split]))]
         table = np.zeros((len(places), len(wanted)), np.int8)
         for found, place in zip(table, console.progress(places, "reading attributes"), strict=True):
-            signals.obey()
             record = fields(*place)
             found[:] = [record[f"attributes/{name}"].int64_list.value[0] for name in wanted]
 

@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from cdisc import console, signals, storage
+from cdisc import console, storage
 from cdisc.data import avatars
 
 # fmt: off
@@ -97,7 +97,6 @@ def write(root: pathlib.Path, count: int, seed: int) -> None:
     found = draw_attributes(count, seed)
     names = [f"{i + 1:06d}.jpg" for i in range(count)]
     for i, file in enumerate(console.progress(names, "drawing a stand-in for CelebA")):
-        signals.obey()
         if (images / file).exists():
             continue
         face = draw_face({name: bool(values[i]) for name, values in found.items()}, np.random.default_rng([seed, i]))

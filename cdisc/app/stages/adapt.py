@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import console, signals, storage
+from cdisc import console, storage
 from cdisc.app import devices
 from cdisc.app.config import Guidance
 from cdisc.app.run import Run
@@ -172,7 +172,6 @@ def fitter(
         for candidate in range(min(options.candidates, classes)):
             state, losses = begin(item, params, jnp.int32(candidate)), []
             for _ in console.progress(range(options.steps), f"adapt {name}"):
-                signals.obey()
                 state, loss = advance((state, *item), params, prior)
                 losses.append(loss)
             seen = np.moveaxis(devices.stack(losses), 0, -1)  # (devices, each, steps); waits for the last step

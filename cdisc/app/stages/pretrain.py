@@ -235,16 +235,15 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
         lines = found.splitlines(keepends=True)[:first]
         storage.write_text(metrics_path, "".join(lines))
         best = min((json.loads(line).get("validation_loss", math.inf) for line in lines), default=math.inf)
-    asked = hosts.Stopping()
     history: list[dict[str, jax.Array]] = []
     left = watch.traced(range(first + 1, options.steps + 1), run.trace_folder("pretrain"), _TRACED_STEPS)
     pictures = read(first)
-    for done in console.progress(left, "pretrain", options.steps, first):
+    for done in console.progress(left, "pretrain", options.steps, first, stops=False):
         state, metrics = train_step(state, pictures, key_train)
         if done < options.steps:
             pictures = read(done)  # while the devices work
         history.append(metrics)
-        stopping = asked()
+        stopping = hosts.stopping()
         validating = done % every == 0 or done == options.steps
         saving = validating or stopping
         drawing = samples_every > 0 and (done % samples_every == 0 or done == options.steps)

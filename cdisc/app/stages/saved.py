@@ -62,18 +62,24 @@ def saved_by_query(
       UserError: if a result is missing and the stage was not asked for, or cannot be written, or disappears.
     """
     paths = [run.path(stage, f"query_{i:04d}") for i in range(len(run.queries))]
-    missing = [i for i, path in enumerate(paths) if not checkpoints.exists(path)]
+    # A network folder may show others late what the first process has written.
+    missing = json.loads(
+        hosts.gather(json.dumps([i for i, path in enumerate(paths) if not checkpoints.exists(path)]))[0]
+    )
     if missing and not active:
         raise unfinished(stage, paths[missing[0]])
     at_once = min(at_once, -(-len(paths) // jax.process_count()))
     # Always batch the same queries together: other batch-mates can change a result's last bits.
-    share = list(devices.groups(range(len(paths)), at_once))[jax.process_index() :: jax.process_count()]
-    batches = [batch for batch in share if not set(batch).isdisjoint(missing)]
-    for batch in console.progress(watch.traced(batches, run.trace_folder(stage)), stage, len(batches)):
-        signals.obey()
-        for i, result in zip(batch, work(batch), strict=True):
-            if i in missing:
-                checkpoints.save(paths[i], result)
+    batches = [batch for batch in devices.groups(range(len(paths)), at_once) if not set(batch).isdisjoint(missing)]
+    rounds = list(devices.groups(batches, jax.process_count()))
+    for turn in console.progress(watch.traced(rounds, run.trace_folder(stage)), stage, len(rounds)):
+        if hosts.stopping():
+            signals.obey()
+        own = turn[jax.process_index()] if jax.process_index() < len(turn) else ()
+        found = hosts.exchange(work(own) if own else [], like, at_once)
+        for place, i in ((p * at_once + j, i) for p, batch in enumerate(turn) for j, i in enumerate(batch)):
+            if i in missing and hosts.first():
+                checkpoints.save(paths[i], found[place])
     meet(paths)
     return Saved(paths, like)
 
