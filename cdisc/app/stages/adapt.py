@@ -189,8 +189,7 @@ def fitter(
                     "rates; what was finished before is kept."
                 )
         if len(fitted) > 1:
-            ends = [seen[..., options.steps // 2 :].mean(axis=-1) for _, seen in fitted]
-            state, seen = devices.select_best(fitted, ends)
+            state, seen = devices.select_best(fitted, [adapt_lib.late_loss(losses) for _, losses in fitted])
         return devices.gather((finish(state, params), seen), count)
 
     return fit
