@@ -271,6 +271,17 @@ def test_what_learns_from_the_product():
         "later": level("query", after="both"),
         "after own": level("query", after="own"),
     }
+    methods = {
+        "alone": Method(level="own"),
+        "beside": Method(level="own", teacher_weight=0.1),
+        "learnt": Method(level="later"),
+    }
+    config = types.SimpleNamespace(
+        adapt=types.SimpleNamespace(levels=levels), evaluate=types.SimpleNamespace(methods=methods)
+    )
+    names = ("poe", "product", "top1", "top3", "query_only sigma=1", *methods)
+    needing = [name for name in names if evaluate.needs_product(config, name)]
+    assert needing == ["poe", "product", "beside", "learnt"]
     found = {name: learns_from_product(levels, name) for name in levels}
     assert found == {"own": False, "both": True, "taught": True, "later": True, "after own": False}
 
