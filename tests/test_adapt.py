@@ -338,6 +338,13 @@ def test_what_cannot_be_learnt_from_is_named(changes, key, sentence):
         adapt.fit(POINTS, POINT_PARAMS, SCHEDULE, EXAMPLES.replace(**changes), key, _change(pool="both", steps=1))
 
 
+def test_candidates_are_compared_by_their_losses_in_the_second_half():
+    # Catches: the last loss alone, the mean of all, the first half.
+    losses = jnp.asarray([[9.0, 0.0, 1.0, 3.0], [0.0, 0.0, 5.0, 1.0]])
+    np.testing.assert_allclose(adapt.late_loss(losses), [2.0, 3.0])
+    np.testing.assert_allclose(adapt.late_loss(jnp.asarray([9.0, 1.0, 3.0])), 2.0)
+
+
 def test_null_dropout_shows_the_null_class_to_its_share():
     state, seen = _seen(_change(null_dropout=0.3, batch_size=2000))
     null = (seen[0][1] == 7.0).all(axis=1)

@@ -120,6 +120,15 @@ def test_sections_that_cannot_be_used_or_do_not_fit_together(changes, message):
         config_lib.read(config)
 
 
+def test_a_size_that_the_judge_cannot_see():
+    # Catches: a training of hours before its samples turn out to be none that can be judged.
+    config = config_of("colormnist.py", "tiny")
+    config.network.update(block_out_channels=(16,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+    config.network.update(sample_size=33, patch_size=1)
+    with pytest.raises(UserError, match=r"^config\.network\.sample_size is 33: the judge of the samples needs an even"):
+        config_lib.read(config)
+
+
 def test_digest():
     # The oracle is sha256 of '{"a": [1, 2], "b": null}' by another tool (sha256sum).
     expected = "14265913f60ea6d8fd54c743c5beb66818c144bfe337a19ea9782429eed31287"
@@ -173,8 +182,8 @@ def test_differences():
     # Catches: comparing one way only, or tuples with the lists that JSON makes of them.
     old = {"a": {"b": 1, "c": [1, 2]}, "gone": 1}
     new = {"a": {"b": 2, "c": (1, 2)}, "new": 1}
-    assert config_lib.differences(old, new) == ["a.b", "gone", "new"]
-    assert config_lib.differences(old, old) == []
+    assert config_lib.differences(old, new) == {"a.b": (1, 2), "gone": (1, None), "new": (None, 1)}
+    assert config_lib.differences(old, old) == {}
 
 
 def test_the_configurations_can_be_imported_anywhere(tmp_path):

@@ -25,7 +25,11 @@ def nothing(i):
     """A discovery of query `i` that found nothing, and counted what no other one did."""
     counts = (np.int32(10 * i + n) for n in range(1, 6))
     info = concepts.DiscoveryInfo(*counts, *(np.float32(n / 8) for n in range(4)), np.int32(i + 7))
-    return types.SimpleNamespace(pool=None, selection=types.SimpleNamespace(indices=(), gains=(), mask=()), info=info)
+    return types.SimpleNamespace(
+        pool=types.SimpleNamespace(mask=(True,)),
+        selection=types.SimpleNamespace(indices=(), gains=(), mask=()),
+        info=info,
+    )
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 
 BASE = {
     "sample_size": 8,
@@ -297,6 +298,30 @@ def test_an_unconditional_export_is_a_pipeline(tmp_path):
 
 # With the padding of the published networks, which PyTorch applies outside of the adapted convolution.
 CONDITIONAL = dataclasses.replace(tiny.NETWORK, patch_size=1, downsample_padding=0)
+
+
+def test_an_embedding_for_each_block_is_a_hook_on_each_block_there(tmp_path):
+    """As docs/interop.md has it. Catches: blocks under other names, the mean counted twice."""
+    params = tiny.random_params(CONDITIONAL)
+    model = backbone.unet(CONDITIONAL, interop.SchedulerConfig().schedule())
+    rows = jax.random.normal(jax.random.key(0), (model.num_blocks, CONDITIONAL.embedding_dim))
+    interop.save(tmp_path, CONDITIONAL, params, interop.SchedulerConfig())
+    interop.save_adapter(tmp_path, CONDITIONAL, lora.Adapter(), rows)
+    x, t, _ = _inputs(CONDITIONAL)
+    out = jax.jit(lambda params: backbone.class_eps(model, params, rows)(x, t + 1))(params)
+    unet = diffusers.UNet2DModel.from_pretrained(tmp_path)
+    row = safetensors_numpy.load_file(tmp_path / interop.EMBEDDING_FILE)["class_embedding.weight"]
+    table = unet.class_embedding.weight.detach()
+    unet.class_embedding = torch.nn.Embedding.from_pretrained(torch.cat([table[:-1], torch.tensor(row), table[-1:]]))
+    rest = safetensors_torch.load_file(tmp_path / interop.BLOCKS_FILE)
+    for name, vector in rest.items():
+        unet.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, vector=vector: (args[0], args[1] + vector, *args[2:])
+        )
+    with torch.no_grad():
+        theirs = _numpy(_forward(unet, _torch(x), t, [3, 3]))
+    print(f"parity {_error(out, theirs):.1e}")
+    assert _error(out, theirs) < 2e-5
 
 
 @pytest.mark.parametrize("patch", [1, 2])

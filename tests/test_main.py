@@ -249,26 +249,20 @@ def test_a_picture_of_another_size_is_resized_with_a_warning(picture, tmp_path):
     assert "add pretrain to --stages" in error
 
 
-def test_a_workdir_belongs_to_one_configuration_and_its_queries(picture, tmp_path):
-    # Catches: comparing the configuration alone, or the queries without their order; other steps of which the best one
-    # is taken.
+def test_a_workdir_keeps_what_was_made_with_other_fields_and_queries(picture, tmp_path):
+    # Catches: a run that does not say what it is to its workdir, or queries without their order.
     workdir, stages = f"--workdir={tmp_path / 'run'}", "--stages=report"
     mine = [f"--query={picture(32, 32)}", f"--query={picture(40, 40)}"]
     assert "add pretrain to --stages" in refused(TINY, workdir, stages, *mine)
+    (tmp_path / "run" / "discover").mkdir()
     assert "add pretrain to --stages" in refused(TINY, workdir, stages, *mine)
     for changed in ([*mine, "--config.seed=1"], mine[::-1], mine[:1], []):
         error = refused(TINY, workdir, stages, *changed)
-        assert "was made with another configuration" in error
-        assert "choose another --workdir" in error
-    assert "(config.seed differ)" in refused(TINY, workdir, stages, *mine, "--config.seed=1")
-    # What is no more than where and how may change.
-    for free in ("sampling.batch=3", "network.remat=True", "pretrain.restore=elsewhere", "pretrain.save_every=7"):
-        assert "add pretrain to --stages" in refused(TINY, workdir, stages, *mine, f"--config.{free}")
-    best = (f"--workdir={tmp_path / 'best'}", "--config.pretrain.result=best", stages)
-    assert "add pretrain to --stages" in refused(TINY, *best)
-    assert "(config.pretrain.save_every differ)" in refused(TINY, *best, "--config.pretrain.save_every=7")
-    (tmp_path / "run" / "config.json").write_text('{"config')
-    assert "config.json cannot be read" in refused(TINY, workdir, stages, *mine)
+        assert "was made otherwise: " in error
+        assert "Choose another --workdir, or remove discover from this one." in error
+    assert "config.seed was 0 and is 1" in refused(TINY, workdir, stages, *mine, "--config.seed=1")
+    more = [*mine, f"--query={picture(48, 48)}", "--config.evaluate.samples=9", "--config.sampling.batch=3"]
+    assert "add pretrain to --stages" in refused(TINY, workdir, stages, *more)
 
 
 def test_a_workdir_that_is_no_folder(tmp_path, monkeypatch):

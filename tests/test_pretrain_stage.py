@@ -201,3 +201,29 @@ def test_the_best_average_is_kept_and_used_where_it_is_asked_for(tmp_path, monke
     validated = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
     assert validated == {10: 3.0, 20: 1.0, 30: 2.0, 40: last}
     np.testing.assert_array_equal(toy_run.run(tmp_path / "last")[1], seen[3])
+
+
+def test_weights_steps_pictures_and_validation_draw_from_keys_of_their_own(tmp_path, monkeypatch):
+    # Catches: the first step's noise in the pictures of samples or the validation, weights that share a step's key.
+    keys = {}
+
+    class EnoughError(Exception):
+        pass
+
+    def init(network, options, key):
+        keys.setdefault("init", key)
+        return toy_run.init(network, options, key)
+
+    def stop(run, options, key):
+        keys["validation"] = key
+        raise EnoughError
+
+    monkeypatch.setattr(toy_run.pretrain_lib, "init", init)
+    monkeypatch.setattr(stage.jax, "eval_shape", lambda init, key: init(key))
+    monkeypatch.setattr(stage, "read_share", lambda dataset, options, key: keys.setdefault("train", key))
+    monkeypatch.setattr(stage, "class_pictures", lambda run, key: keys.setdefault("samples", key))
+    monkeypatch.setattr(stage, "validation", stop)
+    with pytest.raises(EnoughError):
+        toy_run.run(tmp_path)
+    assert keys.keys() == {"init", "train", "samples", "validation"}
+    assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys.values()}) == 4

@@ -81,14 +81,3 @@ def test_pictures_of_another_size_than_the_network_s(tmp_path):
         config = config_of(file)
         config.data.size = 96
         assert config.network.sample_size == 96
-
-
-def test_a_workdir_belongs_to_its_data_wherever_they_lie(tmp_path):
-    # Catches: half a training lost because the photographs were moved, or gone on with on others.
-    config = config_of("celeba.py")
-    config.data.root = "here"
-    run.bind(tmp_path, read(config), "photographs", ())
-    config.data.root = "there"
-    run.bind(tmp_path, read(config), "photographs", ())
-    with pytest.raises(UserError, match=r"was made with another configuration \(data differ\)"):
-        run.bind(tmp_path, read(config), "others", ())

@@ -35,24 +35,6 @@ _NOT_IN_WEIGHTS = {
 }
 """Fields of those sections that do not change what is trained."""
 
-NOT_IN_RESULTS = (
-    "data.cache",
-    "data.manifest",
-    "data.root",
-    "network.path",
-    "network.remat",
-    "pretrain.accumulate",
-    "pretrain.keep",
-    "pretrain.restore",
-    "pretrain.samples_every",
-    "pretrain.save_every",
-    "discover.lanes",
-    "adapt.chunk",
-    "sampling.batch",
-)
-"""Fields that may change on resume: they affect results only by rounding, and where the data lie is no matter as long
-as their fingerprint is the same."""
-
 _LATER = (
     "attn_norm_num_groups",
     "center_input_sample",
@@ -354,6 +336,11 @@ class Config:
                 "data.name and network.kind do not match: 'queries' and 'diffusers' go together, as in "
                 "configs/pretrained.py."
             )
+        if isinstance(self.network, UNetConfig) and self.network.sample_size % 2:
+            raise ValueError(
+                f"network.sample_size is {self.network.sample_size}: the judge of the samples needs an even number of "
+                "pixels."
+            )
         if self.discover.num_experts > self.discover.capacity:
             raise ValueError(
                 f"discover.num_experts is {self.discover.num_experts}, more than the pool holds (capacity "
@@ -496,7 +483,8 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The dotted names whose values differ between two JSON-like mappings."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The dotted names whose values differ between two JSON-like mappings, each with its old and its new value."""
     before, after = (flatten(json.loads(json.dumps(content))) for content in (old, new))
-    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    pairs = {name: (before.get(name), after.get(name)) for name in sorted(before.keys() | after.keys())}
+    return {name: (was, now) for name, (was, now) in pairs.items() if was != now}

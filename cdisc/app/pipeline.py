@@ -109,7 +109,7 @@ def run_stages(run: Run, stages: Sequence[str], export_to: pathlib.Path | None) 
     with clock(run, "adapt", stages) as active:
         models = adapt(run, params, discoveries, active)
     if export_to is not None and hosts.first():
-        export(run, params, models, export_to)
+        export(run, params, discoveries, models, export_to)
     if last == STAGES.index("adapt"):
         return
     with clock(run, "evaluate", stages) as active:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from cdisc import console, storage
 from cdisc.app import checkpoints, devices, hosts
 from cdisc.app import config as config_lib
+from cdisc.app import workdir as workdir_lib
 from cdisc.app.model import check_timesteps, imported_network, picture_shape, trained_network
 from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, folder, pictures, planar
 from cdisc.data import queries as queries_data
@@ -22,12 +22,13 @@ from cdisc.diffusion import schedule as schedule_lib
 from cdisc.diffusion.sampling import ddim
 from cdisc.errors import UserError, about
 from cdisc.evaluation import methods
+from cdisc.keys import named
 from cdisc.networks import backbone as backbone_lib
 from cdisc.networks import interop
 from cdisc.networks.unet import UNetConfig
 
 STAGES = ("pretrain", "discover", "adapt", "evaluate", "report")
-"""In their order; a stage's place in it determines its key."""
+"""In their order."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,8 +77,8 @@ class Run:
     def key(self, stage: str, query: Query | None = None) -> jax.Array:
         """The key of a stage, or of one query in it; a query's follows from its pixels, not from its place."""
         seed = self.config.pretrain.seed if stage == "pretrain" else self.config.seed
-        key = jax.random.fold_in(jax.random.key(seed), STAGES.index(stage))
-        return key if query is None else jax.random.fold_in(key, zlib.crc32(query.image.tobytes()))
+        key = named(jax.random.key(seed), stage)
+        return key if query is None else named(key, "query", zlib.crc32(query.image.tobytes()))
 
     @functools.cached_property
     def sampler(self) -> Callable[..., jax.Array]:
@@ -144,14 +145,22 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequen
         that processes do not share.
     """
     run = prepare(config, workdir, query_paths)
-    pictures_found = storage.digest([zlib.crc32(query.image.tobytes()) for query in run.queries])
-    hosts.require_alike(data=run.dataset.fingerprint[:12], queries=pictures_found[:12])
+    crcs = [f"{zlib.crc32(query.image.tobytes()):08x}" for query in run.queries]
+    hosts.require_alike(data=run.dataset.fingerprint[:12], queries=storage.digest(crcs)[:12])
     storage.writable(workdir)
     with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
         if hosts.first():
             checkpoints.sweep(workdir)
         hosts.require_shared(workdir)
-        bind(workdir, config, run.dataset.fingerprint, run.queries)
+        content = {
+            "config": config_lib.as_dict(config),
+            "data": run.dataset.fingerprint,
+            # With their places: results are kept by place, and two pictures may have one name.
+            "queries": {
+                f"{i:04d} {query.name}": crc for i, (query, crc) in enumerate(zip(run.queries, crcs, strict=True))
+            },
+        }
+        workdir_lib.bind(workdir, content)
         yield run
 
 
@@ -186,40 +195,3 @@ def own_queries(paths: Sequence[str], shape: tuple[int, ...]) -> tuple[Query, ..
             console.warn(warning)
         queries.append(Query(pathlib.Path(path).name, image, None, path))
     return tuple(queries)
-
-
-def bind(workdir: pathlib.Path, config: config_lib.Config, fingerprint: str, queries: tuple[Query, ...]) -> None:
-    """Writes the configuration to the workdir, or checks that it is the one already there.
-
-    Args:
-      workdir: the folder.
-      config: the whole configuration.
-      fingerprint: of the data, see `Dataset`.
-      queries: the pictures to compose.
-
-    Raises:
-      UserError: if the workdir was made with another configuration, other data or other queries.
-    """
-    path = workdir / "config.json"
-    content = {
-        "config": config_lib.as_dict(config),
-        "data": fingerprint,
-        # With their places: results are kept by place, and two pictures may have one name.
-        "queries": {
-            f"{i:04d} {query.name}": f"{zlib.crc32(query.image.tobytes()):08x}" for i, query in enumerate(queries)
-        },
-    }
-    with hosts.first_alone():
-        if hosts.first() and not path.exists():
-            storage.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): choose another --workdir.") from error
-    free = {f"config.{name}" for name in config_lib.NOT_IN_RESULTS}
-    if config.pretrain.result == "best":
-        free.remove("config.pretrain.save_every")  # the best is one of those that are saved
-    changed = [name for name in config_lib.differences(before, content) if name not in free]
-    if changed:
-        names = ", ".join(changed[:3]) + (" and others" if len(changed) > 3 else "")
-        raise UserError(f"{workdir} was made with another configuration ({names} differ): choose another --workdir.")

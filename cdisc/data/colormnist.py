@@ -18,6 +18,7 @@ import numpy as np
 
 from cdisc import errors
 from cdisc.data import Dataset, compositions, digits
+from cdisc.keys import named
 
 SHAPE = (32, 32, 3)
 FACTOR_NAMES = ("digit", "digit_colour", "background")
@@ -247,7 +248,7 @@ def load(config: Options) -> Dataset:
     def labelled(part: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         if part not in ("train", "query"):
             raise ValueError(f'part is "{part}": a judge may learn from "train" and be validated on "query"')
-        images, attributes = draw_labelled(train if part == "train" else query, jax.random.key(seed), n)
+        images, attributes = draw_labelled(train if part == "train" else query, named(jax.random.key(seed), part), n)
         return np.asarray(images), np.asarray(attributes)
 
     identity = [digits.fingerprint(source), config.seed, dataclasses.asdict(split), foregrounds, backgrounds]

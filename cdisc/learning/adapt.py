@@ -18,6 +18,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cdisc.diffusion.loss import LOSSES, denoising_loss
@@ -326,6 +327,11 @@ def result(state: FitState, backbone: Backbone, params: Any, options: AdaptOptio
     return Adaptation(embedding, state.learnt.get("adapter", lora.Adapter()))
 
 
+def late_loss(losses: jax.Array | np.ndarray) -> jax.Array:
+    """By what candidates are compared: the mean of the losses (..., steps) over the second half of the steps."""
+    return jnp.mean(losses[..., losses.shape[-1] // 2 :], axis=-1)
+
+
 _init = jax.jit(init, static_argnames=("backbone", "options"))
 _step = jax.jit(step, static_argnames=("backbone", "options"))
 
@@ -356,6 +362,6 @@ def fit(
         finite = jnp.isfinite(seen)
         if not finite.all():
             raise FloatingPointError(f"the loss is not finite at step {int(jnp.argmin(finite)) + 1}: lower the rates")
-        fits.append((float(jnp.mean(seen[options.steps // 2 :])), state))
+        fits.append((float(late_loss(seen)), state))
     _, best = min(fits, key=lambda fit: fit[0])
     return result(best, backbone, params, options)

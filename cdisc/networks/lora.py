@@ -5,8 +5,8 @@ for a convolution, one of the kernel's own size to `rank` channels followed by a
 adapter changes nothing.
 
 An adapter is an argument of the network (`apply`), or becomes part of its parameters (`merge`). Both give the same
-output. Merged, a network costs what it cost before, which suits a sampler; as an argument, many adapters under
-`jax.vmap` share the base kernels' work, which suits training.
+output. Merged, a network costs what it cost before, which suits a sampler. As an argument, a step of training costs
+about a sixth more on a CPU for one adapter and the same for four, which then share one copy of the kernels.
 """
 
 import functools

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -67,6 +67,12 @@ def draw(
         for group in devices.groups(items, jax.local_device_count())
     ]
     return np.concatenate(drawn).reshape(len(densities), -1, *run.dataset.shape)[:, :count]
+
+
+def learns_from_product(levels: Mapping[str, adapt_lib.AdaptOptions], name: str) -> bool:
+    """Whether a level, or one that it goes on from, learns from samples of the product of experts."""
+    level = levels[name]
+    return level.pool != "query" or (level.after != "" and learns_from_product(levels, level.after))
 
 
 def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool) -> Sequence[QueryModel]:
@@ -183,8 +189,7 @@ def fitter(
                     "rates; what was finished before is kept."
                 )
         if len(fitted) > 1:
-            ends = [seen[..., options.steps // 2 :].mean(axis=-1) for _, seen in fitted]
-            state, seen = devices.select_best(fitted, ends)
+            state, seen = devices.select_best(fitted, [adapt_lib.late_loss(losses) for _, losses in fitted])
         return devices.gather((finish(state, params), seen), count)
 
     return fit

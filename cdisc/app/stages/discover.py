@@ -1,5 +1,6 @@
 """The discovery of every query: its modes, its experts, its teacher; and the hierarchy of all their modes."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -8,14 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import storage
+from cdisc import console, storage
 from cdisc.app import checkpoints, devices
 from cdisc.app.run import Run
 from cdisc.app.stages.saved import saved_by_query, unfinished
+from cdisc.diffusion.gaussian import Gaussian
 from cdisc.discovery import concepts
 from cdisc.discovery import hierarchy as hierarchy_lib
-from cdisc.errors import UserError
 from cdisc.networks import backbone as backbone_lib
+
+NOTHING = (
+    "the score of the backbone led to no finite mode, so what needs one is left out; a larger "
+    "config.discover.max_residual or max_steps, or a backbone that is trained longer, may find some"
+)
+"""What is said of a query without modes. It is a result as any other: the other queries go on."""
 
 
 def discover(run: Run, params: Any, active: bool) -> Sequence[concepts.Discovery]:
@@ -33,19 +40,33 @@ def discover(run: Run, params: Any, active: bool) -> Sequence[concepts.Discovery
         queries = [run.queries[i] for i in indices]
         images = devices.stack([query.image for query in queries])
         keys = jnp.stack([run.key("discover", query) for query in queries])
-        found = devices.unstack(mapped((images, keys), params))
-        for query, discovery in zip(queries, found, strict=True):
-            if not np.isfinite(discovery.teacher.mean).all() or not discovery.pool.mask.any():
-                raise UserError(
-                    f"discover: the score of the backbone led to no finite mode for {query.name!r}: "
-                    "raise config.discover.max_residual or max_steps, or train the backbone longer."
-                )
-        return found
+        discoveries = [or_nothing(discovery) for discovery in devices.unstack(mapped((images, keys), params))]
+        for query, discovery in zip(queries, discoveries, strict=True):
+            if not found(discovery):
+                console.warn(f"discover: {query.name}: {NOTHING}.")
+        return discoveries
 
     key = run.key("discover", run.queries[0])
     first = (devices.stack([run.queries[0].image]), key[None])
     like = jax.eval_shape(lambda *given: jax.tree.map(lambda leaf: leaf[0], mapped(*given)), first, params)
     return saved_by_query(run, "discover", active, like, jax.local_device_count(), work)
+
+
+def found(discovery: concepts.Discovery) -> bool:
+    """Whether the discovery of a query found any mode; where it did not, its teacher is no more than a place holder."""
+    return bool(np.any(discovery.pool.mask))
+
+
+def or_nothing(discovery: concepts.Discovery) -> concepts.Discovery:
+    """The discovery, or one without modes in the place of one that is not finite; its numbers can be computed with."""
+    if np.isfinite(discovery.teacher.mean).all() and np.isfinite(discovery.teacher.variance).all():
+        return discovery
+    return dataclasses.replace(
+        discovery,
+        pool=dataclasses.replace(discovery.pool, mask=jnp.zeros_like(discovery.pool.mask)),
+        selection=dataclasses.replace(discovery.selection, mask=jnp.zeros_like(discovery.selection.mask)),
+        teacher=Gaussian(jnp.zeros_like(discovery.teacher.mean), jnp.ones_like(discovery.teacher.variance)),
+    )
 
 
 def follow(
@@ -71,7 +92,7 @@ def follow(
         eps_fn = backbone_lib.null_eps(run.backbone, params)
         return hierarchy_lib.follow(eps_fn, run.schedule, points, t, options)
 
-    path = run.path("discover", "hierarchy")
+    path = run.path("discover", f"hierarchy_{len(run.queries):04d}")  # queries may be added later
     if not checkpoints.exists(path):
         if not active:
             raise unfinished("discover", path)

@@ -8,18 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import runtime, signals, storage
+from cdisc import console, runtime, signals, storage
 from cdisc.app import config as config_lib
 from cdisc.app import devices, hosts
+from cdisc.app.config import Config
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Query, Run
-from cdisc.app.stages.adapt import QueryModel, draw, teacher_density
+from cdisc.app.stages.adapt import QueryModel, draw, learns_from_product, teacher_density
+from cdisc.app.stages.discover import NOTHING, found
 from cdisc.app.stages.judge import judge_report, load_judge
 from cdisc.app.stages.saved import read_seconds, saved_by_query
 from cdisc.data import compositions
 from cdisc.discovery import concepts
 from cdisc.errors import UserError
 from cdisc.evaluation import baselines, judge, methods, protocol
+from cdisc.keys import named
 
 PRODUCT = "product"
 REAL = "real pictures"
@@ -62,35 +65,63 @@ def query_only_name(sigma: float) -> str:
     return f"query_only sigma={sigma:g}"
 
 
+def needs_product(config: Config, method: str) -> bool:
+    """Whether a method means nothing for a query whose discovery found no modes to multiply."""
+    own = config.evaluate.methods.get(method)
+    if own is None:
+        return method in ("poe", PRODUCT)
+    return own.teacher_weight > 0 or learns_from_product(config.adapt.levels, own.level)
+
+
+@dataclasses.dataclass(frozen=True)
+class Present(Sequence[dict[str, np.ndarray]]):
+    """Samples of queries by method, without those that there are none of."""
+
+    saved: Sequence[dict[str, np.ndarray]]
+
+    def __len__(self) -> int:
+        return len(self.saved)
+
+    def __getitem__(self, index: Any) -> Any:
+        return {name: samples for name, samples in self.saved[index].items() if not np.isnan(samples).all()}
+
+
 def evaluate(
     run: Run, params: Any, discoveries: Sequence[concepts.Discovery], models: Sequence[QueryModel], active: bool
 ) -> Sequence[dict[str, np.ndarray]]:
-    """Samples of every method for every query, measured; writes `results.json`."""
+    """Samples of every method for every query, measured; writes `results.json`.
+
+    What needs the product of a query without modes is NaN in its file, and absent from what is returned.
+    """
     settings = run.config.evaluate
 
     def work(indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
         known = [models[i] for i in indices]
+        without = [j for j, i in enumerate(indices) if not found(discoveries[i])]
         densities = [densities_of(run, params, run.queries[i], model) for i, model in zip(indices, known, strict=True)]
-        # One key for all methods: they start from the same noise, so their samples can be compared one by one.
         keys = [run.key("evaluate", run.queries[i]) for i in indices]
+        # All methods start from the same noise, so that their samples can be compared one by one.
+        starts, draws = ([named(key, use) for key in keys] for use in ("noise", "product"))
         drawn = {}
         for name in densities[0]:
             signals.obey()
-            samples = draw(run, params, [density[name] for density in densities], keys, settings.samples)
-            if not np.isfinite(samples).all():
-                raise UserError(f"evaluate: samples of {name} are not finite: lower its guidance.")
-            drawn[name] = samples
+            drawn[name] = draw(run, params, [density[name] for density in densities], starts, settings.samples)
         # The product itself, without the network: right where the teacher is, but not a realistic picture.
         drawn[PRODUCT] = np.stack(
-            [model.teacher.sample(key, settings.samples) for model, key in zip(known, keys, strict=True)]
+            [model.teacher.sample(key, settings.samples) for model, key in zip(known, draws, strict=True)]
         )
+        for name, samples in drawn.items():
+            absent = without if needs_product(run.config, name) else []
+            if not np.isfinite(np.delete(samples, absent, axis=0)).all():
+                raise UserError(f"evaluate: samples of {name} are not finite: lower its guidance.")
+            samples[absent] = np.nan
         return devices.unstack(drawn)
 
     names = densities_of(run, params, run.queries[0], models[0])
     like = {
         name: jax.ShapeDtypeStruct((settings.samples, *run.dataset.shape), jnp.float32) for name in (*names, PRODUCT)
     }
-    samples = saved_by_query(run, "evaluate", active, like, jax.local_device_count(), work)
+    samples = Present(saved_by_query(run, "evaluate", active, like, jax.local_device_count(), work))
     if active and hosts.first():
         signals.obey()  # a judge may have to be trained
         write_results(run, discoveries, samples, load_judge(run))
@@ -174,6 +205,7 @@ def write_results(
                 if query.composition is None
                 else compositions.attributes(run.dataset.split.factors, query.composition),
                 "source": query.source,
+                **({} if found(discovery) else {"failed": NOTHING}),
                 "prototypes": prototypes_of(discovery),
                 "nfe": int(discovery.info.nfe),
                 "discovery": {name: value for name, value in vars(discovery.info).items() if name != "nfe"},
@@ -181,6 +213,11 @@ def write_results(
             }
         )
     methods = protocol.aggregate([query["methods"] for query in queries], labels)
+    failed = sum("failed" in query for query in queries)
+    if failed:
+        console.warn(f"evaluate: {failed} of {len(queries)} queries: {NOTHING}.")
+    for overall in methods.values():
+        overall["failed"] = len(queries) - overall["queries"]
     for name, pooled in protocol.aggregate_pooled(pools).items():
         methods[name]["pooled"] = pooled
     results_lib.write(

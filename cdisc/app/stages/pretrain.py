@@ -24,6 +24,7 @@ from cdisc.diffusion import sampling
 from cdisc.diffusion.loss import draw_noise
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError
+from cdisc.keys import named
 from cdisc.learning import pretrain as pretrain_lib
 from cdisc.networks import denoiser, interop
 from cdisc.networks.backbone import Backbone
@@ -207,7 +208,9 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
     run, the current step is saved first.
     """
     options = run.config.pretrain
-    key_init, key_train, key_pictures, key_validation = jax.random.split(run.key("pretrain"), 4)
+    key_init, key_train, key_samples, key_validation = (
+        named(run.key("pretrain"), use) for use in ("init", "train", "samples", "validation")
+    )
     folder = run.path("pretrain", "train")
     init = functools.partial(pretrain_lib.init, network, options)
     like = jax.eval_shape(init, key_init)
@@ -226,7 +229,7 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
     train_step = compiled_step(backbone=run.backbone, options=options, schedule=run.schedule, shape=run.dataset.shape)
     read = read_share(run.dataset, options, key_train)
     every, samples_every = options.save_every, options.samples_every
-    draw, validate = class_pictures(run, key_pictures), validation(run, options, key_validation)
+    draw, validate = class_pictures(run, key_samples), validation(run, options, key_validation)
     metrics_path, best_path = run.path("pretrain", "metrics.jsonl"), run.path("pretrain", "best")
     # Steps that are repeated write their metrics again.
     if hosts.first():

@@ -92,15 +92,15 @@ def descriptions(run: Run, results: dict[str, Any]) -> dict[str, str]:
         learnt = f"a new class embedding{space[level.space]}"
         learnt += f" and LoRA of rank {level.rank}" if level.rank else ""
         nearest = f"one of the {level.candidates} nearest classes" if level.candidates > 1 else "the nearest class"
-        start = f"the level {level.after}" if level.after else {"normal": "noise", "top1": nearest}[level.start]
+        start = f"what {level.after} learnt" if level.after else {"normal": "noise", "top1": nearest}[level.start]
         source = {
             "query": "the query",
             "teacher": "the teacher's samples",
             "both": "the query and the teacher's samples",
         }
         beside = f", the teacher beside it at weight {method.teacher_weight:g}" if method.teacher_weight > 0 else ""
-        lesson = f"Learns {learnt} from {source[level.pool]}, starting at {start}"
-        sentences[name] = f"{lesson}; guidance {method.guidance:g}{beside}."
+        what = f"Learns {learnt} from {source[level.pool]}, starting at {start}"
+        sentences[name] = f"{what}; guidance {method.guidance:g}{beside}."
     return {name: sentences[name] for name in results["methods"]}
 
 

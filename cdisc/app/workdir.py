@@ -1,0 +1,127 @@
+"""What a workdir belongs to, and what may change in it.
+
+Its `config.json` has the configuration, the data's fingerprint and the queries. A change is accepted where it loses no
+work but the evaluation's, which is then done anew:
+
+* A field that affects results by rounding at most, or says where something lies, may always change.
+* A field may change while no stage has begun that reads it, or what it read from a stage that did: so those of
+  `discover` may, before discovery.
+* A field that only the evaluation reads may change: the samples are drawn anew, unless it concerns no more than how
+  they are measured.
+* Queries may be added at the end.
+
+Anything else is refused, with the fields' old and new values, and with the folders to remove for those who want it.
+"""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from cdisc import console, storage
+from cdisc.app import hosts
+from cdisc.app.config import differences
+from cdisc.errors import UserError
+
+_FREE = (
+    "config.data.cache",
+    "config.data.manifest",
+    "config.data.root",
+    "config.network.path",
+    "config.network.remat",
+    "config.pretrain.accumulate",
+    "config.pretrain.keep",
+    "config.pretrain.restore",
+    "config.pretrain.samples_every",
+    "config.pretrain.save_every",
+    "config.discover.lanes",
+    "config.adapt.chunk",
+    "config.sampling.batch",
+)
+"""Fields that affect results by rounding at most; where data lie is no matter while their fingerprint is the same."""
+
+_WORK = ("pretrain", "discover", "adapt")
+"""The stages whose results are kept in any case."""
+
+_READ_FIRST = {
+    "": "pretrain",
+    "queries": "discover",
+    "config.seed": "discover",
+    "config.discover": "discover",
+    "config.adapt": "adapt",
+    "config.sampling": "adapt",
+    "config.guidance": "evaluate",
+    "config.evaluate": "evaluate",
+    "config.evaluate.judge": "judge",
+    "config.evaluate.num_queries": "figures",
+    "config.evaluate.references": "figures",
+    "config.evaluate.k": "figures",
+}
+"""The stage, or the part of the evaluation, that is the first to read a field; the longest name counts."""
+
+
+def first_reader(name: str) -> str:
+    """Which of the stages, or of "judge" and "figures", is the first to read the field `name` of `config.json`."""
+    parts = name.split(".")
+    known = (".".join(parts[:i]) for i in range(len(parts), -1, -1))
+    return next(_READ_FIRST[prefix] for prefix in known if prefix in _READ_FIRST)
+
+
+def bind(workdir: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes `content` to the workdir's `config.json`, and removes what a change that is accepted makes outdated.
+
+    Args:
+      workdir: the folder.
+      content: "config", as nested dictionaries; "data", their fingerprint; "queries", by place and name.
+
+    Raises:
+      UserError: if what is there would be lost, or cannot be read.
+    """
+    path, content = workdir / "config.json", json.loads(json.dumps(content))  # as it is read again
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        added = before["queries"].items() <= content["queries"].items()
+    except FileNotFoundError:
+        before, added = content, False
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): choose another --workdir.") from error
+    changed = differences(before, content)
+    if added:
+        changed = {name: values for name, values in changed.items() if not name.startswith("queries.")}
+    free = set(_FREE)
+    if content["config"]["pretrain"]["result"] == "best":
+        free.remove("config.pretrain.save_every")  # the best is one of those that are saved
+    changed = {name: values for name, values in changed.items() if name not in free}
+    said = ", ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in list(changed.items())[:3])
+    said += f", and {len(changed) - 3} more" if len(changed) > 3 else ""
+    readers = {first_reader(name) for name in changed}
+    since = min((_WORK.index(reader) for reader in readers if reader in _WORK), default=len(_WORK))
+    lost = [stage for stage in _WORK[since:] if (workdir / stage).exists()]
+    if lost:
+        raise UserError(
+            f"{workdir} was made otherwise: {said}. Choose another --workdir, or remove {' and '.join(lost)} from this "
+            "one."
+        )
+    with hosts.first_alone():
+        if hosts.first() and changed:
+            console.say(f"{workdir}: {said}")
+        if hosts.first() and (changed or before["queries"] != content["queries"]):
+            # First, so that whoever is killed meanwhile comes by here again.
+            outdated = [workdir / "results.json"]
+            if readers & {*_WORK, "evaluate"}:
+                outdated += sorted((workdir / "evaluate").glob("query_*"))
+            if readers & {"pretrain", "judge"}:
+                outdated.append(workdir / "evaluate" / "judge")
+            for file in outdated:
+                remove(file)
+        if hosts.first() and (before != content or not path.exists()):
+            storage.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def remove(path: pathlib.Path) -> None:
+    """Removes a file or a folder, at no moment of which there is half of it under its name."""
+    if path.exists():
+        apart = path.with_name(f"removed_{path.name}")
+        shutil.rmtree(apart, ignore_errors=True)
+        path.rename(apart)
+        shutil.rmtree(apart) if apart.is_dir() else apart.unlink()

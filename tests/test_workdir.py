@@ -1,0 +1,166 @@
+"""What may change in a workdir, and what is done anew: decided by who reads a field first."""
+
+import json
+
+import pytest
+from commands import config_of
+
+from cdisc.app import workdir as workdir_lib
+from cdisc.app.config import as_dict, read
+from cdisc.errors import UserError
+
+QUERIES = {"0000 one": "aa", "0001 two": "bb"}
+
+
+@pytest.fixture
+def bind(tmp_path):
+    """Binds the workdir to a configuration with some changes."""
+
+    def bind(changes=(), data="digits", queries=QUERIES):
+        config = config_of("colormnist.py", "tiny")
+        config.update_from_flattened_dict(dict(changes))
+        workdir_lib.bind(tmp_path, {"config": as_dict(read(config)), "data": data, "queries": queries})
+        assert json.loads((tmp_path / "config.json").read_text())["queries"] == queries
+
+    return bind
+
+
+def results(workdir, *stages):
+    """What the stages would have left."""
+    for stage in stages:
+        for query in ("query_0000", "query_0001"):
+            (workdir / stage / query).mkdir(parents=True, exist_ok=True)
+    if "evaluate" in stages:
+        (workdir / "evaluate" / "judge").mkdir()
+        (workdir / "results.json").write_text("{}")
+
+
+def left(workdir):
+    """What of it is still there."""
+    names = ("evaluate/query_0000", "evaluate/query_0001", "evaluate/judge", "results.json")
+    kept = {name for name in names if (workdir / name).exists()}
+    assert all((workdir / stage / "query_0001").exists() for stage in ("pretrain", "discover", "adapt"))
+    return kept
+
+
+SAMPLES = {"evaluate/query_0000", "evaluate/query_0001"}
+JUDGE = {"evaluate/judge"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, SAMPLES | JUDGE | {"results.json"}),
+        ({"sampling.batch": 3}, SAMPLES | JUDGE | {"results.json"}),
+        ({"pretrain.restore": "elsewhere", "data.root": "there"}, SAMPLES | JUDGE | {"results.json"}),
+        ({"evaluate.references": 9}, SAMPLES | JUDGE),
+        ({"evaluate.k": 2}, SAMPLES | JUDGE),
+        ({"evaluate.judge.steps": 31}, SAMPLES),
+        ({"evaluate.samples": 32}, JUDGE),
+        ({"guidance.w0": 0.5}, JUDGE),
+        ({"evaluate.query_only_sigmas": (0.5,)}, JUDGE),
+        ({"evaluate.methods.lora.guidance": 3.0}, JUDGE),
+        ({"evaluate.samples": 32, "evaluate.judge.steps": 31}, set()),
+    ],
+)
+def test_what_evaluation_alone_reads_may_change(bind, tmp_path, changes, kept):
+    # Catches: any of it refused, samples of other options kept, hours of other stages done anew.
+    bind()
+    results(tmp_path, "pretrain", "discover", "adapt", "evaluate")
+    bind(changes)
+    assert left(tmp_path) == kept
+    bind(changes)
+    assert left(tmp_path) == kept
+
+
+def test_a_method_may_be_added(tmp_path):
+    config = config_of("colormnist.py", "tiny")
+    content = {"config": as_dict(read(config)), "data": "digits", "queries": QUERIES}
+    workdir_lib.bind(tmp_path, content)
+    results(tmp_path, "pretrain", "discover", "adapt", "evaluate")
+    config.evaluate.methods.strong = {"level": "lora", "guidance": 3.0}
+    workdir_lib.bind(tmp_path, content | {"config": as_dict(read(config))})
+    assert left(tmp_path) == JUDGE
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({"pretrain.steps": 61}, ("pretrain", "discover", "adapt")),
+        ({"data.seed": 1}, ("pretrain", "discover", "adapt")),
+        ({"network.norm_eps": 1e-4}, ("pretrain", "discover", "adapt")),
+        ({"diffusion.beta_end": 0.1}, ("pretrain", "discover", "adapt")),
+        ({"discover.max_residual": 0.5}, ("discover", "adapt")),
+        ({"seed": 1}, ("discover", "adapt")),
+        ({"sampling.num_steps": 5}, ("adapt",)),
+        ({"adapt.levels.lora.steps": 5}, ("adapt",)),
+        ({"adapt.guidance.w0": 5.0}, ("adapt",)),
+    ],
+)
+def test_what_would_lose_work_is_refused_with_both_values(bind, tmp_path, changes, lost):
+    # Catches: a field given to a later stage than the first that reads it; results of two configurations in one place.
+    bind()
+    bind(changes)  # nothing has begun
+    bind()
+    results(tmp_path, "pretrain", "discover", "adapt", "evaluate")
+    ((name, value),) = changes.items()
+    with pytest.raises(UserError, match=f"config.{name} was .* and is {value}. .* or remove {' and '.join(lost)} from"):
+        bind(changes)
+    assert left(tmp_path) == SAMPLES | JUDGE | {"results.json"}
+    for stage in lost:
+        (tmp_path / stage).rename(tmp_path / f"no_{stage}")
+    bind(changes)
+    assert not (tmp_path / "evaluate" / "query_0000").exists()
+    assert (tmp_path / "evaluate" / "judge").exists() == ("pretrain" not in lost)
+
+
+def test_the_best_of_what_is_saved_is_another_one_where_something_else_is_saved(bind, tmp_path):
+    results(tmp_path, "pretrain")
+    bind({"pretrain.save_every": 3})
+    bind({"pretrain.save_every": 4})
+    (tmp_path / "config.json").unlink()
+    bind({"pretrain.result": "best"})
+    with pytest.raises(UserError, match=r"config\.pretrain\.save_every was 25 and is 4"):
+        bind({"pretrain.result": "best", "pretrain.save_every": 4})
+
+
+def test_queries_may_be_added_at_the_end(bind, tmp_path):
+    # Catches: work on the first ones lost, results in the place of another query's.
+    bind()
+    results(tmp_path, "pretrain", "discover", "adapt", "evaluate")
+    bind({"evaluate.num_queries": 3}, queries=QUERIES | {"0002 three": "cc"})
+    assert left(tmp_path) == SAMPLES | JUDGE
+    for queries in (QUERIES, {"0000 two": "bb", "0001 one": "aa", "0002 three": "cc"}, {"0000 one": "ab"}):
+        with pytest.raises(UserError, match=r"queries\.0.* remove discover and adapt"):
+            bind(queries=queries)
+
+
+def test_data_are_known_by_what_they_are(bind, tmp_path):
+    bind({"data.root": "here"})
+    results(tmp_path, "pretrain")
+    bind({"data.root": "there"})
+    with pytest.raises(UserError, match="data was 'digits' and is 'others'"):
+        bind(data="others")
+
+
+@pytest.mark.parametrize("text", ['{"config', "[]", "{}"])
+def test_a_record_that_cannot_be_read(bind, tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json cannot be read .*: choose another --workdir"):
+        bind()
+
+
+def test_a_removal_that_is_interrupted_is_done_again(bind, tmp_path, monkeypatch):
+    # Catches: the new configuration written before what it makes outdated is gone.
+    bind()
+    results(tmp_path, "pretrain", "discover", "adapt", "evaluate")
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(workdir_lib.shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or killed(path))
+        bind({"evaluate.samples": 32})
+    bind({"evaluate.samples": 32})
+    assert left(tmp_path) == JUDGE
+    assert not list((tmp_path / "evaluate").glob("query_*"))
