@@ -454,8 +454,10 @@ def test_stopped_and_killed_and_damaged(trained, tmp_path, monkeypatch):
     assert checkpoints.steps(folder) == [20, 30]
     monkeypatch.undo()
     (folder / "step_00000030" / "manifest.json").write_text("{")
+    (workdir / "config.json.elsewhere.1.partial").touch()
     ended = run_here(*arguments)
     assert ended.returncode == 0
+    assert not list(workdir.rglob("*.partial"))  # what a kill has left half written
     assert "goes on at step 20 of 40" in ended.stdout
     assert ended.stderr == (
         f"cdisc: warning: {folder / 'step_00000030'} holds no finished checkpoint: it is removed, and step_00000020 is "
