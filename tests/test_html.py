@@ -353,6 +353,15 @@ def test_a_query_that_no_concept_explains_has_a_panel() -> None:
     assert not any((image["alt"] or "").startswith("the owner") for image in reader.images)
 
 
+def test_a_query_that_failed_says_why() -> None:
+    # Catches: a failed query shown as one that the background explains.
+    page = _page(_panel(concepts=0))
+    next(iter(page.panels)).entry["failed"] = "the score led to no mode"
+    text = _Reader(html.render(page)).text
+    assert "For this query the score led to no mode." in text
+    assert "No concept explains" not in text
+
+
 def test_a_query_without_a_discovery_has_a_panel() -> None:
     panel = dataclasses.replace(_panel(prototypes=[]), discovery=None, samples={})
     reader = _is_whole(html.render(_page(panel)))

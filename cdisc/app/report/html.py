@@ -35,6 +35,8 @@ _COLUMNS = {
     "attribute_accuracy": (2, True),
     "precision": (2, True),
     "recall": (2, True),
+    "right_recall": (2, True),
+    "coverage": (2, True),
     "f1": (2, True),
     "kid": (3, False),
     "distance_to_query": (2, False),
