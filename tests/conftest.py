@@ -1,6 +1,10 @@
 """What all tests share: strict shapes, quick compilation, and else the command's own settings of JAX."""
 
 import os
+import signal
+
+# A shell starts what runs behind it with Ctrl-C ignored, and the command would leave it so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 # Compiles in half the time of the command's own level, and compiling is nearly all that the tests do.

@@ -27,6 +27,7 @@ from cdisc.configs import mixture
 config = mixture.get_config()
 config.discover.update(timesteps=(100, 300), starts_per_t=5, max_steps=20, lanes=4, capacity=6, hierarchy=())
 config.discover.update(curvature_iterations=2, max_curvature=float("inf"))
+config.seed = 1  # of which every query picks two experts
 config.sampling.update(num_steps=4, batch=3)
 config.adapt.class_draws = 4
 config.evaluate.num_queries = 3
