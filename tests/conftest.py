@@ -3,9 +3,6 @@
 import os
 import signal
 
-# A shell starts what runs behind it with Ctrl-C ignored, and the command would leave it so.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 # Compiles in half the time of the command's own level, and compiling is nearly all that the tests do.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -14,3 +11,6 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 from cdisc import runtime
 
 runtime.configure()
+
+# A shell starts what runs behind it with Ctrl-C ignored, and the command would leave it so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
