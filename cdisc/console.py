@@ -47,9 +47,13 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # It warns of a GPU or TPU that the installed JAX cannot use.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
-    # Orbax logs, with a traceback, errors that it also raises.
-    for name in ("absl", "orbax"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Orbax logs, with a traceback, errors that it also raises; through absl, too, whose `app.run` resets its level.
+    logging.getLogger("orbax").setLevel(logging.CRITICAL)
+    logging.getLogger("absl").addFilter(_is_critical)
+
+
+def _is_critical(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.CRITICAL
 
 
 def progress(

@@ -19,7 +19,7 @@ def test_lines_go_where_they_belong(capsys):
 
 @pytest.fixture
 def restored_levels():
-    names = ("absl", "orbax", "jax", "jax._src.xla_bridge", "matplotlib", "PIL")
+    names = ("orbax", "jax", "jax._src.xla_bridge", "matplotlib", "PIL")
     levels = {name: logging.getLogger(name).level for name in names}
     yield names
     for name, level in levels.items():
@@ -35,6 +35,9 @@ def test_quiet_libraries(restored_levels):
     assert told == ["jax._src.xla_bridge"]  # whose warning is that an accelerator is there and cannot be used
     assert not logging.getLogger("orbax").isEnabledFor(logging.ERROR)
     assert logging.getLogger("cdisc").isEnabledFor(logging.WARNING)
+    # Catches: a level, which absl's `app.run` resets.
+    record = logging.LogRecord("absl", logging.ERROR, "", 0, "said again", None, None)
+    assert not logging.getLogger("absl").filter(record)
 
 
 def test_progress_yields_all_items_in_order(capsys):

@@ -61,7 +61,6 @@ def _several() -> bool:
 
 
 def _run(argv: list[str]) -> int:
-    console.quiet_libraries()  # again, for absl's `app.run` has raised the level of its log
     try:
         if len(argv) > 1:
             raise UserError(f"{argv[1]!r} is not an option: all of them begin with --.")
