@@ -1,9 +1,14 @@
-"""Keys by name, and that no use of randomness in learning shares its key with another."""
+"""Keys by name, and that no use of randomness shares its key with another."""
+
+import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import ROOT
 
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.evaluation import baselines, judge
@@ -98,3 +103,56 @@ def test_nothing_in_training_is_drawn_from_a_key_twice(drawn):
 def test_what_is_no_key_is_refused(key):
     with pytest.raises(TypeError, match=r"^the key is .*: give one made by jax\.random\.key\(seed\)\.$"):
         named(key, "name")
+
+
+RUN = """
+import collections, json, pathlib, sys
+
+from cdisc import runtime
+
+runtime.configure()
+import jax, numpy as np
+
+drawn = collections.defaultdict(collections.Counter)
+
+
+def recorded(draw):
+    def record(key, *args, **kwargs):
+        code = sys._getframe(1).f_code
+        where = f"{pathlib.Path(code.co_filename).stem}.{code.co_qualname.split('.')[0]}"
+        data = jax.random.key_data(key)
+        jax.debug.callback(lambda data: drawn[np.asarray(data).tobytes()].update([where]), data)
+        return draw(key, *args, **kwargs)
+
+    return record
+
+
+for name in ("normal", "uniform", "randint", "bernoulli", "rademacher", "permutation", "choice", "categorical"):
+    setattr(jax.random, name, recorded(getattr(jax.random, name)))
+
+from cdisc.app import pipeline
+from cdisc.app.config import read
+from cdisc.configs import mixture
+
+config = mixture.get_config()
+config.discover.update(timesteps=(100, 300), starts_per_t=4, max_steps=10, lanes=4, capacity=4, max_residual=1.0)
+config.discover.hierarchy = ()
+config.sampling.num_steps = 2
+config.adapt.class_draws = 2
+config.evaluate.update(num_queries=2, samples=4, references=4)
+pipeline.run(read(config), pathlib.Path(sys.argv[1]), ["pretrain", "discover", "adapt", "evaluate"], [])
+jax.effects_barrier()
+print(json.dumps(list(drawn.values())))
+"""
+
+
+def test_no_two_uses_of_randomness_in_a_run_share_a_key(tmp_path):
+    # The one exception is meant: all methods of a query are sampled from the same noise, so that they can be compared
+    # one by one. Catches: a stage, a query, chains, probes or draws of the product under another use's key.
+    ended = subprocess.run([sys.executable, "-c", RUN, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    drawn = json.loads(ended.stdout.splitlines()[-1])
+    once = [next(iter(uses)) for uses in drawn if sum(uses.values()) == 1]
+    assert {"modes.starts", "modes.normal_each", "baselines.class_losses", "gaussian.Gaussian"} <= set(once)
+    methods = ("poe", "top1", "top3", *("query_only",) * 3)
+    assert [uses for uses in drawn if sum(uses.values()) > 1] == [{"adapt.draw": len(methods)}] * 2
