@@ -330,7 +330,7 @@ class Config:
     evaluate: Evaluate = Evaluate()
 
     def __post_init__(self) -> None:
-        """Refuses sections that are do not fit together."""
+        """Refuses sections that do not fit together."""
         if isinstance(self.data, queries.Options) != isinstance(self.network, DiffusersFolder):
             raise ValueError(
                 "data.name and network.kind do not match: 'queries' and 'diffusers' go together, as in "
