@@ -255,7 +255,7 @@ def test_what_a_discovery_left_out_is_said() -> None:
     counts = {"chains": 1920, "unconverged": 31, "dropped": 12, "leaders_dropped": 5, "saddles": 3}
     info = counts | {"clipped_below": 0.82, "clipped_above": 0.0, "experts_clipped_below": 0.25}
     text = _Reader(html.render(_page(_panel(discovery=info)))).text
-    assert "Of 1,920 chains 31 did not converge and 12 were dropped; 5 points found no room, 3 were saddles" in text
+    assert "Of 1,920 chains 31 did not converge and 12 were dropped; 5 points found no room and 3 were left" in text
     assert "82% are the floor, of the selected concepts' 25%" in text
 
 
