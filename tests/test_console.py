@@ -1,10 +1,11 @@
 import io
 import logging
+import signal
 import sys
 
 import pytest
 
-from cdisc import console
+from cdisc import console, signals
 
 
 def test_lines_go_where_they_belong(capsys):
@@ -43,6 +44,18 @@ def test_quiet_libraries(restored_levels):
 def test_progress_yields_all_items_in_order(capsys):
     assert list(console.progress(iter("abc"), "letters")) == ["a", "b", "c"]
     assert capsys.readouterr().out == ""
+
+
+def test_a_loop_stops_between_two_items_or_by_itself(monkeypatch):
+    # Catches: training that ends between its own look for a signal and the next step, before it has saved.
+    monkeypatch.setattr(signals, "_asked", None)
+    done = []
+    with pytest.raises(signals.Stopped):
+        for item in console.progress(range(3), "steps"):
+            done.append(item)
+            signals.ask(signal.SIGTERM)
+    assert done == [0]
+    assert list(console.progress(range(3), "steps", stops=False)) == [0, 1, 2]
 
 
 def test_progress_elsewhere_than_on_a_terminal(capsys, monkeypatch):

@@ -241,6 +241,23 @@ def test_a_stop_between_queries(tmp_path, monkeypatch):
     assert [checkpoints.exists(tmp_path / "adapt" / f"query_{i:04d}") for i in range(2)] == [True, False]
 
 
+def test_a_stop_that_processes_agree_on(tmp_path, monkeypatch):
+    # JAX tells them of a signal when all have come to the same round. Catches: beginning that round all the same.
+    monkeypatch.setattr(signals, "_asked", None)
+    answers = iter([False, True])
+    monkeypatch.setattr(saved.hosts, "stopping", lambda: next(answers) and not signals.ask(signal.SIGTERM))
+    worked = []
+
+    def work(batch):
+        worked.extend(batch)
+        return [{"x": np.zeros(2)}]
+
+    this = types.SimpleNamespace(queries=range(2), path=tmp_path.joinpath, trace_folder=lambda _: None)
+    with pytest.raises(signals.Stopped):
+        saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 1, work)
+    assert worked == [0]
+
+
 def test_traces_of_a_stage(tmp_path, monkeypatch):
     # Catches: the folder lost on its way, stages that share one, the first query traced, which compiles.
     told = []
