@@ -4,12 +4,11 @@
     python -m cdisc.main --config=configs/colormnist.py:small --workdir=runs/mine --query=PICTURE
     python -m cdisc.main --config=configs/avatars.py:large --config.pretrain.batch_size=64 --dry_run
 
---config.FIELD=VALUE changes any field of the configuration, and `cdisc.app.config` says what each of
-them is for.
+--config.FIELD=VALUE changes any field of the configuration, and `cdisc.app.config` says what each of them is for.
 
 It exits with 0 when all is done, with 2 and one sentence when the user can fix what is wrong or has stopped it with
-Ctrl-C, with 143 when SIGTERM has (`cdisc.signals`), and with 75 when it is one of several processes and another one has
-died (`cdisc.app.hosts`).
+Ctrl-C, and with 143 or 129 when SIGTERM or SIGHUP has (`cdisc.signals`). One of several processes exits with 75 when
+the network tells that another one has died; otherwise JAX aborts it, with 134 (`cdisc.app.hosts`).
 """
 
 import itertools
