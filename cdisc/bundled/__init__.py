@@ -47,7 +47,7 @@ def load(name: str) -> interop.Pretrained:
         network, scheduler = _read(UNetConfig, said["network"]), _read(interop.SchedulerConfig, said["scheduler"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} does not say what network it holds ({error}): install cdisc again, or make it anew with tools/bundle.py."
+            f"{path} does not say what network it holds ({error}): install cdisc again, or run tools.bundle."
         ) from error
     like = jax.eval_shape(functools.partial(denoiser.init, network), jax.random.key(0))
     return interop.Pretrained(network, restore_npz(path, like, {}), scheduler)
