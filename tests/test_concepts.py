@@ -12,7 +12,6 @@ from cdisc.diffusion import exact, schedule
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.discovery import concepts, modes
 from cdisc.learning import cost
-from cdisc.learning import cost
 
 SCHEDULE = schedule.linear_beta()
 LEVELS = (-0.8, 0.0, 0.8)
