@@ -140,7 +140,7 @@ def writable(folder: pathlib.Path, instead: str = _ELSEWHERE) -> None:
     except OSError as error:
         raise unwritable(folder, error, instead) from error
     if room < _DEEPEST:
-        raise UserError(f"{folder} is a path too long for this system to hold files under it: {instead}.")
+        raise UserError(f"{folder!s:.50}... is too long a path to hold files: {instead}.")
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written: {instead}.")
 
