@@ -116,11 +116,12 @@ def test_what_would_lose_work_is_refused_with_both_values(bind, tmp_path, change
 
 
 def test_the_best_of_what_is_saved_is_another_one_where_something_else_is_saved(bind, tmp_path):
-    results(tmp_path, "pretrain")
     bind({"pretrain.save_every": 3})
+    results(tmp_path, "pretrain")
     bind({"pretrain.save_every": 4})
-    (tmp_path / "config.json").unlink()
+    shutil.rmtree(tmp_path / "pretrain")
     bind({"pretrain.result": "best"})
+    results(tmp_path, "pretrain")
     with pytest.raises(UserError, match=r"config\.pretrain\.save_every was 25 and is 4"):
         bind({"pretrain.result": "best", "pretrain.save_every": 4})
 
