@@ -230,5 +230,5 @@ def test_a_folder_that_misses_its_weights(folder, picture, tmp_path):
 
 def test_a_stage_alone_needs_the_import(folder, picture, tmp_path):
     this = prepared(folder, picture, tmp_path)
-    with pytest.raises(UserError, match=r"imported\.sha256 is not there: add pretrain to --stages\.$"):
+    with pytest.raises(UserError, match=r"imported\.json is not there: add pretrain to --stages\.$"):
         pretrain.pretrain(this, active=False)
