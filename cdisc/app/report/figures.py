@@ -3,6 +3,7 @@
 Pictures are (H, W, C) in [-1, 1], C = 1 or 3. Everything depends on its arguments alone.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +26,9 @@ _OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#0072b2", 
 
 def heat(values: ArrayLike, low: float, high: float, colormap: str) -> Pixels:
     """(H, W) numbers to the RGB colours of a matplotlib colormap that runs from `low` to `high`."""
-    return matplotlib.colormaps[colormap](colors.Normalize(low, high, clip=True)(values), bytes=True)[..., :3]
+    return matplotlib.colormaps[colormap](np.asarray(colors.Normalize(low, high, clip=True)(values)), bytes=True)[
+        ..., :3
+    ]
 
 
 def colorbar(colormap: str, *, width: int = 128) -> Pixels:
@@ -69,8 +72,7 @@ def variance_map(variance: ArrayLike) -> tuple[Pixels, float, float]:
 
 def method_colours(names: Sequence[str]) -> dict[str, str]:
     """A colour for each method, by its place in `names`; kept apart from `owner_colours` by its hues."""
-    wheel = colors.TABLEAU_COLORS.values()
-    return dict(zip(names, [*wheel] * -(-len(names) // len(wheel)), strict=False))
+    return dict(zip(names, map(colors.to_hex, itertools.cycle(colors.TABLEAU_COLORS)), strict=False))
 
 
 def tree_places(levels: Sequence[Mapping[str, Any]]) -> list[list[float]]:

@@ -141,7 +141,13 @@ def _pieces(page: Page) -> Iterator[str]:
 
 def _panel(panel: Panel, page: Page) -> dict[str, Any]:
     """What the template shows of one query."""
-    view = {"entry": panel.entry, "query": panel.query, "samples": panel.samples, "concepts": (), "modes": ()}
+    view: dict[str, Any] = {
+        "entry": panel.entry,
+        "query": panel.query,
+        "samples": panel.samples,
+        "concepts": (),
+        "modes": (),
+    }
     planar = np.shape(panel.query) == (2,)
     if planar and page.plane is None:
         raise ValueError("a page of points in the plane needs `plane`")
