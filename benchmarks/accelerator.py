@@ -33,7 +33,6 @@ from cdisc import console, runtime, storage
 _OUT = flags.DEFINE_string("out", None, "A folder for the results.")
 _SCRATCH = flags.DEFINE_string("scratch", None, "A folder for what is not kept.")
 _TOY = flags.DEFINE_bool("toy", False, "Everything at toy size.")
-_PARTS = flags.DEFINE_list("parts", None, "Some of the parts; all by default.")
 _SECONDS = flags.DEFINE_integer("seconds", 480, "How long all parts together may take.")
 _PART = flags.DEFINE_string("part", None, "Does one part in this process; used by itself.")
 
@@ -329,8 +328,8 @@ def _training_step(record: Record, config: Any, count: int) -> None:
     import jax
 
     from benchmarks.training import training
-    from cdisc.app import cost
     from cdisc.app.config import read
+    from cdisc.learning import cost
 
     config.network.dtype = "bfloat16"
     trained = training(read(config))
@@ -461,6 +460,8 @@ PARTS: dict[str, tuple[Callable[[Record], None], int]] = {
 }
 """The parts and the most seconds of each, those first that would be missed most."""
 
+_ONLY = flags.DEFINE_multi_enum("only", [], list(PARTS), "A part to do, may be repeated; all by default.")
+
 
 def small_config() -> Any:
     """The configuration of the small digits."""
@@ -545,9 +546,10 @@ def main(_: list[str]) -> int:
     results: dict[str, Any] = {"toy": _TOY.value}
     storage.writable(out)
     with (out / "accelerator.log").open("wb") as log:
-        for name in PARTS if _PARTS.value is None else _PARTS.value:
+        for name in _ONLY.value or PARTS:
             file, start = scratch / f"{name}.json", time.monotonic()
-            limit = deadline - start if _TOY.value else min(PARTS[name][1], deadline - start)
+            left = max(deadline - start, 0.0)
+            limit = left if _TOY.value else min(PARTS[name][1], left)
             arguments = [f"--{flag.name}={flag.value}" for flag in (_OUT, _SCRATCH, _TOY)]
             process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.accelerator", f"--part={name}", *arguments],
@@ -556,7 +558,7 @@ def main(_: list[str]) -> int:
                 start_new_session=True,
             )
             try:
-                code = process.wait(timeout=max(limit, 0.0))
+                code = process.wait(timeout=limit)
                 status = "done" if code == 0 else f"failed with exit code {code}"
             except subprocess.TimeoutExpired:
                 status = f"stopped after {limit:.0f} s"

@@ -5,8 +5,8 @@
 #   benchmarks/accelerator.sh --out=runs/accelerator --toy
 #
 # --out=DIR is where accelerator.json, accelerator.log and profile.tar.gz go; --toy does all of it at toy size, on any
-# machine; --parts=NAME,NAME does only some of it. PYTHON names the interpreter, whose JAX must know the accelerator; by
-# default it is that of .venv, or else `python3`.
+# machine; --only=PART, which may be repeated, does only some of it. PYTHON names the interpreter, whose JAX must know
+# the accelerator; by default it is that of .venv, or else `python3`.
 #
 # WHEELS=DIR has the packages that the interpreter lacks, as wheels; nothing is installed, they are unpacked for this
 # command alone. Where there is a network they are fetched by the following, with --python-version and --platform where
