@@ -25,7 +25,7 @@ VARIANCE_COLORMAP = "magma"
 """For variances: perceptually uniform, and not to be taken for an ownership map."""
 
 _DPI = 192
-_QUERY_COLOUR = "#e5484d"
+QUERY_COLOUR = "#e5484d"
 # Okabe and Ito (2008): seven colours that stay apart without full colour vision.
 _OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#f0e442")
 _MARKERS = "osD^vPXph<>"
@@ -132,7 +132,7 @@ def _legend(axes: Axes, theme: Theme, **where: Any) -> None:
     axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink, borderaxespad=0.0, **where)
 
 
-def _ellipses(axes: Axes, means: ArrayLike, variances: ArrayLike, **style: Any) -> None:
+def ellipses(axes: Axes, means: ArrayLike, variances: ArrayLike, **style: Any) -> None:
     """Diagonal Gaussians at one sigma: (n, 2) means and variances, in one artist, which draws faster than n."""
     width, height = 2.0 * np.sqrt(np.asarray(variances, np.float64)).T
     where: Any = {"units": "xy", "offsets": np.asarray(means, np.float64), "offset_transform": axes.transData}
@@ -145,9 +145,9 @@ def _draw_plane(axes: Axes, plane: Plane, theme: Theme) -> None:
     held_out = np.asarray(plane.held_out_means, np.float64)
     trained_variances = np.asarray(plane.trained_variances, np.float64)
     held_out_variances = np.asarray(plane.held_out_variances, np.float64)
-    _ellipses(axes, trained, 4.0 * trained_variances, facecolor=theme.muted, edgecolor="none", alpha=0.3, zorder=1)
+    ellipses(axes, trained, 4.0 * trained_variances, facecolor=theme.muted, edgecolor="none", alpha=0.3, zorder=1)
     dashed = {"facecolor": "none", "edgecolor": theme.muted, "linestyle": (0, (3, 2))}
-    _ellipses(axes, held_out, 4.0 * held_out_variances, **dashed, zorder=1)
+    ellipses(axes, held_out, 4.0 * held_out_variances, **dashed, zorder=1)
     centres = np.concatenate([trained, held_out])
     reach = 4.0 * np.sqrt(np.concatenate([trained_variances, held_out_variances]).max())
     axes.set_xlim(centres[:, 0].min() - reach, centres[:, 0].max() + reach)
@@ -183,15 +183,15 @@ def planar_overview(
     centres = np.asarray(prototypes, np.float64).reshape(-1, 2)
     spreads = np.asarray(variances, np.float64).reshape(-1, 2)
     colours = owner_colours(len(centres))
-    _ellipses(axes, centres, spreads, facecolor=colours, alpha=0.25, zorder=2)
-    _ellipses(axes, centres, spreads, facecolor="none", edgecolor=colours, linewidth=1.5, zorder=3)
+    ellipses(axes, centres, spreads, facecolor=colours, alpha=0.25, zorder=2)
+    ellipses(axes, centres, spreads, facecolor="none", edgecolor=colours, linewidth=1.5, zorder=3)
     for number, (centre, colour) in enumerate(zip(centres, colours, strict=True), start=1):
         axes.scatter(centre[0], centre[1], s=22, color=colour, zorder=4, label=f"concept {number}")
     product, spread = np.asarray(mean, np.float64)[None], np.asarray(variance, np.float64)[None]
-    _ellipses(axes, product, spread, facecolor="none", edgecolor=theme.ink, linewidth=1.5, zorder=5)
+    ellipses(axes, product, spread, facecolor="none", edgecolor=theme.ink, linewidth=1.5, zorder=5)
     axes.scatter(product[:, 0], product[:, 1], s=36, marker="x", color=theme.ink, zorder=6, label="product")
     star = np.asarray(query, np.float64)
-    axes.scatter(star[0], star[1], s=110, marker="*", color=_QUERY_COLOUR, zorder=7, label="query")
+    axes.scatter(star[0], star[1], s=110, marker="*", color=QUERY_COLOUR, zorder=7, label="query")
     _legend(axes, theme, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return _pixels(figure)
 
@@ -203,7 +203,7 @@ def planar_samples(plane: Plane, samples: ArrayLike, query: ArrayLike, *, colour
     points = np.asarray(samples, np.float64)
     axes.scatter(points[:, 0], points[:, 1], s=5, color=colour, alpha=0.7, linewidths=0.0, zorder=3)
     star = np.asarray(query, np.float64)
-    axes.scatter(star[0], star[1], s=50, marker="*", color=_QUERY_COLOUR, zorder=4)
+    axes.scatter(star[0], star[1], s=50, marker="*", color=QUERY_COLOUR, zorder=4)
     return _pixels(figure)
 
 
