@@ -99,7 +99,6 @@ def _made(described: Any, arrays: Any) -> Any:
     module, _, name = content.partition(":")
     if not module.startswith("cdisc."):
         raise ValueError(f"{content} is no container of cdisc")
-    cls: Any = getattr(importlib.import_module(module), name)
-    if not dataclasses.is_dataclass(cls):
-        raise ValueError(f"{content} is no container")
+    cls = getattr(importlib.import_module(module), name)
+    dataclasses.fields(cls)  # a TypeError for what is no container
     return cls(**{field: _made(item, arrays) for field, item in dict(rest)["fields"].items()})

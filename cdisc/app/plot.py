@@ -42,9 +42,6 @@ def concepts(found: Any) -> Drawing:
         axis.axis("off")
     _show(axes[0, 0], found.query, "query")
     _show(axes[0, 1], found.product.mean, "product")
-    if len(shares):
-        axes[1, 1].imshow(figures.owners(shares))
-        axes[1, 1].set_title("who owns what", fontsize=7)
     colours = figures.owner_colours(len(shares))
     for place, (mean, share, colour) in enumerate(zip(found.concepts.experts.mean, shares, colours, strict=True)):
         _show(axes[0, 2 + place], mean, f"concept {place}", colour)
