@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
 from numpy.typing import ArrayLike
 
 from cdisc.app.report import figures
@@ -75,16 +76,16 @@ def _plane(found: Any) -> Drawing:
     """The query as a star, each concept and the product as ellipses of one standard deviation."""
     drawing = Drawing(figsize=(4.2, 3.2), dpi=120, layout="constrained")
     axis = drawing.subplots()
-    densities = found.concepts.experts
     colours = figures.owner_colours(len(found.concepts))
-    figures.ellipses(axis, densities.mean, densities.variance, facecolor=colours, alpha=0.3)
-    for place, (mean, colour) in enumerate(zip(np.asarray(densities.mean), colours, strict=True)):
-        axis.scatter(mean[0], mean[1], color=colour, s=20, label=f"concept {place}")
-    (x, y), (query_x, query_y) = np.asarray(found.product.mean), np.asarray(found.query)
-    product = (found.product.mean[None], found.product.variance[None])
-    figures.ellipses(axis, *product, facecolor="none", edgecolor="black")
-    axis.scatter(x, y, marker="x", color="black", label="product")
-    axis.scatter(query_x, query_y, marker="*", s=90, color=figures.QUERY_COLOUR, label="query")
+    experts, product = found.concepts.experts, found.product
+    means = [*np.asarray(experts.mean), np.asarray(product.mean)]
+    widths = 2.0 * np.sqrt([*np.asarray(experts.variance), np.asarray(product.variance)])
+    names = [*(f"concept {place}" for place in range(len(colours))), "product"]
+    for mean, (width, height), name, colour in zip(means, widths, names, (*colours, "black"), strict=True):
+        axis.add_patch(Ellipse(mean, width, height, facecolor=colour, alpha=0.3))
+        axis.scatter(mean[0], mean[1], color=colour, s=20, label=name)
+    x, y = np.asarray(found.query)
+    axis.scatter(x, y, marker="*", s=90, color="#e5484d", label="query")
     axis.set_aspect("equal")
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     return drawing
