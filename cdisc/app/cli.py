@@ -173,9 +173,9 @@ def _require_fields(file: str, argv: list[str]) -> None:
     """
     path = file.partition(":")[0]
     if not pathlib.Path(path).is_file():
-        names_of_all = ", ".join(sorted(found.stem for found in _CONFIGS.glob("[a-z]*.py")))
+        there = ", ".join(sorted(found.stem for found in _CONFIGS.glob("[a-z]*.py")))
         raise UserError(
-            f"there is no config file {path!r}: give one such as configs/colormnist.py:small, or a name of {names_of_all}."
+            f"there is no config file {path!r}: give one such as configs/colormnist.py:small, or a name of {there}."
         )
     apart = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=apart, sys_argv=[])
