@@ -133,8 +133,8 @@ def clock(run: Run, stage: str, stages: Sequence[str]) -> Iterator[bool]:
         if not short or stage not in _SMALLER:
             raise
         raise UserError(
-            f"{stage}: a device or its host ran out of memory: {_SMALLER[stage]}, then run again; --dry_run says how much is "
-            "needed, and what was finished is kept."
+            f"{stage}: a device or its host is short of memory: {_SMALLER[stage]}, then run again; --dry_run says how "
+            "much is needed, and what was finished is kept."
         ) from error
     finally:
         seconds = time.monotonic() - start
