@@ -50,7 +50,9 @@ class GroupNorm(nn.Module):
         mean = of_group(jnp.mean(x, axis=(1, 2)))
         variance = of_group(jnp.mean(jnp.square(x), axis=(1, 2))) - jnp.square(mean)
         factor = scale[None, :] * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + self.epsilon)
-        return ((x - mean[:, None, None, :]) * factor[:, None, None, :] + bias[None, None, None, :]).astype(self.dtype)
+        # A number for each channel, and not `x - mean` for each pixel, is what a gradient keeps.
+        offset = bias[None, :] - mean * factor
+        return (x * factor[:, None, None, :] + offset[:, None, None, :]).astype(self.dtype)
 
 
 def double(x: jax.Array) -> jax.Array:
