@@ -12,6 +12,7 @@ Every number that is not given is the command's: that of `configs/colormnist.py:
 `configs/avatars.py:small` for "faces", of `configs/pretrained.py` for any other network or function.
 """
 
+import base64
 import dataclasses
 import functools
 import importlib
@@ -137,7 +138,8 @@ class Found:
         return f"<{len(self.concepts)} concepts of {int(pool.mask.sum())} points, {int(info.nfe):,} evaluations>"
 
     def _repr_html_(self) -> str:
-        return plot.concepts(self)._repr_html_()
+        drawn = base64.b64encode(plot.concepts(self)._repr_png_()).decode()
+        return f'<img src="data:image/png;base64,{drawn}" alt="the concepts of a query">'
 
 
 def load(what: str | os.PathLike[str], null_class: int | None = None) -> Model:
