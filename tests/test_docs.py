@@ -38,8 +38,8 @@ def test_what_a_page_names_exists(page, name):
 
 def _rows(page: str) -> list[list[str]]:
     """The cells of the first table of a page."""
-    lines = PAGES[page].split("|---")[1].split("\n\n")[0].splitlines()[1:]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))] for line in lines]
+    table = re.search(r"(?:^\|.*\n)+", PAGES[page], re.MULTILINE).group()
+    return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
 def test_every_equation_has_a_function_and_a_test_that_exist():
