@@ -92,11 +92,15 @@ class DiffusersFolder:
 
     Attributes:
       path: its folder, or its pipeline's.
+      adapter: a folder of a LoRA adapter that PEFT saved, which is merged into its weights; empty for none.
       null_class: of a network with classes, the row that stands for none of them; None for one without.
+      num_timesteps: the T for which `discover` names timesteps; where the folder's is another, they are scaled to it.
     """
 
     path: str = ""
+    adapter: str = ""
     null_class: int | None = None
+    num_timesteps: int = 1000
 
 
 Data = colormnist.Options | avatars.Options | celeba.Options | planar.Options | folder.Options | queries.Options
@@ -156,12 +160,15 @@ class Sampling:
 
     Attributes:
       num_steps: of the sampler.
-      clip: the predicted clean picture is clipped to [-clip, clip]; None leaves it.
+      clip: the predicted clean picture is clipped to [-clip, clip]; None leaves it. A folder of diffusers says its own.
+      use_clipped_model_output: whether a step goes on with the noise that goes with the clipped picture, or with the
+        one that was predicted, as diffusers does by default.
       batch: pictures of a device at once, each of them under the null model and a method's classes.
     """
 
     num_steps: int = 50
     clip: float | None = 1.0
+    use_clipped_model_output: bool = False
     batch: int = 64
 
     def __post_init__(self) -> None:
@@ -336,7 +343,7 @@ class Config:
                 "data.name and network.kind do not match: 'queries' and 'diffusers' go together, as in "
                 "configs/pretrained.py."
             )
-        if isinstance(self.network, UNetConfig) and self.network.sample_size % 2:
+        if isinstance(self.network, UNetConfig) and any(side % 2 for side in self.network.picture_shape[:2]):
             raise ValueError(
                 f"network.sample_size is {self.network.sample_size}: the judge of the samples needs an even number of "
                 "pixels."
@@ -440,8 +447,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(value):
         return value
-    if isinstance(kind, types.UnionType):  # with None
-        return None if value is None else _value(arguments[0], value, where)
+    if isinstance(kind, types.UnionType):
+        return None if value is None and types.NoneType in arguments else _value(arguments[0], value, where)
     if dataclasses.is_dataclass(kind):
         return _section(kind, value, f"{where}.")  # type: ignore[arg-type]
     if origin is dict and isinstance(value, Mapping):
