@@ -5,7 +5,8 @@ import importlib.util
 import os
 
 import cdisc
-from cdisc import console, storage
+from cdisc import console
+from cdisc.storage import cache_folder
 
 # Halves the time of a convolution's training step on a CPU. XLA refuses flags that it does not know, so this one is
 # given only to versions that were tried.
@@ -28,7 +29,8 @@ def configure() -> None:
     given = os.environ.get("XLA_FLAGS", "")
     flags = [given, *(flag for flag in wanted if flag.partition("=")[0] not in given)]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(storage.cache_folder("xla")))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache_folder("xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 

@@ -117,7 +117,7 @@ class Pretrain(PretrainOptions):
       bundle: the name of a bundled backbone that is used unless `from_scratch`.
       restore: the workdir of another run, whose backbone is taken; empty for none.
       save_every: steps between checkpoints, each with a validation loss.
-      keep: how many of them are kept, the best one aside.
+      keep: how many of them are kept.
       result: the averaged parameters that are used, the "last" ones or the "best", of the smallest validation loss.
       samples_every: steps between pictures of samples, in `pretrain/samples`; 0 draws none.
     """

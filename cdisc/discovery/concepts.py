@@ -14,7 +14,7 @@ from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery import covariance as covariance_lib
 from cdisc.discovery import modes, poe, selection, sharding
-from cdisc.errors import require_array, require_known, require_positive
+from cdisc.errors import is_count, require_array, require_known, require_positive
 from cdisc.keys import named
 
 ASCENTS: tuple[str, ...] = ("mean_shift", "adam")
@@ -121,9 +121,9 @@ class DiscoveryOptions:
                 raise ValueError(f"{field} is nan: use a number.")
         if not 0 < self.delta < 0.5:
             raise ValueError(f"delta is {self.delta}: use a number between 0 and 0.5.")
-        if len(self.timesteps) == 0 or min(self.timesteps) < 1:
+        if not self.timesteps or not all(map(is_count, self.timesteps)):
             raise ValueError(f"timesteps is {self.timesteps}: name at least one timestep, each from 1 to T.")
-        if min(self.hierarchy, default=1) < 1:
+        if not all(map(is_count, self.hierarchy)):
             raise ValueError(f"hierarchy is {self.hierarchy}: name timesteps from 1 to T, or none.")
         for field in ("timesteps", "hierarchy"):
             repeated = [t for t, times in collections.Counter(getattr(self, field)).items() if times > 1]

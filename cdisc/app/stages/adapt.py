@@ -169,27 +169,20 @@ def fitter(
     def fit(
         params: Any, examples: adapt_lib.Examples, prior: adapt_lib.Prior | None, keys: jax.Array
     ) -> tuple[adapt_lib.Adaptation, jax.Array]:
-        count = devices.size(examples.query)
         # Moved once, to where the steps need them.
         item = devices.spread((examples, keys))
-        params, prior = devices.replicate((params, prior))
-        fitted: list[tuple[adapt_lib.FitState, np.ndarray]] = []
-        classes = 1 if examples.classes is None else examples.classes.shape[-1]
-        for candidate in range(min(options.candidates, classes)):
-            state, losses = begin(item, params, jnp.int32(candidate)), []
-            for _ in console.progress(range(options.steps), f"adapt {name}"):
-                state, loss = advance((state, *item), params, prior)
-                losses.append(loss)
-            seen = np.moveaxis(devices.stack(losses), 0, -1)  # (devices, each, steps); waits for the last step
-            fitted.append((state, seen))
-            finite = np.isfinite(seen).all(axis=(0, 1))
-            if not finite.all():
-                raise UserError(
-                    f"adapt: the loss of {name} is not finite at step {int(np.argmin(finite)) + 1}: lower its learning "
-                    "rates; what was finished before is kept."
-                )
-        if len(fitted) > 1:
-            state, seen = devices.select_best(fitted, [adapt_lib.late_loss(losses) for _, losses in fitted])
-        return devices.gather((finish(state, params), seen), count)
+        params_on, prior_on = devices.replicate((params, prior))
+        try:
+            found = adapt_lib.best_fit(
+                lambda candidate: begin(item, params_on, jnp.int32(candidate)),
+                lambda state: advance((state, *item), params_on, prior_on),
+                lambda state: finish(state, params_on),
+                options,
+                1 if examples.classes is None else examples.classes.shape[-1],
+                lambda steps: console.progress(steps, f"adapt {name}"),
+            )
+        except FloatingPointError as error:
+            raise UserError(f"adapt: {name}: {error}; what was finished before is kept.") from error
+        return devices.gather(found, devices.size(examples.query))
 
     return fit
