@@ -15,7 +15,7 @@ from cdisc.networks import backbone, interop
 from cdisc.networks.interop import SchedulerConfig
 from cdisc.networks.unet import UNetConfig
 
-_LOADERS: dict[type, Any] = {of.Options: of.load for of in (colormnist, avatars, celeba, planar, folder)}
+_DATA: tuple[Any, ...] = (colormnist, avatars, celeba, planar, folder)
 
 
 def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, SchedulerConfig]:
@@ -40,7 +40,7 @@ def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, Schedul
     scheduler = config.scheduler()
     check_timesteps(config, scheduler.num_train_timesteps)
     with hosts.first_alone():  # some data are made once and kept, which takes minutes
-        dataset = _LOADERS[type(config.data)](config.data)
+        dataset = next(data for data in _DATA if data.Options is type(config.data)).load(config.data)
     return config, dataset, trained_network(source, dataset) if isinstance(source, UNetConfig) else None, scheduler
 
 

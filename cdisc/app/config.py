@@ -102,6 +102,10 @@ class DiffusersFolder:
     null_class: int | None = None
     num_timesteps: int = 1000
 
+    def __post_init__(self) -> None:
+        """Refuses a schedule without timesteps."""
+        require_positive(num_timesteps=self.num_timesteps)
+
 
 Data = colormnist.Options | avatars.Options | celeba.Options | planar.Options | folder.Options | queries.Options
 Network = UNetConfig | ExactScore | DiffusersFolder
@@ -395,7 +399,7 @@ def tree(section: Any) -> ml_collections.ConfigDict:
             )
         elif dataclasses.is_dataclass(value):
             content[name] = tree(value)
-        elif isinstance(kind, types.UnionType):
+        elif isinstance(kind, types.UnionType) and types.NoneType in typing.get_args(kind):
             content[name] = config_dict.FieldReference(value, field_type=object)
         else:
             content[name] = value

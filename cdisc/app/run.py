@@ -98,10 +98,7 @@ class Run:
             x,
             num_steps=sampling.num_steps,
             use_clipped_model_output=sampling.use_clipped_model_output,
-            clip=self.scheduler.clip,
-            timestep_spacing=self.scheduler.timestep_spacing,
-            steps_offset=self.scheduler.steps_offset,
-            set_alpha_to_one=self.scheduler.set_alpha_to_one,
+            **self.scheduler.ddim_options,
         )
 
     def path(self, *parts: str) -> pathlib.Path:

@@ -193,6 +193,12 @@ class SchedulerConfig:
             return schedule_lib.from_betas(np.asarray(self.trained_betas))
         return BETA_SCHEDULES[self.beta_schedule](self.num_train_timesteps, self.beta_start, self.beta_end)
 
+    @property
+    def ddim_options(self) -> dict[str, Any]:
+        """The arguments of `cdisc.diffusion.sampling.ddim` that are the file's."""
+        named = ("clip", "timestep_spacing", "steps_offset", "set_alpha_to_one")
+        return {name: getattr(self, name) for name in named}
+
     def content(self) -> dict[str, Any]:
         """The content of a `scheduler_config.json` from which `scheduler_config` makes the same."""
         content = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("clip", "sampler")}
