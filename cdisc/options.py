@@ -22,8 +22,8 @@ def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, Schedul
     """What `config` names; this alone asks whether a network is trained here or was saved by diffusers.
 
     Returns:
-      The configuration, with timesteps of the folder's own schedule where there is a folder; the pictures; the U-Net's
-      options, None where the score is exact; the forward process and what is predicted.
+      The configuration, where there is a folder with its way to sample and timesteps of its schedule; the pictures; the
+      U-Net's options, None where the score is exact; the forward process and what is predicted.
 
     Raises:
       UserError: for anything in the configuration that cannot be used.
@@ -33,7 +33,10 @@ def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, Schedul
         network, scheduler = pretrained_options(config, config.adapt.levels)
         if not scheduler.sampler.startswith("DDIM"):
             console.say(f"{source.path} is of a {scheduler.sampler}: here samples are drawn by DDIM, on its schedule")
-        config = _at_the_schedule_of(config, scheduler.num_train_timesteps)
+        config = dataclasses.replace(
+            _at_the_schedule_of(config, scheduler.num_train_timesteps),
+            sampling=dataclasses.replace(config.sampling, **scheduler.ddim_options),
+        )
         check_timesteps(config, scheduler.num_train_timesteps)
         name = pathlib.Path(source.path).expanduser().resolve().name
         return config, queries.load(name, network.picture_shape), network, scheduler

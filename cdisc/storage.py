@@ -138,7 +138,7 @@ def writable(folder: pathlib.Path, instead: str = _ELSEWHERE) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         room = os.pathconf(folder, "PC_PATH_MAX") - len(os.fsencode(folder.absolute()))
     except OSError as error:
-        raise unwritable(folder, error, instead) from error
+        raise UserError(f"{folder} cannot be written ({error}): {instead}.") from error
     if room < _DEEPEST:
         raise UserError(f"{folder!s:.50}... is too long a path to hold files: {instead}.")
     if not os.access(folder, os.W_OK):

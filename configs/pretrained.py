@@ -55,5 +55,6 @@ def get_config() -> ml_collections.ConfigDict:
         )
     )
     # The folder says what was trained, and nothing is known by which samples could be judged.
-    del c.diffusion, c.pretrain, c.sampling.clip, c.evaluate.judge
+    del c.diffusion, c.pretrain, c.evaluate.judge
+    del c.sampling.clip, c.sampling.timestep_spacing, c.sampling.steps_offset, c.sampling.set_alpha_to_one
     return c

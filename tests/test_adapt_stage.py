@@ -40,7 +40,7 @@ RUN = Run(
     config=None,
     workdir=pathlib.Path(),
     dataset=None,
-    scheduler=interop.SchedulerConfig(clip=None),
+    scheduler=interop.SchedulerConfig(),
     schedule=SCHEDULE,
     network=None,
     backbone=backbones.Backbone(apply=_apply, table=lambda p: p, null=lambda p: p[0]),

@@ -32,7 +32,8 @@ AWKWARD = [
 def test_shellcheck():
     shellcheck = shutil.which("shellcheck", path=pathlib.Path(sys.executable).parent)
     assert shellcheck is not None, "pip install '.[test]' brings it"
-    ended = subprocess.run([shellcheck, *LAUNCH.glob("*.sh"), ROOT / ".ci" / "run"], capture_output=True, text=True)
+    scripts = [*LAUNCH.glob("*.sh"), *(ROOT / "benchmarks").glob("*.sh"), ROOT / ".ci" / "run"]
+    ended = subprocess.run([shellcheck, *scripts], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (0, "")
 
 

@@ -90,16 +90,8 @@ class Run:
         return devices.one_by_one(one, num_shared=1)
 
     def sample(self, eps_fn: EpsFn, x: jax.Array) -> jax.Array:
-        """Samples from noise `x` (B, *shape) by DDIM, as the configuration and the scheduler have it."""
-        sampling = self.config.sampling
-        return ddim(
-            eps_fn,
-            self.schedule,
-            x,
-            num_steps=sampling.num_steps,
-            use_clipped_model_output=sampling.use_clipped_model_output,
-            **self.scheduler.ddim_options,
-        )
+        """Samples from noise `x` (B, *shape) by DDIM, as the configuration has it."""
+        return ddim(eps_fn, self.schedule, x, **self.config.sampling.ddim_options)
 
     def path(self, *parts: str) -> pathlib.Path:
         """A path in the workdir."""

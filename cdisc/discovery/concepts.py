@@ -8,12 +8,13 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
+from cdisc.discovery import algebra, modes, poe, selection, sharding
 from cdisc.discovery import covariance as covariance_lib
-from cdisc.discovery import modes, poe, selection, sharding
 from cdisc.errors import is_count, require_array, require_known, require_positive
 from cdisc.keys import named
 
@@ -198,6 +199,12 @@ class Discovery:
     teacher: Gaussian
     info: DiscoveryInfo
 
+    @property
+    def concepts(self) -> algebra.Concepts:
+        """The picks, with what they own; not under `jax.jit`: how many they are is part of the answer."""
+        rows = np.asarray(self.selection.indices)[np.asarray(self.selection.mask)]
+        return algebra.Concepts(jax.tree.map(lambda leaf: leaf[rows], self.experts), self.ownership[: len(rows)])
+
 
 def kernel(schedule: Schedule, options: DiscoveryOptions) -> modes.Kernel:
     """The ascent that the options name."""
@@ -341,15 +348,15 @@ def assemble(
     background = Gaussian(
         mean=jnp.full_like(query, options.background_mean), variance=jnp.full_like(query, options.background_variance)
     )
-    likelihood = experts.log_prob_of_entries(query[None])  # Eq. 8
-    picks = selection.greedy(
-        likelihood,
-        background.log_prob_of_entries(query),
+    picks, ownership = algebra.explain(
+        query,
+        experts,
+        background,
         num_experts=options.num_experts,
+        tau=options.tau,
         candidates=_candidates(pool, options),
         t=pool.t if options.one_per_t else None,
         axis_name=axis_name,
     )
-    ownership = poe.ownership(likelihood[picks.indices], picks.mask, options.tau)
     selected = jax.tree.map(lambda leaf: leaf[picks.indices], experts)
     return picks, ownership, poe.product(selected, ownership, background)

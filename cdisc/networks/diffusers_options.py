@@ -129,6 +129,9 @@ _NETWORK_DEFAULTS = {
 }
 NOT_IN_DIFFUSERS = ("patch_size", "dtype", "remat")
 
+DDIM_OPTIONS = ("clip", "timestep_spacing", "steps_offset", "set_alpha_to_one")
+"""What a scheduler's file says to `cdisc.diffusion.sampling.ddim`."""
+
 # Of what is wrong, a message names this many.
 NAMED = 5
 
@@ -196,8 +199,7 @@ class SchedulerConfig:
     @property
     def ddim_options(self) -> dict[str, Any]:
         """The arguments of `cdisc.diffusion.sampling.ddim` that are the file's."""
-        named = ("clip", "timestep_spacing", "steps_offset", "set_alpha_to_one")
-        return {name: getattr(self, name) for name in named}
+        return {name: getattr(self, name) for name in DDIM_OPTIONS}
 
     def content(self) -> dict[str, Any]:
         """The content of a `scheduler_config.json` from which `scheduler_config` makes the same."""

@@ -13,7 +13,6 @@ import numpy as np
 
 from cdisc import console, storage
 from cdisc.app import devices
-from cdisc.app.config import Guidance
 from cdisc.app.run import Run
 from cdisc.app.stages.saved import saved_by_query
 from cdisc.diffusion.gaussian import Gaussian
@@ -38,13 +37,6 @@ class QueryModel:
     teacher: Gaussian
     losses: jax.Array | None
     adaptations: dict[str, adapt_lib.Adaptation]
-
-
-def teacher_density(teacher: Gaussian, guidance: Guidance) -> methods.GuidedDensity:
-    """Eq. 13 for a teacher with some guidance."""
-    return methods.GuidedDensity(
-        teacher, teacher_weight=guidance.w0, w_max=guidance.w_max, elementwise=guidance.elementwise
-    )
 
 
 def draw(
@@ -109,7 +101,7 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
                     raise UserError(f"adapt: no class has a loss for {query.name}: the network's output is NaN.")
             examples = dataclasses.replace(examples, classes=jnp.argsort(losses, axis=1).astype(jnp.int32))
         if any(options.pool != "query" for options in specs.values()):
-            densities = [teacher_density(teacher, settings.guidance) for teacher in teachers]
+            densities = [methods.teacher_density(teacher, settings.guidance) for teacher in teachers]
             examples = dataclasses.replace(
                 examples, pool=jnp.asarray(draw(run, params, densities, list(keys("pool")), settings.pool_size))
             )

@@ -9,11 +9,12 @@ from cdisc import console, signals
 from cdisc.app.report import html
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Run
-from cdisc.app.stages.evaluate import PRODUCT, REAL, query_only_name
+from cdisc.app.stages.evaluate import PRODUCT, REAL
 from cdisc.app.stages.saved import read_seconds
 from cdisc.data import planar
 from cdisc.discovery import concepts
 from cdisc.discovery import hierarchy as hierarchy_lib
+from cdisc.evaluation.methods import query_only_name
 from cdisc.evaluation.protocol import best_sigma
 
 
