@@ -279,7 +279,11 @@ def test_fifty_steps_of_ddim_are_diffusers(prediction_type, clip, clipped, tmp_p
     theirs = _ddim_there(model, tmp_path, START, 50, use_clipped_model_output=clipped)
     out = _ddim_here(here, START, 50, **({"use_clipped_model_output": True} if clipped else {}))
     print(f"parity {_error(out, theirs):.1e}")
-    assert _error(out, theirs) < 1e-4
+    # Where pictures are clipped and their noise is not, differences grow from step to step.
+    assert _error(out, theirs) < (1e-4 if clipped or not clip else 1e-3)
+    if clip:
+        other = _ddim_there(model, tmp_path, START, 50, use_clipped_model_output=not clipped)
+        assert _error(other, theirs) > 0.02
 
 
 @pytest.mark.parametrize("num_steps", [7, 25])

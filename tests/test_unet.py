@@ -421,7 +421,10 @@ def test_halve_averages_and_double_repeats():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"down_block_types": ("DownBlock2D", "AttnDwonBlock2D")}, "did you mean 'AttnDownBlock2D'"),
+        (
+            {"down_block_types": ("DownBlock2D", "AttnDwonBlock2D")},
+            "has 'AttnDwonBlock2D', which cdisc does not have: it has DownBlock2D, AttnDown",
+        ),
         ({"up_block_types": ("SkipUpBlock2D", "UpBlock2D")}, "up_block_types has 'SkipUpBlock2D'"),
         ({"norm_num_groups": 3}, "norm_num_groups is 3, which does not divide the 64 channels of level 0"),
         ({"attention_head_dim": -8}, "attention_head_dim is -8: use whole numbers from 1 on"),

@@ -219,11 +219,11 @@ def scheduler_config(content: Mapping[str, Any]) -> SchedulerConfig:
     options = {**defaults, **content}
     options = {k: defaults.get(k) if v is None and k != "clip_sample" else v for k, v in options.items()}
     clips, clip = bool(options.pop("clip_sample")), options.pop("clip_sample_range")
-    if not _fits(content.get("clip_sample"), bool | None) or not _fits(clip, float):
+    if not fits(content.get("clip_sample"), bool | None) or not fits(clip, float):
         raise ValueError("clip_sample must be true or false, and clip_sample_range a number.")
     epsilon = options.pop("predict_epsilon", None)  # of 2022
     if epsilon is not None:
-        if not _fits(epsilon, bool):
+        if not fits(epsilon, bool):
             raise ValueError("predict_epsilon must be true or false.")
         predicted = "epsilon" if epsilon else "sample"
         if options.get("prediction_type") not in (None, predicted):
@@ -233,7 +233,7 @@ def scheduler_config(content: Mapping[str, Any]) -> SchedulerConfig:
             )
         options["prediction_type"] = predicted
     # In the logarithm, a variance is the same one.
-    if _fits(options.get("variance_type"), str):
+    if fits(options.get("variance_type"), str):
         options["variance_type"] = options["variance_type"].removesuffix("_log")
     options |= {"clip": clip if clips else None, "sampler": sampler}
     return _options(SchedulerConfig, options, _SCHEDULER_KNOWN, _OTHER_SAMPLERS)
@@ -258,10 +258,10 @@ def network_config(content: Mapping[str, Any]) -> UNetConfig:
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
         options["sample_size"] = size[0]
     for name in ("down_block_types", "up_block_types"):
-        if _fits(options[name], tuple[str, ...]):
+        if fits(options[name], tuple[str, ...]):
             # The names of blocks in diffusers 0.0, which it still reads.
             options[name] = [kind.removeprefix("UNetRes") for kind in options[name]]
-    if _fits(options.get("act_fn"), str):
+    if fits(options.get("act_fn"), str):
         options["act_fn"] = options["act_fn"].lower()
     return _options(UNetConfig, options, _NETWORK_KNOWN, _NETWORK_IGNORED)
 
@@ -272,12 +272,12 @@ def named(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
     """Whether a JSON value is of the type with which a field is annotated."""
     if isinstance(kind, types.UnionType):
-        return any(_fits(value, part) for part in typing.get_args(kind))
+        return any(fits(value, part) for part in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
-        return isinstance(value, list | tuple) and all(_fits(item, typing.get_args(kind)[0]) for item in value)
+        return isinstance(value, list | tuple) and all(fits(item, typing.get_args(kind)[0]) for item in value)
     if kind in (int, float):
         # In Python True is a number, and JSON's NaN and Infinity are read as some.
         number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
@@ -311,10 +311,10 @@ def _options(
             # Without the nearest name: a network with another activation is not one with a mistyped name.
             known = ", ".join(str(known) for known in limited[name] if known is not None)
             raise ValueError(f"{name} is {reprlib.repr(value)}, which cdisc does not have: it has {known}.")
-        if kind is None or (value is None and not _fits(None, kind) and kind is not bool):
+        if kind is None or (value is None and not fits(None, kind) and kind is not bool):
             continue
         value = False if value is None and kind is bool else value
-        if not _fits(value, kind):
+        if not fits(value, kind):
             wanted = kind.__name__ if isinstance(kind, type) and not typing.get_origin(kind) else kind
             raise ValueError(f"{name} is {reprlib.repr(value)}, which is not {wanted}.")
         values[name] = tuple(value) if isinstance(value, list) else value

@@ -37,6 +37,7 @@ from cdisc.networks.diffusers_options import (
     NAMED,
     NOT_IN_DIFFUSERS,
     SchedulerConfig,
+    fits,
     named,
     network_config,
     scheduler_config,
@@ -270,7 +271,8 @@ def load_adapter(folder: str | os.PathLike[str], network: UNetConfig) -> tuple[A
         file = root / ADAPTER_CONFIG_FILE
         if not file.is_file():
             raise UserError(f"{root} has no {ADAPTER_CONFIG_FILE}: give the folder of an adapter that PEFT saved.")
-        adapter = _read_factors(_single(root, ADAPTER_FILE, "PEFT"), network, _read(_adapter_scales, file))
+        path = _single(root, ADAPTER_FILE, f"PeftModel.from_pretrained(unet, {str(root)!r})")
+        adapter = _read_factors(path, network, _read(_adapter_scales, file))
     return adapter, embedding
 
 
@@ -372,15 +374,16 @@ def _require_pixels(folder: pathlib.Path) -> None:
         )
 
 
-def _single(folder: pathlib.Path, name: str, writer: str) -> pathlib.Path:
-    """The path of a file of tensors, which must be there and not be pickled."""
+def _single(folder: pathlib.Path, name: str, loader: str) -> pathlib.Path:
+    """The path of a file of tensors, which must be there and not be pickled; `loader` is what reads it elsewhere."""
     path = folder / name
     if not path.is_file():
-        pickled = [p for p in sorted(folder.iterdir()) if p.suffix in (".bin", ".ckpt", ".pt", ".pth")]
+        alike = sorted(folder.glob(f"{name.removesuffix('.safetensors')}*"))
+        pickled = [p for p in alike if p.suffix in (".bin", ".ckpt", ".pt", ".pth")]
         if pickled:
             raise UserError(
-                f"{pickled[0]} is pickled, and opening it could run anything, so cdisc never does: load it where "
-                f"{writer} is installed, and write {name} with save_pretrained({str(folder)!r})."
+                f"{pickled[0]} is pickled, and opening it could run anything, so cdisc never does: where it can be "
+                f"opened, write {name} with {loader}.save_pretrained({str(folder)!r})."
             )
         raise UserError(f"{folder} has no {name}: copy it from where the other files came.")
     return path
@@ -390,11 +393,12 @@ def _weights(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, str]]:
     """The file of a network's weights, or their index; and the file of each tensor if there is an index."""
     stem = WEIGHTS_FILE.removesuffix(".safetensors")
     whole = [p for p in sorted(folder.glob(f"{stem}*.safetensors")) if not _SHARD.search(p.name)]
-    found = whole + sorted(folder.glob(f"{stem}*.index*.json"))
+    found = whole + sorted(folder.glob(f"{stem}*.safetensors.index*.json"))
     # Variants, such as fp16, have a word more in their names.
     plain = [p for p in found if p.name in (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json")] or found
     if not plain:
-        return _single(folder, WEIGHTS_FILE, "diffusers"), {}
+        loader = f"UNet2DModel.from_pretrained({str(folder)!r}, use_safetensors=False)"
+        return _single(folder, WEIGHTS_FILE, loader), {}
     if len(plain) > 1:
         raise UserError(f"{folder} has {named([p.name for p in plain])}: leave the one that is meant.")
     if plain[0].suffix == ".safetensors":
@@ -528,15 +532,21 @@ def _adapter_scales(content: Mapping[str, Any]) -> Callable[[str, int], float]:
             raise ValueError(f"{name} is {value!r}, which cdisc does not have: it has {', '.join(map(str, known))}.")
     alpha, rooted = options.pop("lora_alpha"), options.pop("use_rslora", False)
     alphas = options.pop("alpha_pattern", None) or {}
-    if not isinstance(alphas, dict) or not all(type(value) in (int, float) for value in (alpha, *alphas.values())):
+    if not isinstance(alphas, dict) or not all(fits(value, float) for value in (alpha, *alphas.values())):
         raise ValueError("lora_alpha must be a number, and alpha_pattern numbers by the names of layers.")
+    try:
+        # PEFT takes the first that is the end of the layer's name.
+        patterns = {re.compile(rf"(.*\.)?({pattern})$"): value for pattern, value in alphas.items()}
+    except re.error as error:
+        raise ValueError(
+            f"alpha_pattern has what is no regular expression ({error}): save the adapter anew."
+        ) from error
     # Of options that switch something on, null and false switch nothing on.
     if unknown := [name for name, value in options.items() if value and name not in _ADAPTER_IGNORED]:
         raise ValueError(f"cdisc does not have {named(unknown)}: train an adapter without.")
 
     def scale(layer: str, rank: int) -> float:
-        # PEFT takes the first pattern that is the end of the layer's name.
-        own = (value for pattern, value in alphas.items() if re.match(rf"(.*\.)?({pattern})$", layer))
+        own = (value for pattern, value in patterns.items() if pattern.match(layer))
         return float(next(own, alpha)) / (rank**0.5 if rooted else rank)
 
     return scale
