@@ -287,18 +287,18 @@ def test_a_whole_run_on_a_rectangular_grey_network_of_400_timesteps(tmp_path):
     scheduler = interop.SchedulerConfig(prediction_type="sample", num_train_timesteps=400)
     interop.save(tmp_path / "network", network, params, scheduler)
     config = config_with(tmp_path / "network", sampling__num_steps=4, evaluate__samples=2, adapt__pool_size=2)
-    for level in config.adapt.levels.values():
-        level.steps = 2
+    del config.adapt.levels.lora, config.evaluate.methods.lora
+    config.adapt.levels.embedding.steps = 2
     run = tmp_path / "run"
     picture = tmp_path / "grey.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 12), np.uint8)).save(picture)
     pipeline.run(read(config), run, pipeline.STAGES, [str(picture)])
     found = checkpoints.arrays_of(run / "discover" / "query_0000")
-    points, valid = found["pool/points"], found["pool/valid"]
+    points, valid = found["pool/m"], found["pool/mask"]
     assert points.shape[1:] == (8, 12, 1) and valid.any()
     np.testing.assert_allclose(points[valid], 0.4, atol=1e-3)
     tree = json.loads((run / "discover" / "hierarchy.json").read_text())
     assert [level["t"] for level in tree["levels"]] == [20, 40, 80, 120, 160, 200]
     results = results_lib.read(run / "results.json")
-    assert set(results["methods"]) == {"poe", "product", "embedding", "lora", "query_only sigma=0.3"}
+    assert set(results["methods"]) == {"poe", "product", "embedding", "query_only sigma=0.3"}
     assert (run / "report" / "index.html").exists()
