@@ -221,9 +221,11 @@ def test_a_device_without_memory_is_no_traceback(tmp_path, monkeypatch):
     # Catches: a stage's own advice lost, other errors of XLA taken for it.
     monkeypatch.setattr(signals, "_asked", None)
     this = types.SimpleNamespace(path=tmp_path.joinpath)
-    advice = r"adapt: a device ran out of memory: lower config\.adapt\.chunk"
+    advice = r"adapt: a device or its host is short of memory: lower config\.adapt\.chunk"
     with pytest.raises(UserError, match=advice), pipeline.clock(this, "adapt", ["adapt"]):
         jax.block_until_ready(jnp.zeros(2**50))
+    with pytest.raises(UserError, match=advice), pipeline.clock(this, "adapt", ["adapt"]):
+        bytearray(2**60)
     with pytest.raises(jax.errors.JaxRuntimeError), pipeline.clock(this, "adapt", ["adapt"]):
         raise jax.errors.JaxRuntimeError("INTERNAL: of another kind")
 
