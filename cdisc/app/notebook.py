@@ -26,11 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import bundled, console
+from cdisc import bundled, console, options
 from cdisc.app import config as config_lib
 from cdisc.app import plot
 from cdisc.app.containers import restore, save
-from cdisc.app.model import imported_network, picture_shape
 from cdisc.data import avatars, colormnist, compositions, stored
 from cdisc.data import pictures as pictures_lib
 from cdisc.diffusion.gaussian import Gaussian
@@ -155,15 +154,13 @@ def load(what: str | os.PathLike[str], null_class: int | None = None) -> Model:
         config = config_lib.read(settings)
         network = bundled.load(config.pretrain.bundle)
     else:
-        if not pathlib.Path(what).is_dir():
+        if not pathlib.Path(what).expanduser().is_dir():
             raise UserError(f'{what} is no folder: give one that diffusers saved, or "digits" or "faces".')
         source = config_lib.DiffusersFolder(path=str(what), null_class=null_class)
-        config = dataclasses.replace(_any_network(), network=source)
-        imported_network(source, config.adapt.levels)
+        config, *_ = options.resolve(dataclasses.replace(_any_network(), network=source))
         network = interop.load(what)
     params = network.params if null_class is None else denoiser.null_last(network.params, null_class)
-    config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, clip=network.scheduler.clip))
-    schedule, shape = network.scheduler.schedule(), picture_shape(network.network)
+    schedule, shape = network.scheduler.schedule(), network.network.picture_shape
     return Model(str(what), network.backbone(), params, schedule, shape, config)
 
 
@@ -364,8 +361,7 @@ def _discover(
 def _ddim(
     backbone: Backbone, settings: config_lib.Sampling, params: Any, schedule: Schedule, density: Any, x: jax.Array
 ) -> jax.Array:
-    guided = methods.guided_eps(backbone, params, schedule, density)
-    return ddim(guided, schedule, x, num_steps=settings.num_steps, clip=settings.clip)
+    return ddim(methods.guided_eps(backbone, params, schedule, density), schedule, x, **settings.ddim_options)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
