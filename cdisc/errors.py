@@ -29,8 +29,9 @@ def about(place: str) -> Iterator[None]:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence that names the nearest known name."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    by_small = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(name.casefold(), list(by_small), n=1)
+    return f"; did you mean {by_small[close[0]]!r}?" if close else ""
 
 
 def require_known(name: str, value: Any, known: Sequence[Any]) -> None:
@@ -81,3 +82,9 @@ def require_positive(**values: int | Sequence[int] | None) -> None:
         counts = (value,) if isinstance(value, int) else value or ()
         if any(count < 1 for count in counts):
             raise ValueError(f"{name} is {value}: use whole numbers from 1 on.")
+
+
+def short(name: object, most: int = 120) -> str:
+    """A name as a sentence shows it: of one that is longer than `most` characters, the middle is left out."""
+    text = str(name)
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
