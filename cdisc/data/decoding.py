@@ -99,8 +99,8 @@ def decode_all(
                 ) from error
             return pictures.reason(error)
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about metadata
+    # Pillow's warnings are about metadata.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings(action="ignore"):
         begun: dict[str, concurrent.futures.Future[np.ndarray | str]] = {}
 
         def make(rows: range) -> list[np.ndarray | str]:

@@ -5,6 +5,7 @@ import io
 import math
 import os
 import pathlib
+import struct
 import warnings
 from typing import Any
 
@@ -59,8 +60,8 @@ def read_query(path: str | pathlib.Path, shape: tuple[int, int, int]) -> tuple[n
             raise UserError(f"{said} is a folder: give one picture file.")
         if not path.is_file():
             raise UserError(f"the picture {said} does not exist or is no file: check the path.")
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")  # Pillow's, about metadata and size: what matters is refused or said
+        # Pillow's warnings are about metadata and size: what matters of these is refused or said.
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             if min(image.size) < _MIN_SIDE or min(image.width / width, image.height / height) < _MIN_SCALE:
                 raise UserError(
                     f"{said} is {image.width}x{image.height} pixels, too small for {width}x{height}: give a larger "
@@ -117,9 +118,7 @@ def fit(image: Image.Image, shape: tuple[int, int, int]) -> tuple[Pixels, list[s
     # Turned last, when there are few pixels; until then, what is wanted lies as the file does.
     across = orientation in (5, 6, 7, 8)
     wanted = (height, width) if across else (width, height)
-    box = _middle(picture.size, wanted)
-    resample = Image.Resampling.BOX if box[2] - box[0] >= wanted[0] else Image.Resampling.BICUBIC
-    picture, notes = _srgb(picture.resize(wanted, resample, box=box), profile, _MODES[channels])
+    picture, notes = _srgb(_resized(picture, wanted), profile, _MODES[channels])
     if orientation in _TURNS:
         picture = picture.transpose(_TURNS[orientation])
     if across:
@@ -141,34 +140,58 @@ def _middle(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int, i
     return left, top, left + width, top + height
 
 
+def _resized(picture: Image.Image, wanted: tuple[int, int]) -> Image.Image:
+    """The middle of a picture, in steps: averages of whole blocks, as small as leaves enough, then what remains."""
+    box = _middle(picture.size, wanted)
+    width, height = box[2] - box[0], box[3] - box[1]
+    factor = max(1, min(width // wanted[0], height // wanted[1]))
+    blocks = picture.reduce(factor, box) if factor > 1 else picture.crop(box)
+    smooth = Image.Resampling.BILINEAR if width >= wanted[0] else Image.Resampling.BICUBIC
+    return blocks.resize(wanted, smooth, box=(0, 0, width / factor, height / factor))
+
+
 def _load(image: Image.Image) -> int | None:
     """Decodes a picture, and gives its EXIF orientation: no more of its metadata is read, for it may be wrong."""
-    if image.format == "TIFF":  # Pillow would read on in them while it decodes
-        with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception):  # whatever Pillow raises for metadata that it cannot read
+        if image.format == "TIFF":  # it would read on in them while it decodes
+            image.info.pop("xmp", None)
             exif = image.getexif()
             for tag in set(exif) - {ExifTags.Base.Orientation}:
                 del exif[tag]
     image.load()
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # whatever Pillow raises for what it cannot read
-        return None
+    with contextlib.suppress(Exception):
+        given = image.info.get("exif")
+        return _orientation(given) if given else image.getexif().get(ExifTags.Base.Orientation)
+    return None
+
+
+def _orientation(exif: bytes) -> int | None:
+    """The orientation that EXIF data say, whatever the other tags say: Pillow leaves out what follows a wrong one."""
+    exif = exif.removeprefix(b"Exif\0\0")
+    order = "<" if exif.startswith(b"II") else ">"
+    (start,) = struct.unpack_from(f"{order}I", exif, 4)
+    (count,) = struct.unpack_from(f"{order}H", exif, start)
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(f"{order}HH", exif, entry)
+        if tag == ExifTags.Base.Orientation:  # two bytes, but some write one or four
+            return struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}[kind], exif, entry + 8)[0]
+    return None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """A decoded picture as L, LA, RGB, RGBA, CMYK or LAB: those whose pixels can be averaged."""
     mode, clear = image.mode, image.info.get("transparency")
     if mode == "F" or (mode == "I" and image.format not in ("PNG", "PPM")):
-        raise ValueError("its channels have 32 bits, whose range nothing says: save it with 8 or 16")
+        raise ValueError("its channels have 32 bits and an unknown range")
     if mode.startswith("I"):
         values = np.asarray(image)
         grey = Image.fromarray((values // 257 + (values % 257 > 128)).astype(np.uint8))
         if clear is not None:
             grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
         return grey
-    if image.has_transparency_data:
-        return image.convert("LA" if mode in ("1", "L", "LA", "La") else "RGBA")
-    return image if mode in ("L", "RGB", "CMYK", "LAB") else image.convert("L" if mode == "1" else "RGB")
+    wanted = mode if mode in ("CMYK", "LAB") else "L" if mode in ("1", "L", "LA", "La") else "RGB"
+    wanted += "A" if image.has_transparency_data else ""
+    return image if mode == wanted else image.convert(wanted)
 
 
 def _srgb(picture: Image.Image, profile: bytes | None, mode: str) -> tuple[Image.Image, list[str]]:

@@ -1,4 +1,4 @@
-"""Tables as people have them: by commas, semicolons, tabs, bars or blanks, as spreadsheets, pandas and R write them."""
+"""Tables as people have them: by commas, semicolons, tabs, bars or blanks, of spreadsheets, pandas and R."""
 
 import codecs
 import csv
