@@ -29,9 +29,8 @@ def about(place: str) -> Iterator[None]:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence that names the nearest known name."""
-    by_small = {one.casefold(): one for one in known}
-    close = difflib.get_close_matches(name.casefold(), list(by_small), n=1)
-    return f"; did you mean {by_small[close[0]]!r}?" if close else ""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def require_known(name: str, value: Any, known: Sequence[Any]) -> None:

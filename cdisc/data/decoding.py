@@ -113,9 +113,9 @@ def decode_all(
         kept = cache.pictures(folder, about, (len(files), size, size, 3), make, "decoding pictures")
     bad = {files[row]: why for row, why in kept.missing.items()}
     if bad:
-        named = ", ".join(f"{name} ({why})" for name, why in list(bad.items())[:3]) + " and others" * (len(bad) > 3)
-        sentence = f"{len(bad)} of {len(files)} images cannot be read"
+        named = ", ".join(list(bad)[:3]) + (" and others" if len(bad) > 3 else "")
+        sentence, first = f"{len(bad)} of {len(files)} images cannot be read", f"The first: {next(iter(bad.values()))}."
         if len(bad) > _MAX_UNREADABLE * len(files):
-            raise UserError(f"{sentence}: {named}. Replace them and delete {folder}.")
-        console.warn(f"{sentence} and are left out: {named}. To try these again, delete {folder}.")
+            raise UserError(f"{sentence} ({named}): replace them and delete {folder}. {first}")
+        console.warn(f"{sentence} and are left out: {named}. To try these again, delete {folder}. {first}")
     return kept.images, {name: row for row, name in enumerate(files) if name not in bad}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import itertools
 import pathlib
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ import numpy as np
 
 from cdisc import storage
 from cdisc.data import Dataset, cache, compositions, decoding, stored, tables
-from cdisc.errors import UserError, about, nearest, require_positive, short
+from cdisc.errors import UserError, about, require_positive, short
 
 _VALIDATED = 8
 """Of so many pictures of a trained class, one is not trained on."""
@@ -66,8 +65,9 @@ def read_table(
             file = str(pathlib.PurePath(file.replace("\\", "/")))
             place = _place(root, file)
         if place is None:
-            near = nearest(file, _files_beside(root, file)) or ": mend the name or delete the line."
-            raise UserError(f"{where}, names {short(file)}, which is not in {root}{near}")
+            meant = _meant(root, file)
+            near = "mend the name or delete the line." if meant is None else f"did you mean {meant}?"
+            raise UserError(f"{where}, names {short(file)}, which is not in {root}: {near}")
         if not outside and not place.is_relative_to(inside):
             raise UserError(
                 f"{where}, names {short(file)}, which lies outside of {root}: move it there, or allow it with "
@@ -91,19 +91,25 @@ def _place(root: pathlib.Path, name: str) -> pathlib.Path | None:
         return None
 
 
-def _files_beside(root: pathlib.Path, name: str) -> list[str]:
-    """What the folder has, or some of it, in which a file is missing."""
+def _alike(text: str) -> str:
+    """What two words share that a reader takes for the same, such as Red and red."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def _meant(root: pathlib.Path, file: str) -> str | None:
+    """A file that is there and differs in no more than capitals and ending from one that is not."""
     try:
-        return [str(path.relative_to(root)) for path in itertools.islice((root / name).parent.iterdir(), 10_000)]
+        beside = list((root / file).parent.iterdir())
     except (OSError, ValueError):
-        return []
+        return None
+    stem = _alike(pathlib.PurePath(file).stem)
+    return next((str(pathlib.PurePath(file).with_name(p.name)) for p in beside if _alike(p.stem) == stem), None)
 
 
 def _refuse_twins(said: str, what: str, words: Sequence[str]) -> None:
-    """Refuses words that a reader takes for the same, such as Red and red."""
     seen: dict[str, str] = {}
     for word in words:
-        other = seen.setdefault(unicodedata.normalize("NFKC", word).casefold(), word)
+        other = seen.setdefault(_alike(word), word)
         if other != word:
             raise UserError(f"{said} has {what} {short(word)!r} and also {short(other)!r}: write them alike.")
 

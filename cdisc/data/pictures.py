@@ -233,7 +233,9 @@ def _converted(picture: Image.Image, profile: Any) -> Image.Image:
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in a line."""
+    """Why a picture cannot be read, in a line, from what was raised."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "it is no picture in a known format"
     system = error.strerror if isinstance(error, OSError) else None
     return short(" ".join(str(system or error).split())) or type(error).__name__
 

@@ -64,9 +64,9 @@ def _without_row_numbers(rows: list[Row]) -> list[Row]:
     names, data = rows[head : head + 1], rows[head + 1 :]
     first = data[0].cells if data else []
     extra = next((i for i, cell in enumerate(first) if PICTURE.search(cell)), 0)
-    if not all(_is_number(cell) for row in data for cell in row.cells[:extra]):
+    if not extra or not all(_is_number(cell) for row in data for cell in row.cells[:extra]):
         return rows
-    over = max(len(names[0].cells) - len(first) + extra, 0) if names else 0
+    over = max(len(names[0].cells) - len(first) + extra, 0)
     names = [Row(row.line, row.cells[over:]) for row in names]
     return rows[:head] + names + [Row(row.line, row.cells[extra:]) for row in data]
 
