@@ -114,11 +114,11 @@ def test_a_cache_made_by_another_version_is_refused(tmp_path, changes):
         lambda folder: flip(folder / "images.npy", -1),
         lambda folder: flip(folder / "images.npy", -SHAPE[0] * 12),
         lambda folder: edit(folder, checksums=[1, 2]),
-        lambda folder: edit(folder, missing={"3": "damaged"}),
-        lambda folder: (folder / "about.json").write_bytes(b"\xff"),
-        lambda folder: (folder / "about.json").write_text("[]"),
-        lambda folder: (folder / "about.json").write_text('{"sha256": 1}'),
-        lambda folder: (folder / "about.json").write_text("[" * 100_000),
+        lambda folder: edit(folder, missing=[[3, "damaged"]]),
+        lambda folder: (folder / "pictures.json").write_bytes(b"\xff"),
+        lambda folder: (folder / "pictures.json").write_text("[]"),
+        lambda folder: (folder / "pictures.json").write_text('{"sha256": 1}'),
+        lambda folder: (folder / "pictures.json").write_text("[" * 100_000),
     ],
 )
 def test_a_damaged_cache_is_the_persons_to_delete(tmp_path, damage):
@@ -126,7 +126,7 @@ def test_a_damaged_cache_is_the_persons_to_delete(tmp_path, damage):
     home = tmp_path / "faces"
     pictures(home, Maker())
     damage(home)
-    with pytest.raises(UserError, match=r"faces cannot be used .*: delete that folder, it is made again"):
+    with pytest.raises(UserError, match=r"faces/(images|pictures)\.\w+ .*: delete that folder, it is made again"):
         pictures(home, Maker())
     shutil.rmtree(home)
     np.testing.assert_array_equal(pictures(home, Maker()), expected())
@@ -139,7 +139,7 @@ def flip(path, place):
 
 
 def edit(folder, **changes):
-    path = folder / "about.json"
+    path = folder / "pictures.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
@@ -159,5 +159,5 @@ def test_rows_that_cannot_be_made_are_black_and_named(tmp_path):
 
 def test_the_note_says_what_the_pictures_are(tmp_path):
     pictures(tmp_path, Maker())
-    said = json.loads((tmp_path / "about.json").read_text())
+    said = json.loads((tmp_path / "pictures.json").read_text())
     assert (said["about"], said["shape"], len(said["checksums"])) == ({"by": "one"}, [10, 2, 2, 3], 3)

@@ -5,12 +5,10 @@ and of those that could not be made. What does not match its checksum is never u
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +18,8 @@ from cdisc.errors import UserError
 INSTEAD = "set --config.data.cache to another folder"
 """What the user may do where a cache cannot be written."""
 
-_NOTE, _IMAGES = "about.json", "images.npy"
+_NOTE, _IMAGES = "pictures.json", "images.npy"
+_REMEDY = "delete that folder, it is made again"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,18 +69,19 @@ def pictures(
         if not note.exists():
             storage.writable(home, INSTEAD)
             np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
-            _write(note, label, [], {})
-        known, checksums, missing = _read(note)
+            storage.write_json(note, label | {"checksums": [], "missing": []}, INSTEAD)
+        known = storage.read_json(note, _REMEDY)
+        checksums, missing = known.pop("checksums"), dict(known.pop("missing"))
         if known != label:
             raise UserError(f"{home} holds other pictures or was made by another version: delete that folder.")
         images = np.lib.format.open_memmap(file, mode="r")
         if images.shape != shape or images.dtype != np.uint8:
-            raise ValueError(f"{_IMAGES} holds {images.dtype} of shape {images.shape}")
+            raise ValueError(f"it holds {images.dtype} of shape {images.shape}")
         for rows, checksum in zip(blocks, checksums, strict=False):
             if zlib.crc32(images[rows.start : rows.stop].data) != checksum:
                 raise ValueError(f"rows {rows.start} to {rows.stop - 1} are not what was written")
     except (OSError, ValueError) as error:
-        raise UserError(f"{home} cannot be used ({error}): delete that folder, it is made again.") from error
+        raise storage.DamagedError(f"{file} cannot be used ({error})", _REMEDY) from error
     if len(checksums) < len(blocks):  # a finished cache may be another user's, and read-only
         storage.writable(home, INSTEAD)
     rest, named = blocks[len(checksums) :], f"{what}, {at_once} at a time"
@@ -100,24 +100,5 @@ def pictures(
         except OSError as error:
             raise storage.unwritable(file, error, INSTEAD) from error
         checksums.append(zlib.crc32(content))
-        _write(note, label, checksums, missing)
+        storage.write_json(note, label | {"checksums": checksums, "missing": list(missing.items())}, INSTEAD)
     return Kept(images, missing)
-
-
-def _write(note: pathlib.Path, label: dict[str, Any], checksums: list[int], missing: Mapping[int, str]) -> None:
-    content = label | {"checksums": checksums, "missing": {str(row): why for row, why in missing.items()}}
-    text = json.dumps(content | {"sha256": storage.digest(content)}, indent=1) + "\n"
-    storage.write_text(note, text, INSTEAD)
-
-
-def _read(note: pathlib.Path) -> tuple[dict[str, Any], list[int], dict[int, str]]:
-    """The label, the checksums and the missing rows; ValueError for what `_write` did not write."""
-    try:
-        content = json.loads(note.read_text(encoding="utf-8"))
-        written = content.pop("sha256")
-        checksums, missing = content.pop("checksums"), content.pop("missing")
-        if storage.digest(content | {"checksums": checksums, "missing": missing}) != written:
-            raise ValueError(f"{note.name} is not what was written")
-    except (AttributeError, KeyError, RecursionError, TypeError) as error:
-        raise ValueError(f"{note.name} is not what was written") from error
-    return content, checksums, {int(row): why for row, why in missing.items()}
