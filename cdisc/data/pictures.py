@@ -3,7 +3,6 @@
 import contextlib
 import io
 import math
-import os
 import pathlib
 import struct
 import warnings
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import ExifTags, Image, ImageCms
 
+from cdisc import storage
 from cdisc.errors import UserError, short
 
 Pixels = NDArray[np.uint8]
@@ -53,7 +53,7 @@ def read_query(path: str | pathlib.Path, shape: tuple[int, int, int]) -> tuple[n
         raise UserError("a query is empty: give the path of a picture.")
     if "://" in str(path):
         raise UserError(f"{short(path)} is an address: download the picture first and give the file's path.")
-    path = pathlib.Path(os.path.expanduser(path))
+    path = storage.user_path(str(path))
     said = short(path)
     try:
         if path.is_dir():
