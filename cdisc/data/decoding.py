@@ -1,12 +1,10 @@
 """Files of pictures, decoded once, on all cores, into a cache of bytes."""
 
 import concurrent.futures
-import contextlib
 import functools
 import io
 import os
 import pathlib
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import IO
@@ -26,8 +24,8 @@ MAX_BYTES = 2**27
 """A longer file is no picture."""
 
 _MAX_UNREADABLE = 0.01
-_LARGE, _large = 2**24, threading.Lock()
-"""Pictures of more pixels are decoded one at a time: memory holds one of them, not one for each core."""
+_LARGE, _alone = 2**24, concurrent.futures.ThreadPoolExecutor(1)
+"""Pictures of more pixels are decoded one at a time, and by one thread: each keeps the memory that it has once taken."""
 
 
 def read_bytes(file: IO[bytes]) -> bytes:
@@ -59,8 +57,8 @@ def decode(data: bytes, size: int) -> np.ndarray:
     """
     with Image.open(io.BytesIO(data)) as image:
         pixels = image.width * image.height // (8 if image.format in ("JPEG", "MPO") else 1)  # decoded at a part of it
-        with _large if pixels > _LARGE else contextlib.nullcontext():
-            return pictures.fit(image, (size, size, 3))[0]
+        fit = functools.partial(pictures.fit, image, (size, size, 3))
+        return (_alone.submit(fit).result() if pixels > _LARGE else fit())[0]
 
 
 def decode_all(
