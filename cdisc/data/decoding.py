@@ -25,7 +25,7 @@ MAX_BYTES = 2**27
 
 _MAX_UNREADABLE = 0.01
 _LARGE, _alone = 2**24, concurrent.futures.ThreadPoolExecutor(1)
-"""Pictures of more pixels are decoded one at a time, and by one thread: each keeps the memory that it has once taken."""
+"""Pictures of more pixels are decoded one at a time, by one thread: each keeps the memory that it once took."""
 
 
 def read_bytes(file: IO[bytes]) -> bytes:
