@@ -121,7 +121,6 @@ def test_idx_round_trip(tmp_path, zipped):
         "MNIST/raw/{}-{}.gz",
         "{0}-{1}/{0}-{1}",
         "{0}.{1}/{0}.{1}",
-        "{0}-{1}.gz/{0}-{1}",
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])

@@ -193,29 +193,29 @@ def table_of(root, text, **options):
 @pytest.mark.parametrize(
     "text",
     [
-        "file;shape;colour\r\nb/1.bmp;disc;dark red\r\n",
-        "sep=;\r\nfile;shape;colour\r\nb/1.bmp;disc;dark red\r\n",
-        "file\tshape\tcolour\nb/1.bmp\tdisc\tdark red\n".encode("utf-16"),
-        "file|shape|colour\rb/1.bmp|disc|dark red",
-        'file shape colour\nb/1.bmp   disc "dark red" \n',
-        '"file";"shape";"colour"\n"b/1.bmp";"disc";"dark  red"\n\n',
-        "file,shape,colour,,\nb\\1.bmp,disc,dark\u00a0red,,\n,,,,\n",
-        ",file,shape,colour\n7,b/1.bmp,disc,dark red\n",
-        'Unnamed: 0,"index",file,shape,colour\n0,12,b/1.bmp,disc,dark red\n',
-        '"file" "shape" "colour"\n"1" "b/1.bmp" "disc" "dark red"\n',
+        "file;shape;colour\r\nb/1.png;disc;dark red\r\n",
+        "sep=;\r\nfile;shape;colour\r\nb/1.png;disc;dark red\r\n",
+        "file\tshape\tcolour\nb/1.png\tdisc\tdark red\n".encode("utf-16"),
+        "file|shape|colour\rb/1.png|disc|dark red",
+        'file shape colour\nb/1.png   disc "dark red" \n',
+        '"file";"shape";"colour"\n"b/1.png";"disc";"dark  red"\n\n',
+        "file,shape,colour,,\nb\\1.png,disc,dark\u00a0red,,\n,,,,\n",
+        ",file,shape,colour\n7,b/1.png,disc,dark red\n",
+        'Unnamed: 0,"index",file,shape,colour\n0,12,b/1.png,disc,dark red\n',
+        '"file" "shape" "colour"\n"1" "b/1.png" "disc" "dark red"\n',
     ],
 )
 def test_tables_as_programs_write_them(own, text):
     # Catches: a separator, a mark, quotes, row numbers, empty columns or blanks that become part of names or values.
-    assert table_of(own, text) == (("shape", "colour"), {"b/1.bmp": ("disc", "dark red")})
+    assert table_of(own, text) == (("shape", "colour"), {"b/1.png": ("disc", "dark red")})
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (
-            "b/1.bmp,disc\nb/3.png,star\n",
-            r"labels\.csv begins with the picture b/1\.bmp: put a line before it that names",
+            "b/1.png,disc\nb/3.png,star\n",
+            r"labels\.csv begins with the picture b/1\.png: put a line before it that names",
         ),
         ("file,shape\nB/3.BMP,disc\n", r"names B/3\.BMP, which is not in .*: mend the name"),
         ("file,shape\nb/3.PNG,disc\n", r"names b/3\.PNG, which is not in .*: did you mean b/3\.bmp\?"),
@@ -235,8 +235,6 @@ def test_tables_as_programs_write_them(own, text):
 )
 def test_tables_that_would_be_misread(own, text, message):
     # Catches: a first picture that becomes the names, twins that become two classes, a picture in two parts.
-    (own / "b/1.png").write_bytes(b"")
-    (own / "b/1.bmp").unlink()
     (own / "b/same.png").symlink_to("1.png")
     with pytest.raises(UserError, match=message):
         table_of(own, text)
@@ -244,7 +242,7 @@ def test_tables_that_would_be_misread(own, text, message):
 
 def test_a_table_does_not_leave_its_folder_unless_told_so(own, config):
     # Catches: any file of the machine read by a table from elsewhere.
-    secret = own.parent / "secret.png"
+    secret, table = own.parent / "secret.png", (own / "labels.csv").read_text()
     secret.write_bytes(b"")
     (own / "link.png").symlink_to(secret)
     (own / "up").symlink_to(own.parent)
@@ -260,6 +258,7 @@ def test_a_table_does_not_leave_its_folder_unless_told_so(own, config):
             table_of(own, f"file,shape\n{name},disc\n")
     link = own.parent / "linked"
     link.symlink_to(own)  # the folder itself may be one
+    (own / "labels.csv").write_text(table)
     config.root = str(link)
     assert len(folder.load(config).split.trained) == 6
 
