@@ -260,7 +260,7 @@ def test_a_table_does_not_leave_its_folder_unless_told_so(own, config):
     link.symlink_to(own)  # the folder itself may be one
     (own / "labels.csv").write_text(table)
     config.root = str(link)
-    assert len(folder.load(config).split.trained) == 6
+    assert len(folder.load(config).split.trained) == 7
 
 
 def test_the_line_is_the_tables_own(config, own):
