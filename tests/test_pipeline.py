@@ -131,6 +131,35 @@ def test_a_damaged_or_missing_piece_is_made_again_alone(planar_run, tmp_path):
         np.testing.assert_array_equal(made[name], array, err_msg=name)
 
 
+def test_what_is_advised_leads_on(planar_run, tmp_path):
+    """A damaged checkpoint, figures that were edited, and a record of the configuration that is gone."""
+    # Catches: a page drawn from any of them, advice that leads nowhere, other figures at the end.
+    workdir, stages = tmp_path / "run", ["report"]
+    shutil.copytree(planar_run, workdir)
+    (workdir / "evaluate" / "query_0000" / "manifest.json").write_text("{")
+    results = workdir / "results.json"
+    results.write_text(results.read_text().replace('"joint_accuracy": 1.0', '"joint_accuracy": 0.0'))
+    (workdir / "config.json").unlink()
+
+    def advised():
+        with pytest.raises(UserError) as error:
+            pipeline.run(planar_config(), workdir, stages, [])
+        return str(error.value)
+
+    assert advised().endswith("choose another --workdir, or remove discover and adapt from this one.")
+    shutil.copy(planar_run / "config.json", workdir)
+    assert advised().endswith(
+        "results.json is not as this version wrote it: add evaluate to --stages, which measures anew."
+    )
+    stages = ["evaluate", "report"]
+    assert "evaluate/query_0000 holds no finished checkpoint: delete that folder and run again" in advised()
+    shutil.rmtree(workdir / "evaluate" / "query_0000")
+    pipeline.run(planar_config(), workdir, stages, [])
+    found, expected = (results_lib.read(folder / "results.json") for folder in (workdir, planar_run))
+    assert found["methods"] == expected["methods"]
+    assert found["queries"] == expected["queries"]
+
+
 def test_a_query_is_made_again_in_the_same_company(tmp_path):
     # Side by side with others, its last bits may differ. Catches: batches of what is missing, or writing again what
     # is there.
