@@ -221,6 +221,32 @@ def test_one_result_is_in_memory_at_a_time(tmp_path, monkeypatch):
     assert [result["x"][0] for result in left] == [0.0, 1.0, 2.0]
 
 
+def test_what_another_host_has_written_may_be_shown_late(tmp_path, monkeypatch):
+    # Catches: not waiting for it, waiting for ever, or waiting where nobody else writes.
+    there, late, waits = tmp_path / "there", tmp_path / "late", []
+    there.mkdir()
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            there.rename(late)
+
+    monkeypatch.setattr(checkpoints, "exists", lambda path: path.exists())
+    monkeypatch.setattr(saved.hosts, "gather", lambda: [""])
+    monkeypatch.setattr(saved.time, "sleep", sleep)
+    monkeypatch.setattr(saved.time, "monotonic", lambda: sum(waits))
+    saved.meet([there])
+    with pytest.raises(UserError, match=r"late was written and is not there: .*that all hosts share"):
+        saved.meet([late])
+    assert not waits
+    monkeypatch.setattr(saved.hosts, "several", lambda: True)
+    saved.meet([late])
+    assert len(waits) == 3
+    with pytest.raises(UserError, match=r"there was written and is not there"):
+        saved.meet([late, there])
+    assert sum(waits) == pytest.approx(91.5)
+
+
 def test_the_seconds_of_a_stopped_stage_add_up(tmp_path, monkeypatch):
     # Catches: the last leg alone, a stage that only restores what it had left.
     monkeypatch.setattr(signals, "_asked", None)
