@@ -146,8 +146,8 @@ def main(argv: list[str]) -> int:
         if outcome != "ended well":
             console.say(f"{name}, {file}, {fault}: {outcome}: {' | '.join(sentences)}")
         shutil.rmtree(copy)
-        jax.clear_caches()  # or all runs' programs stay in memory
-        if counts.total() % 50 == 0:
+        if counts.total() % 20 == 0:
+            jax.clear_caches()  # or all runs' programs stay in memory
             console.say(f"so far: {dict(counts)}")
     console.say(f"{counts.total() - counts['advice followed']} faults: {dict(counts)}")
     return 1 if set(counts) - {"ended well", "advice followed"} else 0

@@ -56,7 +56,7 @@ def _checksums(folder: pathlib.Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _of_system(error: BaseException) -> OSError | None:
+def _of_system(error: BaseException | None) -> OSError | None:
     """What the system has said, if it was the system: Orbax's storage layer wraps it in the words of a ValueError."""
     if isinstance(error, OSError):
         return error
@@ -118,9 +118,9 @@ def save(path: pathlib.Path, tree: Any, about: Mapping[str, Any] | None = None) 
             path.rename(old)
         partial.rename(path)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UserError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        system = _of_system(error)
+        system = _of_system(error.__cause__ if isinstance(error, UserError) else error)
         if system is None:
             raise
         raise storage.unwritable(path, system) from error
