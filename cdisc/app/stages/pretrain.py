@@ -254,6 +254,7 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
         found = begin(key_init)
     state = devices.replicate(found.state)
     best, metrics = jax.tree.map(np.array, (found.best, found.metrics))
+    del found  # it is on a device
     train_step = compiled_step(backbone=run.backbone, options=options, schedule=run.schedule, shape=run.dataset.shape)
     read = read_share(run.dataset, options, key_train)
     every, samples_every = options.save_every, options.samples_every
