@@ -17,8 +17,7 @@ import pathlib
 import re
 import shutil
 import socket
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -137,27 +136,6 @@ def sweep(workdir: pathlib.Path) -> None:
 def exists(path: pathlib.Path) -> bool:
     """Whether `path` holds a finished checkpoint."""
     return (path / _MANIFEST).is_file()
-
-
-def require(paths: Iterable[pathlib.Path], seconds: float) -> None:
-    """Makes sure that checkpoints which were written, here or by another host, are there.
-
-    Args:
-      paths: their folders.
-      seconds: how long to wait for them: a network folder may show late what another host has written.
-
-    Raises:
-      UserError: naming the first one that is not.
-    """
-    until = time.monotonic() + seconds
-    for path in paths:
-        while not exists(path):
-            if time.monotonic() >= until:
-                raise UserError(
-                    f"{path} was written and is not there: let nothing remove it while a run goes on, and choose a "
-                    "--workdir that all hosts share; then run again."
-                )
-            time.sleep(0.5)
 
 
 def _manifest(path: pathlib.Path) -> dict[str, Any]:

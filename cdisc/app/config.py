@@ -33,7 +33,7 @@ BACKBONE_SECTIONS = ("data", "diffusion", "network", "pretrain")
 """The sections that decide the weights of a trained backbone."""
 
 _NOT_IN_WEIGHTS = {
-    "data": ("cache",),
+    "data": ("cache", "outside"),
     "network": ("remat",),
     "pretrain": ("from_scratch", "bundle", "save_every", "samples_every", "keep", "result", "restore", "accumulate"),
 }

@@ -86,7 +86,7 @@ def restore_backbone(run: Run, like: Any) -> denoiser.Params:
     Raises:
       UserError: if none are there, or they were trained otherwise or on other data.
     """
-    folder = pathlib.Path(run.config.pretrain.restore).expanduser() / "pretrain" / "params"
+    folder = storage.user_path(run.config.pretrain.restore) / "pretrain" / "params"
     try:
         found = checkpoints.read_about(folder)
     except storage.DamagedError as error:
