@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import os
 import pathlib
 import re
 import struct
@@ -88,6 +89,36 @@ def read_query(path: str | pathlib.Path, shape: tuple[int, int, int]) -> tuple[n
         notes.append("all its pixels have nearly the same colour")
     warning = f"{said}: {', and '.join(notes)}." if notes else None
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0), warning
+
+
+def as_query(of: Any, shape: tuple[int, ...] | None) -> tuple[np.ndarray, str | None]:
+    """A picture or a point from whatever a person has it in.
+
+    Args:
+      of: a file's path, an image of Pillow, bytes (H, W, C), or numbers, pictures in [-1, 1].
+      shape: wanted; None for any, which a file cannot be fitted to.
+
+    Returns:
+      It, `shape` float32; and a sentence about what had to be changed, as `read_query` has it.
+
+    Raises:
+      TypeError, ValueError: for what is no finite array of that shape.
+      UserError: as `read_query`.
+    """
+    if isinstance(of, str | os.PathLike):
+        if shape is None or len(shape) != 3:
+            raise ValueError("this model takes arrays of any shape, so a file cannot be fitted to it: give an array.")
+        return read_query(str(of), shape)
+    values = np.asarray(of)
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"the query is {values.dtype} of shape {values.shape}: give a picture or a point as numbers.")
+    if values.ndim not in (1, 2, 3) or (shape is not None and values.shape != shape):
+        wanted = "one picture (H, W, C) or point (d,)" if shape is None else f"one of {shape}"
+        raise ValueError(f"the query has the shape {values.shape}: give {wanted}.")
+    if not np.isfinite(values).all():
+        raise ValueError("the query has entries that are not finite: give numbers.")
+    scaled = values / np.float32(127.5) - np.float32(1.0) if values.dtype == np.uint8 else values
+    return scaled.astype(np.float32), None
 
 
 def fit(image: Image.Image, shape: tuple[int, int, int]) -> tuple[Pixels, list[str]]:
