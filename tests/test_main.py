@@ -15,7 +15,7 @@ from commands import ONE_BLOCK, ROOT, command, run_here
 from PIL import Image
 
 from cdisc import signals
-from cdisc.app import checkpoints, cost, hosts, pipeline
+from cdisc.app import checkpoints, dry_run, hosts, pipeline
 from cdisc.app import config as config_lib
 
 TINY = f"--config={ROOT}/configs/colormnist.py:tiny"
@@ -467,7 +467,8 @@ def test_stopped_and_killed_and_damaged(trained, tmp_path, monkeypatch):
 
 
 def test_a_dry_run_needs_no_workdir_and_makes_none(monkeypatch, tmp_path):
-    monkeypatch.setattr(cost, "report", lambda config, devices: f"{config.network.sample_size} pixels, {devices} chips")
+    says = lambda config, devices: f"{config.network.sample_size} pixels, {devices} chips"  # noqa: E731
+    monkeypatch.setattr(dry_run, "report", says)
     monkeypatch.setattr(pipeline, "run", None)
     monkeypatch.chdir(tmp_path)
     for devices, arguments in ((4, ("--device_count=4", "--workdir=here")), (1, ())):

@@ -70,9 +70,9 @@ def _run(argv: list[str]) -> int:
 
         config = config_lib.read(_CONFIG.value)
         if _DRY_RUN.value:
-            from cdisc.app import cost
+            from cdisc.app import dry_run
 
-            console.say(cost.report(config, _DEVICE_COUNT.value))
+            console.say(dry_run.report(config, _DEVICE_COUNT.value))
             return 0
         import jax
 
