@@ -165,14 +165,14 @@ def test_no_picture_is_reference_and_real_sample_at_once(this, monkeypatch):
         asked.append((composition, n))
         return numbered[:n]
 
-    def score_samples(judged_by, samples, query, composition, given, *, k):
+    def score_samples(judged_by, samples, query, composition, given, *, k, extract, training):
         scored.append((np.asarray(samples), np.asarray(given)))
         return protocol.unjudged(samples, query)
 
     monkeypatch.setattr(evaluate.protocol, "score_samples", score_samples)
     this = dataclasses.replace(this, dataset=dataclasses.replace(this.dataset, references=references))
     drawn = np.full((8, 2), -1.0, np.float32)
-    figures, _ = evaluate.score_class(this, this.queries[:1], [{"poe": drawn}], judge.load_judge(this))
+    figures, _ = evaluate.score_class(this, [0], [{"poe": drawn}], judge.load_judge(this))
     assert asked == [(this.queries[0].composition, 16)]
     assert list(figures[0]) == ["poe", "real pictures"]
     (poe, known), (real, again) = scored

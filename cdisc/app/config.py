@@ -264,6 +264,8 @@ class Evaluate:
 
     Attributes:
       num_queries: held-out compositions, in an order drawn by the seed.
+      per_class: pictures of every held-out composition, in place of `num_queries`; 0 leaves it at these.
+      seeds: of discovery, adaptation and samples, under each of which every query is taken; () is `config.seed` alone.
       samples: of each method for each query.
       references: other pictures of the query's composition.
       k: neighbours of precision and recall.
@@ -276,6 +278,8 @@ class Evaluate:
     """
 
     num_queries: int = 4
+    per_class: int = 0
+    seeds: tuple[int, ...] = ()
     samples: int = 8
     references: int = 100
     k: int = 3

@@ -54,6 +54,8 @@ _READ_FIRST = {
     "config.evaluate": "evaluate",
     "config.evaluate.judge": "judge",
     "config.evaluate.num_queries": "figures",
+    "config.evaluate.per_class": "figures",
+    "config.evaluate.seeds": "figures",
     "config.evaluate.references": "figures",
     "config.evaluate.k": "figures",
 }

@@ -307,6 +307,30 @@ def method_colours(names: Sequence[str]) -> dict[str, str]:
     }
 
 
+def intervals(
+    rows: Mapping[str, Sequence[Any]], label: str, colours: Mapping[str, str], *, theme: Theme = LIGHT
+) -> Pixels:
+    """One figure of each method with its interval, methods from top to bottom.
+
+    Args:
+      rows: method name to the estimate and both ends of its interval, which are None where there is none.
+      label: of the axis: the figure, its unit and how much it rests on.
+      colours: method name to colour.
+      theme: the other colours.
+    """
+    figure, axes = _axes(5.4, 0.6 + 0.24 * len(rows), theme)
+    axes.grid(axis="x", color=theme.faint, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for place, (name, (estimate, low, high)) in enumerate(rows.items()):
+        if low is not None and high is not None:
+            axes.plot([low, high], [place, place], color=colours[name], linewidth=1.5)
+        axes.plot([estimate], [place], marker=_MARKERS[place % len(_MARKERS)], color=colours[name], markersize=5)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.set_xlabel(label, fontsize=9)
+    return _pixels(figure)
+
+
 def tradeoff(methods: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str], *, theme: Theme = LIGHT) -> Pixels:
     """Joint accuracy against recall, one mark with its standard errors for each method.
 

@@ -1,7 +1,7 @@
 """Samples of every method for every query, and their figures."""
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,12 +20,15 @@ from cdisc.app.stages.judge import judge_report, load_judge
 from cdisc.app.stages.saved import read_seconds, saved_by_query
 from cdisc.data import compositions
 from cdisc.discovery import concepts
-from cdisc.errors import UserError
+from cdisc.errors import UserError, about
 from cdisc.evaluation import baselines, judge, methods, protocol
 from cdisc.keys import named
 
 PRODUCT = "product"
 REAL = "real pictures"
+
+_TRAINING = 1000
+"""Pictures that the network learnt from, among which the nearest to each sample is sought."""
 
 
 def densities_of(run: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.GuidedDensity]:
@@ -129,70 +132,55 @@ def evaluate(
 
 
 def score_class(
-    run: Run, queries: Sequence[Query], samples: Iterable[dict[str, np.ndarray]], judged_by: judge.Judge | None
+    run: Run, places: Sequence[int], samples: Sequence[dict[str, np.ndarray]], judged_by: judge.Judge
 ) -> tuple[list[dict[str, protocol.Figures]], dict[str, dict[str, protocol.Figures]]]:
-    """What was drawn for the queries of one class, measured.
+    """What was drawn for the queries at some places, all of one composition and one seed, measured."""
+    settings, dataset, composition = run.config.evaluate, run.dataset, run.queries[places[0]].composition
+    shown = [jnp.asarray(run.queries[i].image) for i in places]
 
-    Args:
-      run: the run.
-      queries: of one composition, or a single one of unknown composition.
-      samples: for each of them, method name to samples; taken one by one.
-      judged_by: see `load_judge`.
+    def drawn() -> Iterator[dict[str, jax.Array]]:
+        for i in places:
+            signals.obey()
+            yield {name: jnp.asarray(images) for name, images in samples[i].items()}
 
-    Returns:
-      For each query, method name to its figures; and method name to the figures of all queries together, empty where
-      these have too few samples for precision and recall.
-    """
-    settings, composition = run.config.evaluate, queries[0].composition
-    references, real = None, {}
-    if composition is not None:
-        pictures = run.dataset.references(composition, settings.references + settings.samples)
-        references = jnp.asarray(pictures[: settings.references])
+    if composition is None:
+        return protocol.score_class(judged_by, shown, drawn(), None, None)
+    pictures = jnp.asarray(dataset.references(composition, settings.references + settings.samples))
+    training, _ = dataset.train_batch(
+        dataset.train, named(run.key("evaluate"), "training"), _TRAINING, np.arange(_TRAINING)
+    )
+    with about(f"{dataset.name}, {run.queries[places[0]].name}: "):
+        parts = {"the queries": np.stack(shown), "the references": np.asarray(pictures)}
+        protocol.require_disjoint(parts | {"what the network learnt from": np.asarray(training)})
+    return protocol.score_class(
+        judged_by,
+        shown,
+        drawn(),
+        composition,
+        pictures[: settings.references],
         # Other real pictures of the composition in place of samples: what a perfect method would reach.
-        real = {REAL: pictures[settings.references :]}
-    together = len(queries) > 1 and len(queries) * settings.samples > settings.k
-    figures: list[dict[str, protocol.Figures]] = []
-    pools: dict[str, list[np.ndarray]] = {}
-    for query, drawn in zip(queries, samples, strict=True):
-        signals.obey()
-        figures.append({})
-        for name, images in {**drawn, **real}.items():
-            shown, image = jnp.asarray(images), jnp.asarray(query.image)
-            if judged_by is None:
-                figures[-1][name] = protocol.unjudged(shown, image)
-                continue
-            figures[-1][name] = protocol.score_samples(judged_by, shown, image, composition, references, k=settings.k)
-            # The same real pictures are compared with every query: pooled, they would be copies of one another.
-            if together and name != REAL:
-                pools.setdefault(name, []).append(np.asarray(judged_by.features(shown)))
-    if judged_by is None or references is None or not together:
-        return figures, {}
-    given = judged_by.features(jnp.asarray(np.stack([query.image for query in queries])))
-    others = judged_by.features(references)
-    pooled = {
-        name: protocol.score_pooled(jnp.asarray(np.concatenate(pool)), given, others, k=settings.k)
-        for name, pool in pools.items()
-    }
-    return figures, pooled
+        real={REAL: pictures[settings.references :]},
+        k=settings.k,
+        training=training,
+    )
 
 
 def write_results(
     run: Run,
     discoveries: Sequence[concepts.Discovery],
     samples: Sequence[dict[str, np.ndarray]],
-    judged_by: judge.Judge | None,
+    judged_by: judge.Judge,
 ) -> None:
     """Measures the samples, class by class, and writes `results.json`."""
     # A picture of unknown composition is a class of its own.
     labels = [i if query.composition is None else query.composition for i, query in enumerate(run.queries)]
-    classes: dict[Hashable, list[int]] = {}
-    for i, label in enumerate(labels):
-        classes.setdefault(label, []).append(i)
+    classes: dict[tuple[Hashable, int], list[int]] = {}
+    for i, (label, query) in enumerate(zip(labels, run.queries, strict=True)):
+        classes.setdefault((label, query.seed), []).append(i)
     measured: dict[int, dict[str, protocol.Figures]] = {}
     pools = []
     for places in classes.values():
-        drawn = (samples[i] for i in places)
-        figures, pooled = score_class(run, [run.queries[i] for i in places], drawn, judged_by)
+        figures, pooled = score_class(run, places, samples, judged_by)
         measured |= zip(places, figures, strict=True)
         pools.append(pooled)
     queries: list[dict[str, Any]] = []
@@ -205,6 +193,7 @@ def write_results(
                 if query.composition is None
                 else compositions.attributes(run.dataset.split.factors, query.composition),
                 "source": query.source,
+                "seed": query.seed,
                 **({} if found(discovery) else {"failed": NOTHING}),
                 "prototypes": prototypes_of(discovery),
                 "nfe": int(discovery.info.nfe),
@@ -213,12 +202,17 @@ def write_results(
             }
         )
     methods = protocol.aggregate([query["methods"] for query in queries], labels)
+    pooled_by_class = [
+        {"attributes": queries[places[0]]["attributes"], "seed": run.queries[places[0]].seed, "methods": pooled}
+        for places, pooled in zip(classes.values(), pools, strict=True)
+        if pooled
+    ]
     failed = sum("failed" in query for query in queries)
     if failed:
         console.warn(f"evaluate: {failed} of {len(queries)} queries: {NOTHING}.")
     for overall in methods.values():
         overall["failed"] = len(queries) - overall["queries"]
-    for name, pooled in protocol.aggregate_pooled(pools).items():
+    for name, pooled in protocol.aggregate_pooled(pools, [label for label, _ in classes]).items():
         methods[name]["pooled"] = pooled
     results_lib.write(
         run.path("results.json"),
@@ -230,9 +224,10 @@ def write_results(
             "seed": run.config.seed,
             "versions": runtime.versions(),
             "seconds": read_seconds(run.path("seconds.json")),
-            # An exact judge needs no calibration.
-            **({} if judged_by is None or run.network is None else {"judge": judge_report(run, judged_by)}),
+            # An exact judge needs no calibration, and one of nothing has none.
+            **({} if run.network is None or not judged_by.factors else {"judge": judge_report(run, judged_by)}),
             "queries": queries,
+            **({"classes": pooled_by_class} if pooled_by_class else {}),
             "methods": methods,
         },
     )
