@@ -196,7 +196,7 @@ def test_a_benchmark_writes_its_tables_and_figures_from_the_results_alone(prepar
     written(this, drawn_of(this))
     benchmark.benchmark(this)
     found = {path.name: path.read_bytes() for path in this.path("benchmark").iterdir()}
-    assert {"summary.json", "tables.md", "tables.tex", "accuracy_and_recall.png", "joint_accuracy.png"} <= set(found)
+    assert {"summary.json", "tables.md", "tables.tex", "joint_accuracy.svg"} <= set(found)
     summary = json.loads(found["summary.json"])
     results = results_lib.read(this.path("results.json"))
     for name, row in results["methods"].items():

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import xml.etree.ElementTree
 
 import numpy as np
 import pytest
@@ -108,6 +109,17 @@ def test_latex_has_the_rows_of_the_markdown_and_escapes_what_is_special():
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == len(study.tables(summary))
     assert r"query\_only - poe & \textbf{+0.50 [+0.50, +0.50]}" in text
     assert not re.search(r"(?<!\\)[_%](?!.*compare)", text.split(r"\begin{table}", 1)[1])
+
+
+def test_a_chart_has_a_row_for_each_method_at_its_place():
+    # Catches: intervals of another method, marks outside the axes, an axis without its unit and number.
+    summary = study.summarise(results_of([[0.0], [0.5], [1.0]], lora=0.5), {})
+    text = study.chart(summary, "joint_accuracy")
+    root = xml.etree.ElementTree.fromstring(text)
+    marks = [float(mark.get("cx")) for mark in root.iter("{http://www.w3.org/2000/svg}circle")]
+    assert marks == [pytest.approx(180 + 380 * 0.5 / 1.5, abs=0.1), pytest.approx(180 + 380 * 1.0 / 1.5, abs=0.1)]
+    assert "joint accuracy, mean and 95% interval over 3 classes" in text
+    assert text.count("stroke-width") == 2
 
 
 @pytest.mark.parametrize("name", ["colormnist.py", "avatars.py", "celeba.py"])

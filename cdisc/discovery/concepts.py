@@ -8,13 +8,14 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
+from cdisc.discovery import algebra, modes, poe, selection, sharding
 from cdisc.discovery import covariance as covariance_lib
-from cdisc.discovery import modes, poe, selection, sharding
-from cdisc.errors import require_array, require_known, require_positive
+from cdisc.errors import is_count, require_array, require_known, require_positive
 from cdisc.keys import named
 
 ASCENTS: tuple[str, ...] = ("mean_shift", "adam")
@@ -121,9 +122,9 @@ class DiscoveryOptions:
                 raise ValueError(f"{field} is nan: use a number.")
         if not 0 < self.delta < 0.5:
             raise ValueError(f"delta is {self.delta}: use a number between 0 and 0.5.")
-        if len(self.timesteps) == 0 or min(self.timesteps) < 1:
+        if not self.timesteps or not all(map(is_count, self.timesteps)):
             raise ValueError(f"timesteps is {self.timesteps}: name at least one timestep, each from 1 to T.")
-        if min(self.hierarchy, default=1) < 1:
+        if not all(map(is_count, self.hierarchy)):
             raise ValueError(f"hierarchy is {self.hierarchy}: name timesteps from 1 to T, or none.")
         for field in ("timesteps", "hierarchy"):
             repeated = [t for t, times in collections.Counter(getattr(self, field)).items() if times > 1]
@@ -197,6 +198,12 @@ class Discovery:
     ownership: jax.Array
     teacher: Gaussian
     info: DiscoveryInfo
+
+    @property
+    def concepts(self) -> algebra.Concepts:
+        """The picks, with what they own; not under `jax.jit`: how many they are is part of the answer."""
+        rows = np.asarray(self.selection.indices)[np.asarray(self.selection.mask)]
+        return algebra.Concepts(jax.tree.map(lambda leaf: leaf[rows], self.experts), self.ownership[: len(rows)])
 
 
 def kernel(schedule: Schedule, options: DiscoveryOptions) -> modes.Kernel:
@@ -341,15 +348,15 @@ def assemble(
     background = Gaussian(
         mean=jnp.full_like(query, options.background_mean), variance=jnp.full_like(query, options.background_variance)
     )
-    likelihood = experts.log_prob_of_entries(query[None])  # Eq. 8
-    picks = selection.greedy(
-        likelihood,
-        background.log_prob_of_entries(query),
+    picks, ownership = algebra.explain(
+        query,
+        experts,
+        background,
         num_experts=options.num_experts,
+        tau=options.tau,
         candidates=_candidates(pool, options),
         t=pool.t if options.one_per_t else None,
         axis_name=axis_name,
     )
-    ownership = poe.ownership(likelihood[picks.indices], picks.mask, options.tau)
     selected = jax.tree.map(lambda leaf: leaf[picks.indices], experts)
     return picks, ownership, poe.product(selected, ownership, background)

@@ -299,6 +299,33 @@ def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def chart(summary: Mapping[str, Any], figure: str) -> str:
+    """One figure of every method with its interval, a row each, as SVG."""
+    rows = {name: row[figure] for name, row in summary["methods"].items() if figure in row}
+    ends = [value for row in rows.values() for value in row if value is not None]
+    least, most = min([0.0, *ends]), max([1.0, *ends])
+    height = 20 * len(rows)
+
+    def x(value: float) -> float:
+        return round(180 + 380 * (value - least) / (most - least), 1)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 {height + 50}" font-family="sans-serif" '
+        'font-size="12"><rect width="100%" height="100%" fill="white"/>'
+    ]
+    for tick in np.linspace(least, most, 6):
+        parts.append(f'<path d="M{x(tick)} 5V{height + 8}" stroke="#d9dce3"/>')
+        parts.append(f'<text x="{x(tick)}" y="{height + 24}" text-anchor="middle">{tick:.1f}</text>')
+    for place, (name, (estimate, low, high)) in enumerate(rows.items()):
+        y = 20 * place + 16
+        parts.append(f'<text x="170" y="{y + 4}" text-anchor="end">{name}</text>')
+        if low is not None:
+            parts.append(f'<path d="M{x(low)} {y}H{x(high)}" stroke="#0072b2" stroke-width="3"/>')
+        parts.append(f'<circle cx="{x(estimate)}" cy="{y}" r="4"/>')
+    axis = f"{figure.replace('_', ' ')}, mean and 95% interval over {summary['classes']} classes"
+    return "\n".join([*parts, f'<text x="370" y="{height + 44}" text-anchor="middle">{axis}</text>', "</svg>", ""])
+
+
 _LATEX: dict[str, str] = {"±": r"$\pm$", "%": r"\%", "_": r"\_", "é": r"\'e", "=": "$=$"}
 
 

@@ -3,12 +3,9 @@
 import dataclasses
 import json
 
-from PIL import Image
-
 from cdisc import console, storage
 from cdisc.app import config as config_lib
 from cdisc.app.config import Config
-from cdisc.app.report import figures
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Run
 from cdisc.evaluation import study
@@ -56,11 +53,6 @@ def benchmark(run: Run) -> None:
     storage.write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     storage.write_text(folder / "tables.md", study.markdown(summary))
     storage.write_text(folder / "tables.tex", study.latex(summary))
-    colours = figures.method_colours(list(results["methods"]))
-    drawn = {"accuracy_and_recall": figures.tradeoff(results["methods"], colours)}
     for figure in study.DIFFERENCES:
-        rows = {name: row[figure] for name, row in summary["methods"].items() if figure in row}
-        drawn[figure] = figures.intervals(rows, f"{figure.replace('_', ' ')} ({summary['classes']} classes)", colours)
-    for name, pixels in drawn.items():
-        Image.fromarray(pixels).save(folder / f"{name}.png", optimize=True)
+        storage.write_text(folder / f"{figure}.svg", study.chart(summary, figure))
     console.say(f"benchmark: {folder / 'tables.md'}")
