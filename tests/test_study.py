@@ -57,6 +57,17 @@ def test_a_summary_has_intervals_over_classes_and_paired_differences():
     assert (summary["classes"], summary["queries"], summary["seeds"], summary["samples"]) == (4, 8, [0, 1], 8)
 
 
+def test_a_sweep_compares_configurations_on_the_same_classes():
+    # Catches: the difference's sign, another method's figures, a difference of unpaired intervals.
+    values = np.asarray([[0.1], [0.4], [0.9]])
+    runs = {"as it is": results_of(values, lora=0.0), "other": results_of(values + 0.05, lora=0.5)}
+    found = study.sweep(runs, "poe", "as it is")
+    assert found["other"]["joint_accuracy"]["difference"] == pytest.approx([0.05] * 3)
+    assert found["as it is"]["joint_accuracy"]["difference"] is None
+    assert found["other"]["joint_accuracy"]["estimate"][0] == pytest.approx(values.mean() + 0.05)
+    assert set(found["other"]) == {"joint_accuracy"}
+
+
 def test_one_class_has_no_interval_and_no_difference():
     summary = study.summarise(results_of([[0.2, 0.4]], lora=0.1), {})
     assert summary["methods"]["poe"]["joint_accuracy"] == [pytest.approx(0.3), None, None]

@@ -1,6 +1,8 @@
 """What is drawn for each query, how its adaptations are sampled, and what judges the samples."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from cdisc.errors import require_positive
 
@@ -100,3 +102,31 @@ class Evaluate:
             values = getattr(self, name)
             if any(not value > 0 for value in (values if isinstance(values, tuple) else (values,))):
                 raise ValueError(f"{name} is {values}: use positive numbers.")
+
+
+def with_baselines(
+    levels: Mapping[str, Any], methods: Mapping[str, Method]
+) -> tuple[dict[str, Any], dict[str, Method]]:
+    """Adaptations and the ways to sample them, with those beside them that know the query alone.
+
+    Beside an adaptation that learns from samples of the product stands the same one on the query, "NAME_query" (as
+    DreamBooth does, Ruiz et al. 2023), and beside a class embedding that starts at a trained class one that starts at
+    noise, "inversion": textual inversion (Gal et al. 2023). Each has the budget of what it stands beside, except that a
+    start at noise has no candidates.
+
+    Args:
+      levels: `AdaptOptions` by name.
+      methods: by name; a level that none samples gets nothing beside it.
+    """
+    more, ways = dict(levels), dict(methods)
+    for name, level in levels.items():
+        if level.pool != "query":
+            new, alone = f"{name}_query", dataclasses.replace(level, pool="query")
+        elif level.start == "top1" and level.rank == 0 and level.space == "free" and not level.after:
+            new, alone = "inversion", dataclasses.replace(level, start="normal", candidates=1)
+        else:
+            continue
+        sampled = [method for method in methods.values() if method.level == name]
+        if sampled and new not in more:
+            more[new], ways[new] = alone, dataclasses.replace(sampled[0], level=new)
+    return more, ways

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cdisc.discovery.concepts import Discovery
 from cdisc.evaluation import metrics
 from cdisc.evaluation.judge import Judge, verdict
 
@@ -303,6 +304,33 @@ def aggregate_pooled(
                 "standard_error": {name: error for name, (_, error) in moments.items()},
             }
     return out
+
+
+def overall(
+    queries: Sequence[Mapping[str, Figures]],
+    labels: Sequence[Hashable],
+    pools: Sequence[Mapping[str, Mapping[str, Figures]]],
+    pool_labels: Sequence[Hashable],
+) -> dict[str, Figures]:
+    """What `aggregate` makes of queries; for each method how many "failed", having none, and `aggregate_pooled`."""
+    methods = aggregate(queries, labels)
+    pooled = aggregate_pooled(pools, pool_labels)
+    for name, figures in methods.items():
+        figures |= {"failed": len(queries) - figures["queries"]} | ({"pooled": pooled[name]} if name in pooled else {})
+    return methods
+
+
+def describe(discovery: Discovery) -> dict[str, Any]:
+    """What the results say of a discovery: its picks as "prototypes", best first, its "nfe" and what it left out."""
+    pool, picks, info = discovery.pool, discovery.selection, vars(discovery.info)
+    prototypes = [
+        {"t": int(pool.t[j]), "basin": int(pool.basin[j]), "gain": float(picks.gains[i])}
+        | {"curvature": float(pool.curvature[j]), "residual": float(pool.residual[j])}
+        for i, j in enumerate(picks.indices)
+        if picks.mask[i]
+    ]
+    left = {name: value for name, value in info.items() if name != "nfe"}
+    return {"prototypes": prototypes, "nfe": int(info["nfe"]), "discovery": left}
 
 
 def _moments(values: Sequence[tuple[Hashable, float | None]]) -> tuple[float | None, float | None]:

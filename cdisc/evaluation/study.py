@@ -130,6 +130,36 @@ def summarise(results: Mapping[str, Any], settings: Mapping[str, Any], features:
     return summary | {"deviations": deviations(summary, settings)}
 
 
+def sweep(runs: Mapping[str, Mapping[str, Any]], method: str, baseline: str) -> dict[str, dict[str, Any]]:
+    """One method under several configurations on the same classes.
+
+    Args:
+      runs: name of a configuration to the results of its run.
+      method: whose figures are compared.
+      baseline: the name of the configuration from which the others differ.
+
+    Returns:
+      For each configuration and each figure of `DIFFERENCES` that it has, the estimate and its interval, and the
+      "difference" to the baseline with the paired one, None for the baseline itself and where fewer than two classes
+      have both.
+    """
+    found = {
+        name: {figure: _figures_of(_by_class(results["queries"]), method, figure) for figure in DIFFERENCES}
+        for name, results in runs.items()
+    }
+    return {
+        name: {
+            figure: {
+                "estimate": _interval(list(values.values())),
+                "difference": None if name == baseline else _difference(values, found[baseline][figure]),
+            }
+            for figure, values in figures.items()
+            if values
+        }
+        for name, figures in found.items()
+    }
+
+
 def _by_class(queries: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
     """The figures by method of all queries of each class; a picture of unknown composition is one of its own."""
     classes: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}

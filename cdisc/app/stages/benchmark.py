@@ -8,40 +8,19 @@ from cdisc.app import config as config_lib
 from cdisc.app.config import Config
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Run
-from cdisc.evaluation import study
+from cdisc.evaluation import options, study
 
 
 def expanded(config: Config) -> Config:
     """The configuration of a benchmark: every held-out class, three seeds, and methods that know the query alone.
 
-    What the configuration says of `evaluate.per_class` and `evaluate.seeds` stays. Beside every adaptation that learns
-    from samples of the product stands the same one on the query alone (as DreamBooth does, Ruiz et al. 2023), and
-    beside a class embedding that starts at a trained class one that starts at noise: textual inversion (Gal et al.
-    2023). Both have the budget of what they stand beside.
+    What the configuration says of `evaluate.per_class` and `evaluate.seeds` stays.
     """
-    levels, methods = dict(config.adapt.levels), dict(config.evaluate.methods)
-    for name, level in config.adapt.levels.items():
-        sampled = [method for method in config.evaluate.methods.values() if method.level == name]
-        alone = dataclasses.replace(level, pool="query")
-        if level.pool != "query" and alone not in levels.values():
-            new = f"{name}_query"
-        elif level.start == "top1" and level.rank == 0 and level.space == "free" and not level.after:
-            alone, new = dataclasses.replace(level, start="normal", candidates=1), "inversion"
-        else:
-            continue
-        if sampled and new not in levels:
-            levels[new], methods[new] = alone, dataclasses.replace(sampled[0], level=new)
     settings = config.evaluate
-    return dataclasses.replace(
-        config,
-        adapt=dataclasses.replace(config.adapt, levels=levels),
-        evaluate=dataclasses.replace(
-            settings,
-            methods=methods,
-            per_class=settings.per_class or 1,
-            seeds=settings.seeds or tuple(config.seed + i for i in range(3)),
-        ),
-    )
+    levels, methods = options.with_baselines(config.adapt.levels, settings.methods)
+    seeds = settings.seeds or tuple(config.seed + i for i in range(3))
+    evaluate = dataclasses.replace(settings, methods=methods, per_class=settings.per_class or 1, seeds=seeds)
+    return dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, levels=levels), evaluate=evaluate)
 
 
 def benchmark(run: Run) -> None:

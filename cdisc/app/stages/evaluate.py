@@ -147,12 +147,13 @@ def write_results(
     classes: dict[tuple[Hashable, int], list[int]] = {}
     for i, (label, query) in enumerate(zip(labels, run.queries, strict=True)):
         classes.setdefault((label, query.seed), []).append(i)
-    measured: dict[int, dict[str, protocol.Figures]] = {}
+    by_place: dict[int, dict[str, protocol.Figures]] = {}
     pools = []
     for places in classes.values():
         figures, pooled = score_class(run, places, samples, judged_by)
-        measured |= zip(places, figures, strict=True)
+        by_place |= zip(places, figures, strict=True)
         pools.append(pooled)
+    measured = [by_place[i] for i in range(len(labels))]
     queries: list[dict[str, Any]] = []
     for i, (query, discovery) in enumerate(zip(run.queries, discoveries, strict=True)):
         signals.obey()
@@ -165,13 +166,10 @@ def write_results(
                 "source": query.source,
                 "seed": query.seed,
                 **({} if found(discovery) else {"failed": NOTHING}),
-                "prototypes": prototypes_of(discovery),
-                "nfe": int(discovery.info.nfe),
-                "discovery": {name: value for name, value in vars(discovery.info).items() if name != "nfe"},
+                **protocol.describe(discovery),
                 "methods": measured[i],
             }
         )
-    methods = protocol.aggregate([query["methods"] for query in queries], labels)
     pooled_by_class = [
         {"attributes": queries[places[0]]["attributes"], "seed": run.queries[places[0]].seed, "methods": pooled}
         for places, pooled in zip(classes.values(), pools, strict=True)
@@ -180,10 +178,6 @@ def write_results(
     failed = sum("failed" in query for query in queries)
     if failed:
         console.warn(f"evaluate: {failed} of {len(queries)} queries: {NOTHING}.")
-    for overall in methods.values():
-        overall["failed"] = len(queries) - overall["queries"]
-    for name, pooled in protocol.aggregate_pooled(pools, [label for label, _ in classes]).items():
-        methods[name]["pooled"] = pooled
     results_lib.write(
         run.path("results.json"),
         {
@@ -198,22 +192,6 @@ def write_results(
             **({} if run.network is None or not judged_by.factors else {"judge": judge_report(run, judged_by)}),
             "queries": queries,
             **({"classes": pooled_by_class} if pooled_by_class else {}),
-            "methods": methods,
+            "methods": protocol.overall(measured, labels, pools, [label for label, _ in classes]),
         },
     )
-
-
-def prototypes_of(discovery: concepts.Discovery) -> list[dict[str, Any]]:
-    """The selected modes of a discovery, best first."""
-    pool, picks = discovery.pool, discovery.selection
-    return [
-        {
-            "t": int(pool.t[j]),
-            "basin": int(pool.basin[j]),
-            "gain": float(picks.gains[i]),
-            "curvature": float(pool.curvature[j]),
-            "residual": float(pool.residual[j]),
-        }
-        for i, j in enumerate(picks.indices)
-        if picks.mask[i]
-    ]
