@@ -17,7 +17,7 @@ from cdisc.app.report import results as results_lib
 from cdisc.app.stages import discover, evaluate, export, judge
 from cdisc.app.stages.adapt import QueryModel, learns_from_product
 from cdisc.diffusion.gaussian import Gaussian
-from cdisc.evaluation import baselines, protocol
+from cdisc.evaluation import baselines, features, protocol
 from cdisc.evaluation.options import Method
 from cdisc.keys import named
 from cdisc.learning import adapt as adapt_lib
@@ -173,7 +173,8 @@ def test_no_picture_is_reference_and_real_sample_at_once(this, monkeypatch):
     monkeypatch.setattr(evaluate.protocol, "score_samples", score_samples)
     this = dataclasses.replace(this, dataset=dataclasses.replace(this.dataset, references=references))
     drawn = np.full((8, 2), -1.0, np.float32)
-    figures, _ = evaluate.score_class(this, [0], [{"poe": drawn}], judge.load_judge(this))
+    judged_by = judge.load_judge(this)
+    figures, _ = evaluate.score_class(this, [0], [{"poe": drawn}], judged_by, features.judge_features(judged_by))
     assert asked == [(this.queries[0].composition, 16)]
     assert list(figures[0]) == ["poe", "real pictures"]
     (poe, known), (real, again) = scored

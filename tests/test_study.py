@@ -35,6 +35,7 @@ def results_of(values, dataset="planar", **methods):
         "data_hash": "d",
         "config_hash": "c",
         "versions": {},
+        "features": "the judge's",
         "seconds": {"adapt": 7200},
     }
     return told | {"queries": queries, "methods": {name: {} for name in queries[0]["methods"]}}

@@ -1,4 +1,4 @@
-"""Samples with the variance of their way, against DDIM, closed forms and samples between two modes."""
+"""Samples with the variance of their way, against DDIM, closed forms and samples that choose late."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,6 @@ from cdisc.diffusion import exact
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.sampling import ddim
 from cdisc.diffusion.schedule import linear_beta
-from cdisc.evaluation import statistics
 from cdisc.evaluation import trajectory as lib
 
 NOISE = linear_beta()
@@ -42,17 +41,9 @@ def test_a_point_mass_does_not_move_and_a_known_path_has_its_variance():
             lib.ddim_with_variance(drifting, NOISE, start, num_steps=10, last=last)
 
 
-def test_samples_between_two_modes_waver_more():
-    # A smoothed score, as a network's, leaves samples between the modes; they moved until late.
-    modes = exact.GaussianMixture(jnp.full((2,), 0.5), jnp.asarray([[-1.0], [1.0]]), jnp.full((2, 1), 1e-3))
-    exactly = exact.mixture_eps(modes, NOISE)
-
-    def smoothed(x, t):
-        shifts = jnp.linspace(-0.15, 0.15, 5)
-        return jnp.mean(jnp.stack([exactly(x + shift, t) for shift in shifts]), axis=0)
-
-    start = jax.random.normal(jax.random.key(2), (400, 1))
-    samples, variance = lib.ddim_with_variance(smoothed, NOISE, start, num_steps=50, last=10)
-    between = np.abs(np.abs(np.asarray(samples[:, 0])) - 1.0) > 0.2
-    assert 5 < between.sum() < 200
-    assert statistics.auroc(variance[between], variance[~between]) > 0.9
+def test_samples_that_choose_a_mode_late_waver_more():
+    # In one dimension ways do not cross: a start near the middle stays between the modes longest.
+    modes = exact.GaussianMixture(jnp.full((2,), 0.5), jnp.asarray([[-0.3], [0.3]]), jnp.full((2, 1), 1e-3))
+    start = jnp.linspace(0.2, 2.0, 10)[:, None]
+    _, variance = lib.ddim_with_variance(exact.mixture_eps(modes, NOISE), NOISE, start, num_steps=50, last=10)
+    assert (np.diff(np.asarray(variance)) < 0).all()

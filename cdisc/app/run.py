@@ -21,7 +21,7 @@ from cdisc.data import queries as queries_data
 from cdisc.diffusion import schedule as schedule_lib
 from cdisc.diffusion.sampling import ddim
 from cdisc.errors import UserError, about
-from cdisc.evaluation import methods, protocol
+from cdisc.evaluation import features, methods, protocol
 from cdisc.keys import named
 from cdisc.networks import backbone as backbone_lib
 from cdisc.networks import interop
@@ -132,6 +132,9 @@ def prepare(config: config_lib.Config, workdir: pathlib.Path, query_paths: Seque
         with about(f"{source.path}: " if isinstance(source, config_lib.DiffusersFolder) else "config.network."):
             backbone = backbone_lib.unet(network, schedule, scheduler.prediction_type)
     queries = own_queries(query_paths, dataset.shape, config.seed) if query_paths else held_out_queries(config, dataset)
+    if config.evaluate.features != "judge":
+        with about("config.evaluate."):
+            features.load(config.evaluate.features, config.evaluate.weights)  # complains now
     for composition in dict.fromkeys(query.composition for query in queries):
         if composition is not None:
             # Complains now, not when everything else is done.

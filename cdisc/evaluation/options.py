@@ -68,6 +68,8 @@ class Evaluate:
       samples: of each method for each query.
       references: other pictures of the query's composition.
       k: neighbours of precision and recall.
+      features: in which sets of pictures are compared: "judge", or one of `features.SOURCES`.
+      weights: a file with the weights of these.
       class_guidance: of Top-1 and Top-3.
       tau_k: temperature of Top-3's weights.
       query_only_sigma: width of Query-only's Gaussian.
@@ -82,6 +84,8 @@ class Evaluate:
     samples: int = 8
     references: int = 100
     k: int = 3
+    features: str = "judge"
+    weights: str = ""
     class_guidance: float = 2.0
     tau_k: float = 1e-3
     query_only_sigma: float = 1.0

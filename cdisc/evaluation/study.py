@@ -70,7 +70,7 @@ SHOWN: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def summarise(results: Mapping[str, Any], settings: Mapping[str, Any], features: str = "the judge's") -> dict[str, Any]:
+def summarise(results: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of a results file with 95% intervals over classes, and paired differences of its methods.
 
     The figures of a class are the means over its queries and seeds; classes are what is resampled, always in the same
@@ -79,7 +79,6 @@ def summarise(results: Mapping[str, Any], settings: Mapping[str, Any], features:
     Args:
       results: the content of a results file.
       settings: the configuration that the run had, by dotted names of its fields.
-      features: whose features sets of pictures were compared in.
 
     Returns:
       "methods": for each method and figure its estimate and the ends of its interval; "differences": the same for
@@ -98,7 +97,7 @@ def summarise(results: Mapping[str, Any], settings: Mapping[str, Any], features:
     summary = {
         **{name: results[name] for name in ("dataset", "data_hash", "config_hash", "versions", "seconds")},
         "judge": results.get("judge", {}).get("joint_accuracy"),
-        "features": features,
+        "features": results["features"],
         "seeds": sorted({query["seed"] for query in queries}),
         "classes": len(by_class),
         "queries": len(queries),

@@ -21,7 +21,7 @@ from cdisc.app.stages.saved import read_seconds, saved_by_query
 from cdisc.data import compositions
 from cdisc.discovery import concepts
 from cdisc.errors import UserError, about
-from cdisc.evaluation import judge, methods, protocol
+from cdisc.evaluation import features, judge, methods, protocol
 from cdisc.keys import named
 
 PRODUCT = "product"
@@ -102,7 +102,11 @@ def evaluate(
 
 
 def score_class(
-    run: Run, places: Sequence[int], samples: Sequence[dict[str, np.ndarray]], judged_by: judge.Judge
+    run: Run,
+    places: Sequence[int],
+    samples: Sequence[dict[str, np.ndarray]],
+    judged_by: judge.Judge,
+    compared_in: features.Features,
 ) -> tuple[list[dict[str, protocol.Figures]], dict[str, dict[str, protocol.Figures]]]:
     """What was drawn for the queries at some places, all of one composition and one seed, measured."""
     settings, dataset, composition = run.config.evaluate, run.dataset, run.queries[places[0]].composition
@@ -131,6 +135,7 @@ def score_class(
         # Other real pictures of the composition in place of samples: what a perfect method would reach.
         real={REAL: pictures[settings.references :]},
         k=settings.k,
+        extract=compared_in.extract,
         training=training,
     )
 
@@ -147,10 +152,14 @@ def write_results(
     classes: dict[tuple[Hashable, int], list[int]] = {}
     for i, (label, query) in enumerate(zip(labels, run.queries, strict=True)):
         classes.setdefault((label, query.seed), []).append(i)
+    settings = run.config.evaluate
+    compared_in = features.judge_features(judged_by)
+    if settings.features != "judge":
+        compared_in = features.load(settings.features, settings.weights)
     by_place: dict[int, dict[str, protocol.Figures]] = {}
     pools = []
     for places in classes.values():
-        figures, pooled = score_class(run, places, samples, judged_by)
+        figures, pooled = score_class(run, places, samples, judged_by, compared_in)
         by_place |= zip(places, figures, strict=True)
         pools.append(pooled)
     measured = [by_place[i] for i in range(len(labels))]
@@ -190,6 +199,7 @@ def write_results(
             "seconds": read_seconds(run.path("seconds.json")),
             # An exact judge needs no calibration, and one of nothing has none.
             **({} if run.network is None or not judged_by.factors else {"judge": judge_report(run, judged_by)}),
+            "features": compared_in.label,
             "queries": queries,
             **({"classes": pooled_by_class} if pooled_by_class else {}),
             "methods": protocol.overall(measured, labels, pools, [label for label, _ in classes]),
