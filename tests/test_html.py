@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from html import parser
 from typing import Any
+from xml.etree import ElementTree
 
 import jax.numpy as jnp
 import numpy as np
@@ -382,13 +383,27 @@ def test_the_chart_has_recall_across_and_accuracy_up_and_needs_two_methods_with_
     methods["none"] = {**methods["poe"], "recall": None}
     chart = "joint accuracy against recall"
     reader = _is_whole(html.render(page))
-    assert _marks(reader, chart, "circle", "cx", "cy") == [(10.0, 29.9), (50.0, 0.0)]
-    assert "1 poe 2 top1" in reader.text
+    assert _marks(reader, chart, "circle", "cx", "cy")[::2] == [(10.0, 29.9), (50.0, 0.0)]
+    assert "1 1 poe top1 2 2 top1" in reader.text  # the title, the mark, the legend
     (elements,) = (found for name, found in reader.charts.items() if name.startswith(chart))
     bars = [attrs["d"] for kind, attrs in elements if attrs.get("class") == "outline"]
     assert bars == ["M9 29.9h2M10 27.9v4", "M50 0h0M50 -10v20"]
     methods["top1"]["recall"] = None
     assert chart not in html.render(page)
+
+
+def test_a_chart_can_be_a_file_of_its_own() -> None:
+    # Catches: ends of an interval exchanged, one drawn where there is none, a scale that does not fit its ticks.
+    rows = [("a", (0.5, 0.25, 1.0)), ("b", (0.0, None, None))]
+    drawn = html.svg("intervals", {"a": "#123456", "b": "#654321"}, rows, "recall (9 classes)", 0.0, 1.0)
+    root = ElementTree.fromstring(drawn)
+    circles = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("{http://www.w3.org/2000/svg}circle")]
+    assert circles == [(50.0, 4.0), (0.0, 12.0)]
+    bars = [p.get("d") for p in root.iter("{http://www.w3.org/2000/svg}path") if p.get("class") == "outline"]
+    assert bars == ["M25 4H100"]
+    methods = _results()["methods"]
+    drawn = html.svg("tradeoff", figures.method_colours(list(methods)), html.comparable(methods))
+    assert ElementTree.fromstring(drawn).get("role") == "img"
 
 
 def test_no_table_without_methods_and_their_sentences_where_there_are() -> None:

@@ -239,7 +239,6 @@ def discover(
       ValueError: for a query with a batch axis, and for timesteps beyond the schedule.
     """
     require_array("query", query, "float32", (1, 2, 3), "one float32 picture (H, W, C) or point (d,), without a batch")
-    require_array("key", key, "key<", (0,), "one random key, such as jax.random.key(0)")
     if max(options.timesteps) > schedule.num_timesteps:
         raise ValueError(
             f"timesteps has {max(options.timesteps)}, but the schedule ends at {schedule.num_timesteps}: "
