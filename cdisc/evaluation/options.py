@@ -108,6 +108,24 @@ class Evaluate:
                 raise ValueError(f"{name} is {values}: use positive numbers.")
 
 
+PRODUCT = "product"
+"""The method that draws from the product of experts itself, without the network."""
+
+
+def learns_from_product(levels: Mapping[str, Any], name: str) -> bool:
+    """Whether a level, or one that it goes on from, learns from samples of the product of experts."""
+    level = levels[name]
+    return level.pool != "query" or (level.after != "" and learns_from_product(levels, level.after))
+
+
+def needs_product(levels: Mapping[str, Any], methods: Mapping[str, Method], method: str) -> bool:
+    """Whether a method means nothing for a query whose discovery found no modes to multiply."""
+    own = methods.get(method)
+    if own is None:
+        return method in ("poe", PRODUCT)
+    return own.teacher_weight > 0 or learns_from_product(levels, own.level)
+
+
 def with_baselines(
     levels: Mapping[str, Any], methods: Mapping[str, Method]
 ) -> tuple[dict[str, Any], dict[str, Method]]:

@@ -11,20 +11,18 @@ import numpy as np
 from cdisc import console, runtime, signals, storage
 from cdisc.app import config as config_lib
 from cdisc.app import devices, hosts
-from cdisc.app.config import Config
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Query, Run
-from cdisc.app.stages.adapt import QueryModel, draw, learns_from_product
+from cdisc.app.stages.adapt import QueryModel, draw
 from cdisc.app.stages.discover import NOTHING, found
 from cdisc.app.stages.judge import judge_report, load_judge
 from cdisc.app.stages.saved import read_seconds, saved_by_query
 from cdisc.data import compositions
 from cdisc.discovery import concepts
 from cdisc.errors import UserError, about
-from cdisc.evaluation import features, judge, methods, protocol
+from cdisc.evaluation import features, judge, methods, options, protocol
 from cdisc.keys import named
 
-PRODUCT = "product"
 REAL = "real pictures"
 
 _TRAINING = 1000
@@ -33,17 +31,8 @@ _TRAINING = 1000
 
 def densities_of(run: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.GuidedDensity]:
     """Every method's density for one query."""
-    image, table, options = jnp.asarray(query.image), run.backbone.table(params), run.config.evaluate
-    known = (model.teacher, table, model.losses, model.adaptations)
-    return methods.densities(image, *known, options, run.config.guidance)
-
-
-def needs_product(config: Config, method: str) -> bool:
-    """Whether a method means nothing for a query whose discovery found no modes to multiply."""
-    own = config.evaluate.methods.get(method)
-    if own is None:
-        return method in ("poe", PRODUCT)
-    return own.teacher_weight > 0 or learns_from_product(config.adapt.levels, own.level)
+    known = (model.teacher, run.backbone.table(params), model.losses, model.adaptations)
+    return methods.densities(jnp.asarray(query.image), *known, run.config.evaluate, run.config.guidance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,20 +69,18 @@ def evaluate(
             signals.obey()
             drawn[name] = draw(run, params, [density[name] for density in densities], starts, settings.samples)
         # The product itself, without the network: right where the teacher is, but not a realistic picture.
-        drawn[PRODUCT] = np.stack(
+        drawn[options.PRODUCT] = np.stack(
             [model.teacher.sample(key, settings.samples) for model, key in zip(known, draws, strict=True)]
         )
         for name, samples in drawn.items():
-            absent = without if needs_product(run.config, name) else []
+            absent = without if options.needs_product(run.config.adapt.levels, settings.methods, name) else []
             if not np.isfinite(np.delete(samples, absent, axis=0)).all():
                 raise UserError(f"evaluate: samples of {name} are not finite: lower its guidance.")
             samples[absent] = np.nan
         return devices.unstack(drawn)
 
-    names = densities_of(run, params, run.queries[0], models[0])
-    like = {
-        name: jax.ShapeDtypeStruct((settings.samples, *run.dataset.shape), jnp.float32) for name in (*names, PRODUCT)
-    }
+    names = (*densities_of(run, params, run.queries[0], models[0]), options.PRODUCT)
+    like = {name: jax.ShapeDtypeStruct((settings.samples, *run.dataset.shape), jnp.float32) for name in names}
     samples = Present(saved_by_query(run, "evaluate", active, like, jax.local_device_count(), work))
     if active and hosts.first():
         signals.obey()  # a judge may have to be trained
