@@ -308,10 +308,11 @@ def about(summary: Mapping[str, Any]) -> str:
     """What the run was, in a sentence."""
     versions = ", ".join(f"{name} {summary['versions'][name]}" for name in ("cdisc", "jax"))
     hours = sum(summary["seconds"].values()) / 3600
-    judge = "exact" if summary["judge"] is None else f"right on {summary['judge']:.1%} of unseen real pictures"
+    judge = summary["judge"]
+    trust = "No judge was trained." if judge is None else f"The judge is right on {judge:.1%} of unseen real pictures."
     return (
         f"Config {summary['config_hash'][:12]}, data {summary['data_hash'][:12]}, seeds "
-        f"{', '.join(map(str, summary['seeds']))}; {versions}; {hours:.1f} hours. The judge is {judge}."
+        f"{', '.join(map(str, summary['seeds']))}; {versions}; {hours:.1f} hours. {trust}"
     )
 
 
