@@ -5,8 +5,9 @@ Cost:     at most 3,120 evaluations of the network a query for its modes, 1,400 
           takes to follow the modes is written to `discover/hierarchy.json`
 
 FOLDER is what diffusers saved of a `UNet2DModel` with its scheduler, or of a pipeline (`cdisc.networks.interop`). The
-pictures' size, their channels, the schedule and what the network predicts are the folder's. An unconditional network is
-its own null class, and adaptation adds a class to it. Nothing is known of the pictures, so nothing is judged.
+pictures' size, their channels, the schedule, what the network predicts and how its sampler clips and steps are the
+folder's. An unconditional network is its own null class, and adaptation adds a class to it. Nothing is known of the
+pictures, so nothing is judged. Timesteps are given for 1,000 and scaled to the folder's (`network.num_timesteps`).
 """
 
 import ml_collections
@@ -55,4 +56,5 @@ def get_config() -> ml_collections.ConfigDict:
     )
     # The folder says what was trained, and nothing is known by which samples could be judged.
     del c.diffusion, c.pretrain, c.evaluate.judge
+    del c.sampling.clip, c.sampling.timestep_spacing, c.sampling.steps_offset, c.sampling.set_alpha_to_one
     return c

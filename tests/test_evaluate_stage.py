@@ -18,7 +18,7 @@ from cdisc.app.report import results as results_lib
 from cdisc.app.stages import benchmark, report
 from cdisc.app.stages import evaluate as stage
 from cdisc.app.stages.judge import bundled_judge, judge_about, judge_bundle, load_judge
-from cdisc.data import compositions
+from cdisc.data import compositions, planar
 from cdisc.discovery import concepts
 from cdisc.evaluation import metrics, protocol
 
@@ -224,6 +224,6 @@ def test_references_that_are_queries_or_were_learnt_from_are_refused(prepared, m
     shared = dataclasses.replace(this, dataset=dataclasses.replace(this.dataset, train_batch=learnt))
     with pytest.raises(errors.UserError, match="picture 7 of what the network learnt from is picture 2 of the ref"):
         written(shared, drawn_of(this))
-    monkeypatch.setattr(run.planar, "load", lambda _: dataclasses.replace(this.dataset, references=same))
+    monkeypatch.setattr(planar, "load", lambda _: dataclasses.replace(this.dataset, references=same))
     with pytest.raises(errors.UserError, match="is picture 0 of the queries: take one of them out"):
         prepared(samples=4)

@@ -309,6 +309,11 @@ def test_the_hierarchy_is_drawn_once_with_parents_above_and_between_their_childr
     assert not first < middle < last and not last < middle < first
     assert top == pytest.approx((left + right) / 2)
     assert places[0][1] > places[3][1] > places[5][1]
+    branches = [
+        (attrs["d"] or "").replace("H", " ").replace("v", " ").split() for kind, attrs in elements if kind == "path"
+    ]
+    across = [float(path[3]) - 0.5 for path in branches]
+    assert across == pytest.approx([right, left, right, top, top], abs=1e-3)
     widths = [attrs["style"] for kind, attrs in elements if kind == "path"]
     assert widths == [
         "stroke-width:3px",
@@ -394,8 +399,8 @@ def test_the_chart_has_recall_across_and_accuracy_up_and_needs_two_methods_with_
 
 def test_a_chart_can_be_a_file_of_its_own() -> None:
     # Catches: ends of an interval exchanged, one drawn where there is none, a scale that does not fit its ticks.
-    rows = [("a", (0.5, 0.25, 1.0)), ("b", (0.0, None, None))]
-    drawn = html.svg("intervals", {"a": "#123456", "b": "#654321"}, rows, "recall (9 classes)", 0.0, 1.0)
+    rows = [("a", (0.0, -0.5, 1.0)), ("b", (-1.0, None, None))]
+    drawn = html.svg("intervals", {"a": "#123456", "b": "#654321"}, rows, "difference (9 classes)", -1.0, 1.0)
     root = ElementTree.fromstring(drawn)
     circles = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("{http://www.w3.org/2000/svg}circle")]
     assert circles == [(50.0, 4.0), (0.0, 12.0)]
@@ -490,6 +495,10 @@ def test_what_is_drawn_of_points_is_theirs(plane: html.Plane) -> None:
     expected = np.concatenate([cells, np.concatenate([means * [1, -1], np.sqrt(variances)], axis=1)])
     np.testing.assert_allclose(drawn, expected, rtol=1e-3)
     assert _marks(reader, "the plane", "circle", "cx", "cy") == [pytest.approx((query[0], -query[1]), rel=1e-3)]
+    left, top, width, height = map(
+        float, re.findall(r'viewBox="([^"]*)"', html.render(_page(panel, plane=plane)))[0].split()
+    )
+    assert left < -1.2 < 1.2 < left + width and top < -1.2 < 1.2 < top + height  # all cells are in view
     colours = figures.method_colours(["poe", "top1"])
     for name in ("poe", "top1"):
         (elements,) = (found for alt, found in reader.charts.items() if alt == f"samples of {name} for cyan 3")

@@ -26,11 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from cdisc import bundled, console
+from cdisc import bundled, console, options
 from cdisc.app import config as config_lib
 from cdisc.app import plot
 from cdisc.app.containers import restore, save
-from cdisc.app.model import imported_network, picture_shape
 from cdisc.data import avatars, colormnist, compositions, stored
 from cdisc.data import pictures as pictures_lib
 from cdisc.diffusion import parameterization
@@ -155,15 +154,13 @@ def load(what: str | os.PathLike[str], null_class: int | None = None) -> Model:
         config = config_lib.read(settings)
         network = bundled.load(config.pretrain.bundle)
     else:
-        if not pathlib.Path(what).is_dir():
+        if not pathlib.Path(what).expanduser().is_dir():
             raise UserError(f'{what} is no folder: give one that diffusers saved, or "digits" or "faces".')
         source = config_lib.DiffusersFolder(path=str(what), null_class=null_class)
-        config = dataclasses.replace(_any_network(), network=source)
-        imported_network(source, config.adapt.levels)
+        config, *_ = options.resolve(dataclasses.replace(_any_network(), network=source))
         network = interop.load(what)
     params = network.params if null_class is None else denoiser.null_last(network.params, null_class)
-    config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, clip=network.scheduler.clip))
-    schedule, shape = network.scheduler.schedule(), picture_shape(network.network)
+    schedule, shape = network.scheduler.schedule(), network.network.picture_shape
     return Model(str(what), network.backbone(), params, schedule, shape, config)
 
 
@@ -381,8 +378,7 @@ def _draw(model: Model, density: methods.GuidedDensity, count: int, seed: int) -
     shape = model.shape if density.teacher is None else density.teacher.mean.shape
     assert shape is not None  # what has no shape of its own has learnt nothing
     x = jax.random.normal(named(jax.random.key(seed), "sample"), (count, *shape))
-    settings = model.config.sampling
-    return _ddim(model.backbone, settings.num_steps, settings.clip, model.params, model.schedule, density, x)
+    return _ddim(model.backbone, model.config.sampling, model.params, model.schedule, density, x)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -397,17 +393,16 @@ def _discover(
     return concepts_lib.discover(null_eps(backbone, params), schedule, query, key, options)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _ddim(
     backbone: Backbone,
-    num_steps: int,
-    clip: float | None,
+    sampling: config_lib.Sampling,
     params: Any,
     schedule: Schedule,
     density: methods.GuidedDensity,
     x: jax.Array,
 ) -> jax.Array:
-    return ddim(methods.guided_eps(backbone, params, schedule, density), schedule, x, num_steps=num_steps, clip=clip)
+    return ddim(methods.guided_eps(backbone, params, schedule, density), schedule, x, **sampling.ddim_options)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -1,24 +1,79 @@
-"""The network and the forward process of a configuration, with what can be checked of them before any work."""
+"""The pictures, the network and the forward process that a configuration names, checked before any work."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
+from typing import Any
 
+from cdisc import console
+from cdisc.app import hosts
 from cdisc.app.config import Config, DiffusersFolder
-from cdisc.data import Dataset
-from cdisc.diffusion.schedule import Schedule
+from cdisc.data import Dataset, avatars, celeba, colormnist, folder, planar, queries
 from cdisc.errors import UserError, about
 from cdisc.learning.adapt import AdaptOptions
-from cdisc.networks import interop
+from cdisc.networks import backbone, interop
+from cdisc.networks.interop import SchedulerConfig
 from cdisc.networks.unet import UNetConfig
 
+_DATA: tuple[Any, ...] = (colormnist, avatars, celeba, planar, folder)
 
-def check_timesteps(config: Config, schedule: Schedule) -> None:
-    """Checks that a schedule has the timesteps that a configuration names.
+
+def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, SchedulerConfig]:
+    """What `config` names; this alone asks whether a network is trained here or was saved by diffusers.
+
+    Returns:
+      The configuration, where there is a folder with its way to sample and timesteps of its schedule; the pictures; the
+      U-Net's options, None where the score is exact; the forward process and what is predicted.
+
+    Raises:
+      UserError: for anything in the configuration that cannot be used.
+    """
+    source = config.network
+    if isinstance(source, DiffusersFolder):
+        network, scheduler = pretrained_options(config, config.adapt.levels)
+        if not scheduler.sampler.startswith("DDIM"):
+            console.say(f"{source.path} is of a {scheduler.sampler}: here samples are drawn by DDIM, on its schedule")
+        config = dataclasses.replace(
+            _at_the_schedule_of(config, scheduler.num_train_timesteps),
+            sampling=dataclasses.replace(config.sampling, **scheduler.ddim_options),
+        )
+        check_timesteps(config, scheduler.num_train_timesteps)
+        name = pathlib.Path(source.path).expanduser().resolve().name
+        return config, queries.load(name, network.picture_shape), network, scheduler
+    scheduler = config.scheduler()
+    check_timesteps(config, scheduler.num_train_timesteps)
+    with hosts.first_alone():  # some data are made once and kept, which takes minutes
+        dataset = next(data for data in _DATA if data.Options is type(config.data)).load(config.data)
+    return config, dataset, trained_network(source, dataset) if isinstance(source, UNetConfig) else None, scheduler
+
+
+def _at_the_schedule_of(config: Config, last: int) -> Config:
+    """The timesteps of `config.discover`, given for `network.num_timesteps`, at the same parts of `last` timesteps."""
+    given = config.network.num_timesteps if isinstance(config.network, DiffusersFolder) else last
+    if given == last:
+        return config
+
+    def scaled(timesteps: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(max(1, round(t * last / given)) for t in timesteps))
+
+    discovery = config.discover
+    discovery = dataclasses.replace(
+        discovery, timesteps=scaled(discovery.timesteps), hierarchy=scaled(discovery.hierarchy)
+    )
+    console.say(
+        f"the network's schedule has {last} timesteps: config.discover's, given for {given}, become "
+        f"{discovery.timesteps} and {discovery.hierarchy}"
+    )
+    return dataclasses.replace(config, discover=discovery)
+
+
+def check_timesteps(config: Config, last: int) -> None:
+    """Checks that a schedule of `last` timesteps has those that a configuration names.
 
     Raises:
       UserError: if not.
     """
-    last, discovery = schedule.num_timesteps, config.discover
+    discovery = config.discover
     named = {"discover.timesteps": discovery.timesteps, "discover.hierarchy": discovery.hierarchy}
     for name, timesteps in (named | {"sampling.num_steps": (config.sampling.num_steps,)}).items():
         if max(timesteps, default=0) > last:
@@ -27,18 +82,13 @@ def check_timesteps(config: Config, schedule: Schedule) -> None:
             )
 
 
-def picture_shape(network: UNetConfig) -> tuple[int, int, int]:
-    """(H, W, C) of what a network denoises."""
-    return network.sample_size, network.sample_size, network.in_channels
-
-
 def trained_network(network: UNetConfig, dataset: Dataset) -> UNetConfig:
     """`config.network` for a data set; a table of None gets a row for each trained class and the null class.
 
     Raises:
       UserError: for a network that cannot be trained on them.
     """
-    shape, classes = picture_shape(network), len(dataset.split.trained)
+    shape, classes = network.picture_shape, len(dataset.split.trained)
     if dataset.shape != shape:
         raise UserError(
             f"config.network is for pictures of {'x'.join(map(str, shape))} (sample_size, in_channels), and those of "
@@ -56,15 +106,17 @@ def trained_network(network: UNetConfig, dataset: Dataset) -> UNetConfig:
     return network
 
 
-def imported_network(
-    source: DiffusersFolder, levels: Mapping[str, AdaptOptions]
-) -> tuple[UNetConfig, interop.SchedulerConfig]:
+def pretrained_options(config: Any, levels: Mapping[str, AdaptOptions]) -> tuple[UNetConfig, SchedulerConfig]:
     """The options of the network in the folder `config.network.path`.
+
+    Args:
+      config: a `Config`, or the `ConfigDict` that becomes one.
+      levels: of adaptation.
 
     Raises:
       UserError: for a network, or a level of adaptation, that a run whose only data are queries cannot use.
     """
-    folder, null = source.path, source.null_class
+    folder, null = config.network.path, config.network.null_class
     if not folder:
         raise UserError("config.network.path is empty: give --config.network.path=FOLDER, one that diffusers saved.")
     network, scheduler = interop.load_options(folder)
@@ -77,6 +129,8 @@ def imported_network(
         raise UserError(f"{folder} has center_input_sample: queries are in [-1, 1], so use a network without it.")
     if network.class_embed_type is not None:
         raise UserError(f"{folder} has class_embed_type {network.class_embed_type!r}: a run needs a table, null.")
+    with about(f"{folder}: "):
+        backbone.unet(network, scheduler.schedule(), scheduler.prediction_type)
     rows = network.num_class_embeds
     if rows is None and null is not None:
         raise UserError(f"{folder} has no classes: leave config.network.null_class out.")
