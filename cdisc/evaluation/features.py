@@ -123,17 +123,17 @@ def dinov2(weights: Weights, pictures: jax.Array, *, size: int = 224, width_of_h
     mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     kernel = w["embeddings.patch_embeddings.projection.weight"]
     x = _patches(_normalised(pictures, size, mean, deviation), kernel)
-    x = x + w["embeddings.patch_embeddings.projection.bias"]
+    x = x + _along(w["embeddings.patch_embeddings.projection.bias"], x)
     positions = w["embeddings.position_embeddings"][0]
     x = _with_class(x, w["embeddings.cls_token"][0, 0]) + _positions(positions, size // kernel.shape[-1])[None]
     for i in range(_count(w, "encoder.layer.")):
         of = f"encoder.layer.{i}."
         names = [f"{of}attention.attention.{part}" for part in ("query", "key", "value")]
         y = _attention(w, [*names, f"{of}attention.output.dense"], _layer_norm(w, f"{of}norm1", x, 1e-6), width_of_head)
-        x = x + w[f"{of}layer_scale1.lambda1"] * y
+        x = x + _along(w[f"{of}layer_scale1.lambda1"], y) * y
         y = _linear(w, f"{of}mlp.fc1", _layer_norm(w, f"{of}norm2", x, 1e-6))
         y = _linear(w, f"{of}mlp.fc2", jax.nn.gelu(y, approximate=False))
-        x = x + w[f"{of}layer_scale2.lambda1"] * y
+        x = x + _along(w[f"{of}layer_scale2.lambda1"], y) * y
     return _layer_norm(w, "layernorm", x[:, 0], 1e-6)
 
 
@@ -178,13 +178,18 @@ def _count(weights: Weights, prefix: str) -> int:
 
 
 def _linear(weights: Weights, name: str, x: jax.Array) -> jax.Array:
-    return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+    return x @ weights[f"{name}.weight"].T + _along(weights[f"{name}.bias"], x)
 
 
 def _layer_norm(weights: Weights, name: str, x: jax.Array, epsilon: float) -> jax.Array:
     centred = x - x.mean(axis=-1, keepdims=True)
     scaled = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
-    return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return scaled * _along(weights[f"{name}.weight"], x) + _along(weights[f"{name}.bias"], x)
+
+
+def _along(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Values (D,) of the last axis of `x` (..., D)."""
+    return values.reshape((1,) * (x.ndim - 1) + values.shape)
 
 
 def _attention(weights: Weights, names: list[str], x: jax.Array, width: int) -> jax.Array:
