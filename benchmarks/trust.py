@@ -86,9 +86,15 @@ def main(_: list[str]) -> None:
         guidance = config.guidance
         density = methods.GuidedDensity(teacher, teacher_weight=guidance.w0, w_max=guidance.w_max)
         eps_fn = methods.guided_eps(this.backbone, params, this.schedule, density)
-        steps = config.sampling.num_steps
+        sampling = config.sampling
         return trajectory.ddim_with_variance(
-            eps_fn, this.schedule, start, num_steps=steps, last=_LAST.value, clip=config.sampling.clip
+            eps_fn,
+            this.schedule,
+            start,
+            num_steps=sampling.num_steps,
+            last=_LAST.value,
+            clip=sampling.clip,
+            use_clipped_model_output=sampling.use_clipped_model_output,
         )
 
     @jax.jit

@@ -14,12 +14,12 @@ from cdisc.evaluation import trajectory as lib
 NOISE = linear_beta()
 
 
-@pytest.mark.parametrize("clip", [None, 0.5])
-def test_the_samples_are_those_of_ddim(clip):
+@pytest.mark.parametrize("options", [{}, {"clip": 0.5}, {"clip": 0.5, "use_clipped_model_output": True}])
+def test_the_samples_are_those_of_ddim(options):
     eps = Gaussian(jnp.asarray([0.3, -0.2]), jnp.asarray([0.04, 1.0])).eps(NOISE)
     start = jax.random.normal(jax.random.key(0), (5, 2))
-    samples, _ = lib.ddim_with_variance(eps, NOISE, start, num_steps=12, last=4, clip=clip)
-    np.testing.assert_allclose(samples, ddim(eps, NOISE, start, num_steps=12, clip=clip), atol=1e-6)
+    samples, _ = lib.ddim_with_variance(eps, NOISE, start, num_steps=12, last=4, **options)
+    np.testing.assert_allclose(samples, ddim(eps, NOISE, start, num_steps=12, **options), atol=1e-6)
 
 
 def test_a_point_mass_does_not_move_and_a_known_path_has_its_variance():

@@ -9,7 +9,14 @@ from cdisc.diffusion.schedule import Schedule, alpha_bar_at
 
 
 def ddim_with_variance(
-    eps_fn: EpsFn, schedule: Schedule, x: jax.Array, *, num_steps: int, last: int, clip: float | None = None
+    eps_fn: EpsFn,
+    schedule: Schedule,
+    x: jax.Array,
+    *,
+    num_steps: int,
+    last: int,
+    clip: float | None = None,
+    use_clipped_model_output: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Samples as `sampling.ddim` makes them, and how much the predicted clean picture moved over their last steps.
 
@@ -23,6 +30,7 @@ def ddim_with_variance(
       num_steps: evaluations of `eps_fn`.
       last: how many of them count, from the end, at least 2.
       clip: as in `sampling.ddim`.
+      use_clipped_model_output: as there.
 
     Returns:
       The samples (B, ...), and for each the variance over its last steps, a mean over entries: (B,).
@@ -32,14 +40,15 @@ def ddim_with_variance(
     """
     if not 2 <= last <= num_steps:
         raise ValueError(f"last is {last}, outside 2..{num_steps}")
-    visited = jnp.asarray(timesteps(schedule.num_timesteps, num_steps))
 
-    def step(x: jax.Array, now_next: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def step(x: jax.Array, now_next: jax.Array) -> tuple[jax.Array, jax.Array]:
         t, s = (jnp.full(x.shape[:1], value) for value in now_next)
-        x0 = x0_from_eps(schedule, x, eps_fn(x, t), t)
+        eps = eps_fn(x, t)
+        x0 = x0_from_eps(schedule, x, eps, t)
         x0 = x0 if clip is None else jnp.clip(x0, -clip, clip)
+        eps = eps_from_x0(schedule, x, x0, t) if use_clipped_model_output else eps
         a_s = alpha_bar_at(schedule, s, x)
-        return jnp.sqrt(a_s) * x0 + jnp.sqrt(1.0 - a_s) * eps_from_x0(schedule, x, x0, t), x0
+        return jnp.sqrt(a_s) * x0 + jnp.sqrt(1.0 - a_s) * eps, x0
 
-    samples, path = jax.lax.scan(step, x, (visited[:-1], visited[1:]))
+    samples, path = jax.lax.scan(step, x, jnp.asarray(timesteps(schedule.num_timesteps, num_steps)))
     return samples, jnp.mean(jnp.var(path[-last:], axis=0), axis=tuple(range(1, x.ndim)))
