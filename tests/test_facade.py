@@ -237,6 +237,13 @@ def test_containers_come_back_without_a_like(found, tmp_path):
     assert library == library.replace(experts=library.experts)
 
 
+@dataclasses.dataclass
+class Foreign:
+    """A container that is none of cdisc's."""
+
+    what: str
+
+
 def test_files_that_are_not_what_was_saved_are_refused(found, tmp_path):
     path = tmp_path / "kept"
     cdisc.save(path, found)
@@ -245,7 +252,13 @@ def test_files_that_are_not_what_was_saved_are_refused(found, tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError, match="it is damaged"):
             cdisc.restore(path)
-    for name in ("os:system", "cdisc.app.notebook:load", "cdisc.app.nowhere:Found", "cdisc.app.notebook:Fount"):
+    for name in (
+        "os:system",
+        f"{__name__}:Foreign",
+        "cdisc.app.notebook:load",
+        "cdisc.app.nowhere:Found",
+        "cdisc.app.notebook:Fount",
+    ):
         with path.open("wb") as file:
             np.savez(file, tree=np.asarray(json.dumps({"class": name, "fields": {"what": "x"}})))
         with pytest.raises(UserError, match="cannot be read"):

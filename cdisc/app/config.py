@@ -16,6 +16,7 @@ from ml_collections import config_dict
 
 from cdisc import storage
 from cdisc.data import avatars, celeba, colormnist, folder, planar, queries
+from cdisc.diffusion.sampling import DDIMOptions
 from cdisc.discovery.concepts import DiscoveryOptions
 from cdisc.discovery.poe import Guidance
 from cdisc.errors import about, nearest, require_known, require_positive
@@ -32,7 +33,7 @@ BACKBONE_SECTIONS = ("data", "diffusion", "network", "pretrain")
 """The sections that decide the weights of a trained backbone."""
 
 _NOT_IN_WEIGHTS = {
-    "data": ("cache",),
+    "data": ("cache", "outside"),
     "network": ("remat",),
     "pretrain": ("from_scratch", "bundle", "save_every", "samples_every", "keep", "result", "restore", "accumulate"),
 }
@@ -147,38 +148,19 @@ class Pretrain(PretrainOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How samples are drawn, with DDIM.
+class Sampling(DDIMOptions):
+    """How samples are drawn. A folder of diffusers says most of it itself.
 
     Attributes:
-      num_steps: of the sampler.
-      clip: the predicted clean picture is clipped to [-clip, clip]; None leaves it.
-      timestep_spacing: which timesteps are visited (`cdisc.diffusion.sampling.timesteps`).
-      steps_offset: what is added to them where they are "leading".
-      set_alpha_to_one: whether the last step ends at the clean picture. A folder of diffusers says all these itself.
-      use_clipped_model_output: whether a step goes on with the noise that goes with the clipped picture, or with the
-        one that was predicted, as diffusers does by default.
       batch: pictures of a device at once, each of them under the null model and a method's classes.
     """
 
-    num_steps: int = 50
-    clip: float | None = 1.0
-    timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
-    steps_offset: int = 0
-    set_alpha_to_one: bool = True
-    use_clipped_model_output: bool = False
     batch: int = 64
 
     def __post_init__(self) -> None:
-        """Refuses counts below one and a range without inside."""
-        require_positive(num_steps=self.num_steps, batch=self.batch)
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip is {self.clip}: use a positive number, or None.")
-
-    @property
-    def ddim_options(self) -> dict[str, Any]:
-        """The arguments of `cdisc.diffusion.sampling.ddim`."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "batch"}
+        """Refuses batches of none."""
+        super().__post_init__()
+        require_positive(batch=self.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,15 @@
 """From noise to pictures, given an eps-function: DDIM and ancestral sampling, each one `lax.scan`."""
 
+import dataclasses
+from typing import Any, Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cdisc.diffusion.parameterization import EpsFn, eps_from_x0, x0_from_eps
 from cdisc.diffusion.schedule import Schedule, alpha_bar_at
-from cdisc.errors import require_known
+from cdisc.errors import require_known, require_positive
 
 SPACINGS = ("trailing", "leading", "linspace")
 VARIANCES = ("fixed_small", "fixed_large")
@@ -60,6 +63,39 @@ def _predict(
     eps = eps_fn(x, t)
     x0 = x0_from_eps(schedule, x, eps, t)
     return x0 if clip is None else jnp.clip(x0, -clip, clip), eps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DDIMOptions:
+    """How `ddim` samples.
+
+    Attributes:
+      num_steps: of the sampler.
+      clip: the predicted clean picture is clipped to [-clip, clip]; None leaves it.
+      timestep_spacing: which timesteps are visited (`timesteps`).
+      steps_offset: what is added to them where they are "leading".
+      set_alpha_to_one: whether the last step ends at the clean picture.
+      use_clipped_model_output: whether a step goes on with the noise that goes with the clipped picture, or with the
+        one that was predicted, as diffusers does by default.
+    """
+
+    num_steps: int = 50
+    clip: float | None = 1.0
+    timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
+    use_clipped_model_output: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses counts below one and a range without inside."""
+        require_positive(num_steps=self.num_steps)
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}: use a positive number, or None.")
+
+    @property
+    def ddim_options(self) -> dict[str, Any]:
+        """The arguments of `ddim`."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(DDIMOptions)}
 
 
 def ddim(

@@ -86,7 +86,7 @@ def restore_backbone(run: Run, like: Any) -> denoiser.Params:
     Raises:
       UserError: if none are there, or they were trained otherwise or on other data.
     """
-    folder = pathlib.Path(run.config.pretrain.restore).expanduser() / "pretrain" / "params"
+    folder = storage.user_path(run.config.pretrain.restore) / "pretrain" / "params"
     try:
         found = checkpoints.read_about(folder)
     except storage.DamagedError as error:
@@ -254,6 +254,7 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
         found = begin(key_init)
     state = devices.replicate(found.state)
     best, metrics = jax.tree.map(np.array, (found.best, found.metrics))
+    del found  # it is on a device
     train_step = compiled_step(backbone=run.backbone, options=options, schedule=run.schedule, shape=run.dataset.shape)
     read = read_share(run.dataset, options, key_train)
     every, samples_every = options.save_every, options.samples_every
