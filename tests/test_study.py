@@ -204,3 +204,17 @@ def test_the_comparison_finds_a_wrong_digit():
     for right, wrong in (("0.97", "0.98"), ("0.90", "0.91"), ("0.02", "0.03")):
         with pytest.raises(AssertionError, match="poe"):
             check(summary, ["poe"], table.replace(right, wrong))
+
+
+def test_what_is_told_without_a_judge_is_as_committed():
+    # Catches: a figure of the page that another run has changed.
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "docs" / "trust.json").read_text(encoding="utf-8"))
+    for mean, deviation in found["novelty"].values():
+        assert f"| {mean:.2f}, {deviation:.2f} |" in text
+    for kind in ("factors by the sum of parts", "factors by the nearest class"):
+        for estimate, low, high in found[kind].values():
+            assert f"{estimate:.2f} ({low:.2f} to {high:.2f})" in text
+    estimate, low, high = found["variance of wrong samples"]
+    assert f"{estimate:.2f} ({low:.2f} to {high:.2f})" in text
+    assert all(f"{share:.3f}" in text for share in found["right"].values())
