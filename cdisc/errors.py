@@ -84,7 +84,7 @@ def require_positive(**values: int | Sequence[int] | None) -> None:
             raise ValueError(f"{name} is {value}: use whole numbers from 1 on.")
 
 
-def short(name: object, most: int = 120) -> str:
+def short(name: object, most: int = 200) -> str:
     """A name as a sentence shows it: of one that is longer than `most` characters, the middle is left out."""
     text = str(name)
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"

@@ -9,6 +9,7 @@ from cdisc import console
 from cdisc.app import hosts
 from cdisc.app.config import Config, DiffusersFolder
 from cdisc.data import Dataset, avatars, celeba, colormnist, folder, planar, queries
+from cdisc.diffusion.sampling import timesteps
 from cdisc.errors import UserError, about
 from cdisc.learning.adapt import AdaptOptions
 from cdisc.networks import backbone, interop
@@ -53,8 +54,8 @@ def _at_the_schedule_of(config: Config, last: int) -> Config:
     if given == last:
         return config
 
-    def scaled(timesteps: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(max(1, round(t * last / given)) for t in timesteps))
+    def scaled(chosen: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(max(1, round(t * last / given)) for t in chosen))
 
     discovery = config.discover
     discovery = dataclasses.replace(
@@ -75,11 +76,12 @@ def check_timesteps(config: Config, last: int) -> None:
     """
     discovery = config.discover
     named = {"discover.timesteps": discovery.timesteps, "discover.hierarchy": discovery.hierarchy}
-    for name, timesteps in (named | {"sampling.num_steps": (config.sampling.num_steps,)}).items():
-        if max(timesteps, default=0) > last:
-            raise UserError(
-                f"config.{name} has {max(timesteps)}: the schedule has {last} timesteps, so use at most that."
-            )
+    for name, given in (named | {"sampling.num_steps": (config.sampling.num_steps,)}).items():
+        if max(given, default=0) > last:
+            raise UserError(f"config.{name} has {max(given)}: the schedule has {last} timesteps, so use at most that.")
+    sampling = config.sampling
+    with about("config.sampling."):
+        timesteps(last, sampling.num_steps, sampling.timestep_spacing, sampling.steps_offset)
 
 
 def trained_network(network: UNetConfig, dataset: Dataset) -> UNetConfig:

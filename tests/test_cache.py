@@ -161,3 +161,12 @@ def test_the_note_says_what_the_pictures_are(tmp_path):
     pictures(tmp_path, Maker())
     said = json.loads((tmp_path / "pictures.json").read_text())
     assert (said["about"], said["shape"], len(said["checksums"])) == ({"by": "one"}, [10, 2, 2, 3], 3)
+
+
+def test_a_cache_where_the_user_says(tmp_path, monkeypatch):
+    # Catches: a folder called "~", a crash for a user whom the system does not know.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache.folder("~/mine", "faces") == tmp_path / "mine"
+    assert str(cache.folder("~nobody knows/mine", "faces")) == "~nobody knows/mine"
+    assert cache.folder("", "faces") == tmp_path / "xdg" / "cdisc" / "faces"

@@ -266,6 +266,14 @@ def test_timesteps_are_scaled_to_the_folder_s_schedule(tmp_path, picture, capsys
     assert few.config.discover.timesteps == (2, 3, 6, 9, 12, 15)
 
 
+def test_an_offset_that_leads_out_of_the_schedule_is_refused_before_any_work(tmp_path, picture):
+    folder = save(tmp_path / "network", timestep_spacing="leading", steps_offset=50)
+    with pytest.raises(
+        UserError, match=r"config\.sampling\.steps_offset is 50: with 25 steps it leads out of 1\.\.1000"
+    ):
+        prepared(folder, picture, tmp_path)
+
+
 def test_an_adapter_of_peft_is_merged_into_the_network(folder, picture, tmp_path):
     before = interop.load(folder)
     adapter = lora.init(before.params, jax.random.key(0), 2, 4.0)

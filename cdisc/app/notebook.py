@@ -29,54 +29,19 @@ import numpy as np
 from cdisc import bundled, console, options
 from cdisc.app import config as config_lib
 from cdisc.app import plot
-from cdisc.app.containers import restore, save
 from cdisc.data import avatars, colormnist, compositions, stored
 from cdisc.data import pictures as pictures_lib
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.sampling import ddim
 from cdisc.diffusion.schedule import Schedule, linear_beta
 from cdisc.discovery import concepts as concepts_lib
-from cdisc.discovery.algebra import (
-    Concepts,
-    Library,
-    collect,
-    conjunction,
-    exclude,
-    largest_exclusion,
-    replace,
-    restrict,
-    search,
-)
+from cdisc.discovery.algebra import Concepts
 from cdisc.errors import UserError, require_known
 from cdisc.evaluation import baselines, methods
 from cdisc.keys import named
 from cdisc.learning import adapt as adapt_lib
 from cdisc.networks import denoiser, interop
 from cdisc.networks.backbone import Backbone, function, null_eps
-
-__all__ = [
-    "Concepts",
-    "Found",
-    "Library",
-    "Model",
-    "adapt",
-    "collect",
-    "conjunction",
-    "discover",
-    "example",
-    "exclude",
-    "largest_exclusion",
-    "load",
-    "model",
-    "picture",
-    "plot",
-    "replace",
-    "restore",
-    "restrict",
-    "sample",
-    "save",
-    "search",
-]
 
 _BUNDLED = {"digits": "colormnist", "faces": "avatars"}
 

@@ -5,6 +5,7 @@ import io
 import math
 import os
 import pathlib
+import re
 import struct
 import warnings
 from typing import Any
@@ -52,7 +53,7 @@ def read_query(path: str | pathlib.Path, shape: tuple[int, int, int]) -> tuple[n
         raise ValueError(f"pictures have 1 or 3 channels, not {channels}")
     if not str(path).strip():
         raise UserError("a query is empty: give the path of a picture.")
-    if "://" in str(path):
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):  # a `Path` of one has a single slash
         raise UserError(f"{short(path)} is an address: download the picture first and give the file's path.")
     path = storage.user_path(str(path))
     said = short(path)
