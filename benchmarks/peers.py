@@ -267,16 +267,24 @@ def peft_adapters() -> Call:
     learnt = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
     begin = [parameter.detach().clone() for parameter in learnt]
 
+    class NewClass(torch.nn.Module):
+        """Takes the place of the table of classes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = torch.nn.Parameter(0.01 * torch.randn(width))
+
+        def forward(self, labels: Any) -> Any:
+            return self.embedding.expand(len(labels), -1)
+
     def fit() -> None:
         for query in queries:
             with torch.no_grad():
                 for parameter, value in zip(learnt, begin, strict=True):
                     parameter.copy_(value)
-            embedding = torch.nn.Parameter(0.01 * torch.randn(width))
-            groups = [{"params": learnt, "lr": 2e-3}, {"params": [embedding], "lr": 1e-2}]
+            model.class_embedding = NewClass()
+            groups = [{"params": learnt, "lr": 2e-3}, {"params": model.class_embedding.parameters(), "lr": 1e-2}]
             optimizer = torch.optim.Adam(groups)
-            # The new class takes the table's place.
-            model.class_embedding = lambda labels, e=embedding: e.expand(len(labels), -1)
             for _ in range(_STEPS):
                 t, noise, noisy, _ = torch_noise(query.expand(16, -1, -1, -1), abar)
                 optimizer.zero_grad()
