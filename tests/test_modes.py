@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cdisc.diffusion import exact, schedule
-from cdisc.discovery import covariance, modes
+from cdisc.discovery import covariance, curvature, modes
 
 SCHEDULE = schedule.linear_beta()
 merge_with_info = jax.jit(modes.merge, static_argnames="capacity")
@@ -378,8 +378,8 @@ def test_the_largest_eigenvalue_is_exact_with_enough_products_and_a_lower_bound_
 
     @functools.partial(jax.jit, static_argnums=0)
     def largest(products):
-        apply = modes.normalised_jacobian(exact.mixture_eps(mixture, SCHEDULE), SCHEDULE, x, t)
-        return modes.largest_eigenvalue(apply, first, products)
+        apply = curvature.normalised_jacobian(exact.mixture_eps(mixture, SCHEDULE), SCHEDULE, x, t)
+        return curvature.largest_eigenvalue(apply, first, products)
 
     np.testing.assert_allclose(largest(12), expected, atol=2e-4)
     few = np.asarray(largest(4))
@@ -390,13 +390,13 @@ def test_the_largest_eigenvalue_is_exact_with_enough_products_and_a_lower_bound_
 def test_the_largest_eigenvalue_is_that_of_the_symmetric_part():
     matrix = jax.random.normal(jax.random.key(1), (5, 5))
     first = jax.random.normal(jax.random.key(0), (1, 5))
-    largest = modes.largest_eigenvalue(lambda v: jnp.einsum("ij,lj->li", matrix, v, precision="highest"), first, 5)
+    largest = curvature.largest_eigenvalue(lambda v: jnp.einsum("ij,lj->li", matrix, v, precision="highest"), first, 5)
     np.testing.assert_allclose(largest[0], jnp.linalg.eigvalsh(0.5 * (matrix + matrix.T))[-1], rtol=1e-4)
 
 
 def test_the_largest_eigenvalue_survives_an_exhausted_krylov_space():
     factors = jnp.array([0.3, 0.9])
-    largest = modes.largest_eigenvalue(lambda v: factors[:, None] * v, jnp.ones((2, 4)), 4)
+    largest = curvature.largest_eigenvalue(lambda v: factors[:, None] * v, jnp.ones((2, 4)), 4)
     np.testing.assert_allclose(largest, factors, rtol=1e-5)
 
 
@@ -414,7 +414,7 @@ def test_normalised_jacobian_is_the_jacobian_and_linearises_once():
 
     @jax.jit
     def multiplied(x):
-        apply = modes.normalised_jacobian(counting, SCHEDULE, x, t)
+        apply = curvature.normalised_jacobian(counting, SCHEDULE, x, t)
         return jnp.stack([apply(jnp.broadcast_to(v, (3, 5))) for v in jnp.eye(5)], axis=-1)
 
     products = multiplied(x)

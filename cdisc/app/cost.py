@@ -18,7 +18,7 @@ from clu import parameter_overview
 from jax.extend.core import jaxprs_in_params
 
 from cdisc.app.config import Config, as_dict
-from cdisc.app.model import check_timesteps
+from cdisc.app.model import with_timesteps
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError, about
 from cdisc.learning import pretrain
@@ -243,7 +243,7 @@ def report(config: Config, devices: int) -> str:
     schedule = scheduler.schedule()
     with about("config.network."):
         model = backbone.unet(network, schedule, scheduler.prediction_type)
-    check_timesteps(config, schedule)
+    config = with_timesteps(config, schedule)
     learning, lanes = config.pretrain, config.discover.lanes
     step = training(network, model, learning, schedule, devices)
     single, evaluated = evaluation(network, model, lanes)

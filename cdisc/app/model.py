@@ -12,19 +12,19 @@ from cdisc.networks import interop
 from cdisc.networks.unet import UNetConfig
 
 
-def check_timesteps(config: Config, schedule: Schedule) -> None:
-    """Checks that a schedule has the timesteps that a configuration names.
+def with_timesteps(config: Config, schedule: Schedule) -> Config:
+    """The configuration with timesteps of a schedule in place of shares of its length.
 
     Raises:
-      UserError: if not.
+      UserError: for timesteps, or steps of a sampler, that the schedule does not have.
     """
-    last, discovery = schedule.num_timesteps, config.discover
-    named = {"discover.timesteps": discovery.timesteps, "discover.hierarchy": discovery.hierarchy}
-    for name, timesteps in (named | {"sampling.num_steps": (config.sampling.num_steps,)}).items():
-        if max(timesteps, default=0) > last:
-            raise UserError(
-                f"config.{name} has {max(timesteps)}: the schedule has {last} timesteps, so use at most that."
-            )
+    last, steps = schedule.num_timesteps, config.sampling.num_steps
+    if steps > last:
+        raise UserError(
+            f"config.sampling.num_steps has {steps}: the schedule has {last} timesteps, so use at most that."
+        )
+    with about("config.discover."):
+        return dataclasses.replace(config, discover=config.discover.at(schedule))
 
 
 def picture_shape(network: UNetConfig) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from cdisc import console, storage
 from cdisc.app import checkpoints, devices, hosts
 from cdisc.app import config as config_lib
 from cdisc.app import workdir as workdir_lib
-from cdisc.app.model import check_timesteps, imported_network, picture_shape, trained_network
+from cdisc.app.model import imported_network, picture_shape, trained_network, with_timesteps
 from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, folder, pictures, planar
 from cdisc.data import queries as queries_data
 from cdisc.diffusion import schedule as schedule_lib
@@ -114,7 +114,7 @@ def prepare(config: config_lib.Config, workdir: pathlib.Path, query_paths: Seque
     else:
         scheduler = config.scheduler()
     schedule = scheduler.schedule()
-    check_timesteps(config, schedule)
+    config = with_timesteps(config, schedule)
     if isinstance(source, config_lib.DiffusersFolder) and network is not None:
         dataset = queries_data.load(pathlib.Path(source.path).resolve().name, picture_shape(network))
     else:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -11,13 +12,20 @@ import jax.numpy as jnp
 
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.parameterization import EpsFn
-from cdisc.diffusion.schedule import Schedule
+from cdisc.diffusion.schedule import Schedule, expand, sigma
 from cdisc.discovery import covariance as covariance_lib
 from cdisc.discovery import modes, poe, selection, sharding
+from cdisc.discovery.curvature import newton_distance
 from cdisc.errors import require_array, require_known, require_positive
 from cdisc.keys import named
 
 ASCENTS: tuple[str, ...] = ("mean_shift", "adam")
+PART = 0.25
+"""The part of `merge_radius` below which the Newton distance of a mode is, once polished."""
+WEAK = 0.2
+"""The largest residual that counts where no smaller one is found: a fifth of what `eps` is of a noised picture.
+
+A weakly trained network predicts some noise in every picture without any: RMS 0.3 at t = 50 after 1,200 steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +35,7 @@ class DiscoveryOptions:
     The defaults make at most 2,720 evaluations of the network a query (`max_evaluations`).
 
     Attributes:
-      timesteps: noise levels at which modes are sought, each in 1..T.
+      timesteps: noise levels at which modes are sought: timesteps from 1 to T, or shares of T below 1.
       starts_per_t: chains at each noise level.
       rounds: parts of these chains that are climbed one after the other, each merged with what the earlier ones found.
         Bounds the memory: a chain takes five pictures besides those in `lanes`.
@@ -36,9 +44,12 @@ class DiscoveryOptions:
       learning_rate: step of Adam, in noisy space; mean shift has none.
       max_steps: evaluations that a chain may use.
       tolerance: a chain is done when the root mean square of its `eps` is below this.
-      max_residual: a chain that ended above this found no stationary point.
+      max_residual: a chain that ended above this found no stationary point; at a noise level where all did, above
+        `WEAK`.
       lanes: pictures evaluated together; bounds the memory.
       merge_radius: root mean square distance in clean space below which two modes are one.
+      polish: evaluations for bringing the chains that came to rest on a flat top to the mode that it has
+        (`certify`); 0 leaves them where they are. The scores of networks have flat ridges where densities have tops.
       capacity: modes kept.
       curvature_iterations: Jacobian products spent on telling a mode from a saddle.
       max_curvature: points whose largest curvature, in units of `1 / (1 - abar_t)`, is not below this are saddles and
@@ -54,14 +65,14 @@ class DiscoveryOptions:
         likelihood.
       background_mean: mean of the background that every expert must beat.
       background_variance: its variance. The background is also the teacher when no expert beats it.
-      hierarchy: noise levels through which the modes are then followed (`hierarchy.follow`), each in 1..T; () follows
+      hierarchy: noise levels through which the modes are then followed (`hierarchy.follow`), given likewise; () follows
         none.
 
     Raises:
       ValueError: for a value that cannot be run, naming the field.
     """
 
-    timesteps: tuple[int, ...] = (50, 100, 150, 200, 250, 300, 350, 400)
+    timesteps: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
     starts_per_t: int = 6
     rounds: int = 1
     start_mode: modes.StartMode = "hybrid"
@@ -72,6 +83,7 @@ class DiscoveryOptions:
     max_residual: float = 0.05
     lanes: int = 16
     merge_radius: float = 0.1
+    polish: int = 2000
     capacity: int = 32
     curvature_iterations: int = 8
     max_curvature: float = 0.0
@@ -85,12 +97,12 @@ class DiscoveryOptions:
     one_per_t: bool = False
     background_mean: float = 0.0
     background_variance: float = 1.0
-    hierarchy: tuple[int, ...] = ()
+    hierarchy: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be run; lists become tuples."""
+        """Refuses what cannot be run; lists become tuples, and whole numbers integers."""
         for field in ("timesteps", "hierarchy"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+            object.__setattr__(self, field, tuple(t if t % 1 else int(t) for t in getattr(self, field)))
         for field, allowed in (
             ("start_mode", modes.START_MODES),
             ("ascent", ASCENTS),
@@ -108,6 +120,8 @@ class DiscoveryOptions:
             probes=self.probes,
             num_experts=self.num_experts,
         )
+        if self.polish < 0:
+            raise ValueError(f"polish is {self.polish}: use a whole number, 0 for none.")
         if self.starts_per_t % self.rounds:
             raise ValueError(
                 f"rounds is {self.rounds}: the {self.starts_per_t} chains of starts_per_t cannot be divided into so "
@@ -121,14 +135,34 @@ class DiscoveryOptions:
                 raise ValueError(f"{field} is nan: use a number.")
         if not 0 < self.delta < 0.5:
             raise ValueError(f"delta is {self.delta}: use a number between 0 and 0.5.")
-        if len(self.timesteps) == 0 or min(self.timesteps) < 1:
-            raise ValueError(f"timesteps is {self.timesteps}: name at least one timestep, each from 1 to T.")
-        if min(self.hierarchy, default=1) < 1:
-            raise ValueError(f"hierarchy is {self.hierarchy}: name timesteps from 1 to T, or none.")
+        if len(self.timesteps) == 0:
+            raise ValueError("timesteps is (): name at least one timestep.")
+        for field in ("timesteps", "hierarchy"):
+            if any(not t > 0 or (t >= 1 and t != int(t)) for t in getattr(self, field)):
+                raise ValueError(
+                    f"{field} is {getattr(self, field)}: use whole timesteps from 1 to T, or shares of T below 1."
+                )
         for field in ("timesteps", "hierarchy"):
             repeated = [t for t, times in collections.Counter(getattr(self, field)).items() if times > 1]
             if repeated:
                 raise ValueError(f"{field} has {repeated[0]} more than once: name each timestep once.")
+
+    def at(self, schedule: Schedule) -> "DiscoveryOptions":
+        """These options, with shares of T as timesteps of a schedule.
+
+        Raises:
+          ValueError: for timesteps beyond the schedule.
+        """
+        last = schedule.num_timesteps
+
+        def whole(field: str) -> tuple[int, ...]:
+            given = (max(round(t * last), 1) if t < 1 else int(t) for t in getattr(self, field))
+            timesteps = tuple(dict.fromkeys(given))  # shares of a small T may be one timestep
+            if max(timesteps, default=0) > last:
+                raise ValueError(f"{field} has {max(timesteps)}: the schedule has {last} timesteps, use at most that.")
+            return timesteps
+
+        return dataclasses.replace(self, timesteps=whole("timesteps"), hierarchy=whole("hierarchy"))
 
     @property
     def chains(self) -> int:
@@ -145,7 +179,12 @@ class DiscoveryOptions:
         ascent = self.rounds * math.ceil(self.chains / lanes) * lanes * self.max_steps
         lanes = min(self.lanes, self.capacity)
         rows = math.ceil(self.capacity / lanes) * lanes
-        return ascent + rows * (1 + self.curvature_iterations + self.probes)
+        return ascent + rows * self.linearised + self.polish
+
+    @property
+    def linearised(self) -> int:
+        """The most evaluations for the curvature and the variances of a mode."""
+        return 1 + self.curvature_iterations + self.probes
 
 
 @flax.struct.dataclass
@@ -157,6 +196,7 @@ class DiscoveryInfo:
       unconverged: () int32, of them, those whose residual was not below the tolerance after all of their steps.
       dropped: () int32, those that were counted in no basin (`modes.MergeInfo`).
       leaders_dropped: () int32, distinct points for which the pool had no room.
+      smallest_residual: (M,), of the chains at each of the M noise levels; infinite where none is a number.
       saddles: () int32, points of the pool that were no candidates for their curvature.
       clipped_below: () share of the entries of the pool's variances that are `floor` (`covariance.ClipInfo`).
       clipped_above: () the share that is bounded by `delta`.
@@ -170,6 +210,7 @@ class DiscoveryInfo:
     unconverged: jax.Array
     dropped: jax.Array
     leaders_dropped: jax.Array
+    smallest_residual: jax.Array
     saddles: jax.Array
     clipped_below: jax.Array
     clipped_above: jax.Array
@@ -233,26 +274,11 @@ def discover(
     """
     require_array("query", query, "float32", (1, 2, 3), "one float32 picture (H, W, C) or point (d,), without a batch")
     require_array("key", key, "key<", (0,), "one random key, such as jax.random.key(0)")
-    if max(options.timesteps) > schedule.num_timesteps:
-        raise ValueError(
-            f"timesteps has {max(options.timesteps)}, but the schedule ends at {schedule.num_timesteps}: "
-            "use timesteps up to that."
-        )
+    options = options.at(schedule)
     query = sharding.varying(query, axis_name)
-    pool, (chains, unconverged, dropped, leaders_dropped, ascent_nfe) = _find(
-        eps_fn, schedule, query, named(key, "starts"), options, axis_name
-    )
-    pool, u, linearise_nfe = covariance_lib.linearise(
-        eps_fn,
-        schedule,
-        pool,
-        named(key, "jacobian"),
-        curvature_iterations=options.curvature_iterations,
-        probes=options.probes,
-        estimator=options.estimator,
-        lanes=options.lanes,
-        axis_name=axis_name,
-    )
+    pool, smallest, counts = _find(eps_fn, schedule, query, named(key, "starts"), options, axis_name)
+    chains, unconverged, dropped, leaders_dropped, ascent_nfe = counts
+    pool, u, certify_nfe = certify(eps_fn, schedule, pool, named(key, "jacobian"), options, axis_name)
     variance, clipped = covariance_lib.variance(
         schedule, u, pool.t, kind=options.covariance, delta=options.delta, floor=options.floor
     )
@@ -264,12 +290,13 @@ def discover(
         unconverged=unconverged,
         dropped=dropped,
         leaders_dropped=leaders_dropped,
+        smallest_residual=smallest,
         saddles=jnp.sum(pool.mask & ~_candidates(pool, options), dtype=jnp.int32),
         clipped_below=_share(clipped.below, pool.mask),
         clipped_above=_share(clipped.above, pool.mask),
         experts_clipped_below=_share(picked.below, picks.mask),
         experts_clipped_above=_share(picked.above, picks.mask),
-        nfe=ascent_nfe + linearise_nfe,
+        nfe=ascent_nfe + certify_nfe,
     )
     return Discovery(pool, experts, picks, ownership, teacher, info)
 
@@ -281,19 +308,53 @@ def _find(
     key: jax.Array,
     options: DiscoveryOptions,
     axis_name: str | None,
-) -> tuple[modes.ModePool, tuple[jax.Array, ...]]:
-    """The stationary points around a query, and the first four counts of `DiscoveryInfo` with the evaluations made."""
+) -> tuple[modes.ModePool, jax.Array, tuple[jax.Array, ...]]:
+    """The stationary points around a query, the smallest residuals, and four counts of `DiscoveryInfo` and the nfe."""
     timesteps = jnp.asarray(options.timesteps, jnp.int32)
 
-    def climb(
-        starts: tuple[jax.Array, jax.Array], mask: jax.Array
-    ) -> tuple[modes.Chains, tuple[jax.Array, jax.Array, jax.Array]]:
+    climb = _climb(eps_fn, kernel(schedule, options), options)
+
+    def one_round(carry: tuple[modes.ModePool, jax.Array, jax.Array], index: jax.Array) -> tuple[Any, None]:
+        found, smallest, counts = carry
+        per_t, mode = options.starts_per_t // options.rounds, options.start_mode
+        x, t = modes.starts(schedule, named(key, "round", index), query, timesteps, per_t, mode, index, options.rounds)
+        rows = (x, t, jnp.full(t.shape, options.tolerance), jnp.full(t.shape, options.max_steps))
+        chains, (ran, unconverged, nfe) = sharding.map_rows(climb, rows, jnp.ones(t.shape, bool), axis_name)
+        of_level = timesteps[:, None] == t[None]
+        smallest = jnp.fmin(smallest, jnp.nanmin(jnp.where(of_level, chains.residual, jnp.nan), axis=1))
+        most = jnp.where(smallest <= options.max_residual, options.max_residual, max(options.max_residual, WEAK))
+        found, left = modes.merge(
+            chains,
+            schedule,
+            t,
+            options.merge_radius,
+            options.capacity,
+            max_residual=most[jnp.argmax(of_level, axis=0)],
+            found=found,
+        )
+        counts = counts + jnp.stack([ran, unconverged, left.dropped, left.leaders_dropped, nfe])
+        return (found, smallest, counts), None
+
+    nothing = (modes.empty_pool(options.capacity, query), jnp.full(timesteps.shape, jnp.inf), jnp.zeros(5, jnp.int32))
+    begin = sharding.varying_as(nothing, query)
+    (pool, smallest, counts), _ = jax.lax.scan(one_round, begin, jnp.arange(options.rounds))
+    return pool, smallest, tuple(counts)
+
+
+def _climb(
+    eps_fn: EpsFn, kernel: modes.Kernel, options: DiscoveryOptions
+) -> Callable[[tuple[jax.Array, ...], jax.Array], tuple[modes.Chains, tuple[jax.Array, ...]]]:
+    """For `sharding.map_rows`: chains (x, t, tolerance) in at most so many steps; and counts of `DiscoveryInfo`."""
+
+    def climb(rows: tuple[jax.Array, ...], mask: jax.Array) -> tuple[modes.Chains, tuple[jax.Array, ...]]:
+        x, t, tolerance, max_steps = rows
         chains, info = modes.ascend(
             eps_fn,
-            *starts,
-            kernel=kernel(schedule, options),
-            max_steps=options.max_steps,
-            tolerance=options.tolerance,
+            x,
+            t,
+            kernel=kernel,
+            max_steps=max_steps[0],
+            tolerance=tolerance,
             lanes=options.lanes,
             count=jnp.sum(mask),
         )
@@ -301,18 +362,75 @@ def _find(
         counts = (jnp.sum(ran, dtype=jnp.int32), jnp.sum(ran & ~info.converged, dtype=jnp.int32))
         return chains, (*counts, info.nfe)
 
-    def one_round(carry: tuple[modes.ModePool, jax.Array], index: jax.Array) -> tuple[Any, None]:
-        found, counts = carry
-        per_t, mode = options.starts_per_t // options.rounds, options.start_mode
-        x, t = modes.starts(schedule, named(key, "round", index), query, timesteps, per_t, mode, index, options.rounds)
-        chains, (ran, unconverged, nfe) = sharding.map_rows(climb, (x, t), jnp.ones(t.shape, bool), axis_name)
-        radius, most = options.merge_radius, options.max_residual
-        found, left = modes.merge(chains, schedule, t, radius, options.capacity, max_residual=most, found=found)
-        return (found, counts + jnp.stack([ran, unconverged, left.dropped, left.leaders_dropped, nfe])), None
+    return climb
 
-    begin = sharding.varying_as((modes.empty_pool(options.capacity, query), jnp.zeros(5, jnp.int32)), query)
-    (pool, counts), _ = jax.lax.scan(one_round, begin, jnp.arange(options.rounds))
-    return pool, tuple(counts)
+
+def certify(
+    eps_fn: EpsFn,
+    schedule: Schedule,
+    pool: modes.ModePool,
+    key: jax.Array,
+    options: DiscoveryOptions,
+    axis_name: str | None = None,
+) -> tuple[modes.ModePool, jax.Array, jax.Array]:
+    """Measures the curvature at each point of a pool, and climbs on where it says that the mode is elsewhere.
+
+    On a flat top the residual is small everywhere, and chains come to rest apart. A point whose residual is below the
+    tolerance, and whose Newton distance (`curvature.newton_distance`) is not below `PART` of the radius, climbs on with
+    long steps of `modes.mean_shift`; then points are merged and measured anew, until there is none or `options.polish`
+    evaluations are made.
+
+    Returns:
+      The pool with its curvature, `u` of `covariance.linearise`, and the evaluations made, () int32.
+    """
+    reach = PART * options.merge_radius
+    lanes = min(options.lanes, options.capacity)
+
+    def elsewhere(pool: modes.ModePool) -> jax.Array:
+        return (pool.residual < options.tolerance) & ~(newton_distance(schedule, pool) < reach)
+
+    def steps(pool: modes.ModePool, left: jax.Array) -> jax.Array:
+        """How many the points may take so that what is left of the budget pays for the next measurement too."""
+        rows = (jnp.sum(pool.mask) + lanes - 1) // lanes * lanes
+        return left // jnp.maximum(rows, 1) - options.linearised
+
+    def unfinished(carry: tuple[modes.ModePool, jax.Array, jax.Array]) -> jax.Array:
+        pool, _, left = carry
+        return (left == budget) | (jnp.any(elsewhere(pool)) & (steps(pool, left) > 1))
+
+    def refine(carry: tuple[modes.ModePool, jax.Array, jax.Array]) -> tuple[modes.ModePool, jax.Array, jax.Array]:
+        pool, _, left = carry
+        if options.polish:
+            climbing = elsewhere(pool)
+            # The top may be flatter than its side, so aim closer than need be. Other points stay where they are.
+            aim = 0.1 * reach * jnp.abs(pool.curvature) / sigma(schedule, pool.t)
+            climb = _climb(eps_fn, modes.mean_shift(schedule, longest=options.merge_radius), options)
+            mask = pool.mask & jnp.any(climbing)
+            rows = (pool.x, pool.t, jnp.where(climbing, aim, jnp.inf), jnp.broadcast_to(steps(pool, left), mask.shape))
+            chains, (_, _, nfe) = sharding.map_rows(climb, rows, mask, axis_name)
+            x = jnp.where(expand(mask, pool.x), chains.x, pool.x)
+            moved = dataclasses.replace(pool, x=x, residual=jnp.where(mask, chains.residual, pool.residual))
+            none = modes.Chains(x[:0], pool.residual[:0])
+            pool, _ = modes.merge(none, schedule, pool.t[:0], options.merge_radius, options.capacity, found=moved)
+            left = left - nfe
+        pool, u, nfe = covariance_lib.linearise(
+            eps_fn,
+            schedule,
+            pool,
+            key,
+            curvature_iterations=options.curvature_iterations,
+            probes=options.probes,
+            estimator=options.estimator,
+            lanes=options.lanes,
+            axis_name=axis_name,
+        )
+        return pool, u, left - nfe
+
+    # Measured for the first time in the loop as well, so that there is one program for it.
+    budget = jnp.asarray(options.polish + math.ceil(options.capacity / lanes) * lanes * options.linearised, jnp.int32)
+    begin = sharding.varying_as((pool, jnp.zeros_like(pool.x), budget), pool.x)
+    pool, u, left = jax.lax.while_loop(unfinished, refine, begin) if options.polish else refine(begin)
+    return pool, u, budget - left
 
 
 def _candidates(pool: modes.ModePool, options: DiscoveryOptions) -> jax.Array:
