@@ -42,6 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
                 timesteps=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
                 starts_per_t=8,
                 polish=0,
+                weak_residual=0.2,
                 capacity=48,
                 num_experts=8,
                 hierarchy=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5),

@@ -22,10 +22,6 @@ from cdisc.keys import named
 ASCENTS: tuple[str, ...] = ("mean_shift", "adam")
 PART = 0.25
 """The part of `merge_radius` below which the Newton distance of a mode is, once polished."""
-WEAK = 0.2
-"""The largest residual that counts where no smaller one is found: a fifth of what `eps` is of a noised picture.
-
-A weakly trained network predicts some noise in every picture without any: RMS 0.3 at t = 50 after 1,200 steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,8 +40,9 @@ class DiscoveryOptions:
       learning_rate: step of Adam, in noisy space; mean shift has none.
       max_steps: evaluations that a chain may use.
       tolerance: a chain is done when the root mean square of its `eps` is below this.
-      max_residual: a chain that ended above this found no stationary point; at a noise level where all did, above
-        `WEAK`.
+      max_residual: a chain that ended above this found no stationary point.
+      weak_residual: the same at a noise level where all chains ended above `max_residual`. A weakly trained network
+        sees noise where there is none: its `eps` of a clean picture may be 0.3 at t = 50, that of a noised one is 1.
       lanes: pictures evaluated together; bounds the memory.
       merge_radius: root mean square distance in clean space below which two modes are one.
       polish: evaluations for bringing the chains that came to rest on a flat top to the mode that it has
@@ -81,6 +78,7 @@ class DiscoveryOptions:
     max_steps: int = 40
     tolerance: float = 0.005
     max_residual: float = 0.05
+    weak_residual: float = 0.05
     lanes: int = 16
     merge_radius: float = 0.1
     polish: int = 2000
@@ -127,7 +125,15 @@ class DiscoveryOptions:
                 f"rounds is {self.rounds}: the {self.starts_per_t} chains of starts_per_t cannot be divided into so "
                 "many equal parts."
             )
-        for field in ("learning_rate", "max_residual", "merge_radius", "floor", "tau", "background_variance"):
+        for field in (
+            "learning_rate",
+            "max_residual",
+            "weak_residual",
+            "merge_radius",
+            "floor",
+            "tau",
+            "background_variance",
+        ):
             if not getattr(self, field) > 0:
                 raise ValueError(f"{field} is {getattr(self, field)}: use a positive number.")
         for field in ("tolerance", "max_curvature", "background_mean"):
@@ -322,7 +328,8 @@ def _find(
         chains, (ran, unconverged, nfe) = sharding.map_rows(climb, rows, jnp.ones(t.shape, bool), axis_name)
         of_level = timesteps[:, None] == t[None]
         smallest = jnp.fmin(smallest, jnp.nanmin(jnp.where(of_level, chains.residual, jnp.nan), axis=1))
-        most = jnp.where(smallest <= options.max_residual, options.max_residual, max(options.max_residual, WEAK))
+        weak = max(options.weak_residual, options.max_residual)
+        most = jnp.where(smallest <= options.max_residual, options.max_residual, weak)
         found, left = modes.merge(
             chains,
             schedule,
