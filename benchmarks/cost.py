@@ -1,4 +1,4 @@
-"""What share of its peak rate the CPU here reaches in a training step: the error of `cdisc.app.cost.EFFICIENCY`.
+"""What share of its peak rate the CPU here reaches in a training step: the error of `cdisc.learning.cost.EFFICIENCY`.
 
     python -m benchmarks.cost --config=configs/colormnist.py:small
 
@@ -25,8 +25,8 @@ def main(_: list[str]) -> None:
     import jax.numpy as jnp
 
     from benchmarks.training import training
-    from cdisc.app import cost
     from cdisc.app.config import read
+    from cdisc.learning import cost
 
     network, model, options, schedule, state, advance = training(read(_CONFIG.value))
 

@@ -118,18 +118,15 @@ def stage_of(out: str) -> str:
 
 def contents(workdir: pathlib.Path) -> dict[str, str]:
     """Digests of all that must not depend on how often the run was stopped, by name."""
-    import jax
-
     from cdisc.app import checkpoints
+    from cdisc.app.report import results as results_lib
 
     found = {}
     for manifest in sorted(workdir.rglob("manifest.json")):
-        leaves = json.loads(manifest.read_text(encoding="utf-8"))["leaves"]
-        like = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in leaves.items()}
-        for name, array in checkpoints.restore(manifest.parent, like).items():
+        for name, array in checkpoints.arrays_of(manifest.parent).items():
             digest = hashlib.sha256(np.asarray(array).tobytes()).hexdigest()
             found[f"{manifest.parent.relative_to(workdir)}: {name}"] = digest
-    results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+    results = results_lib.read(workdir / "results.json")
     del results["seconds"]
     found["results.json"] = json.dumps(results)
     for metrics in workdir.rglob("*.jsonl"):

@@ -1,3 +1,81 @@
-"""Concept discovery in diffusion models: from one picture of an unseen combination to more of it."""
+"""Concept discovery in diffusion models: from one picture of an unseen combination to more of it.
+
+    import cdisc
+
+    model = cdisc.load("digits")  # or "faces", a folder of diffusers; cdisc.model(eps) for any function
+    query = cdisc.example("digits", "digit=3 digit_colour=pink background=dark_purple")  # or a file's path
+    found = cdisc.discover(query, model)
+    samples = cdisc.sample(found, model, 16)
+    learnt = cdisc.adapt(found, model)
+    varied = cdisc.sample(learnt, model, 16)
+    cdisc.plot.pictures(varied)
+
+Each name below is imported when it is first used (PEP 562), so that `import cdisc` costs nothing and a command loads
+only what it needs. The first one also sets what `cdisc.runtime` sets, before JAX is used: what the user has set stays.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cdisc.app.notebook import (
+        Concepts,
+        Found,
+        Library,
+        Model,
+        adapt,
+        collect,
+        conjunction,
+        discover,
+        example,
+        exclude,
+        largest_exclusion,
+        load,
+        model,
+        picture,
+        plot,
+        replace,
+        restore,
+        restrict,
+        sample,
+        save,
+        search,
+    )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Concepts",
+    "Found",
+    "Library",
+    "Model",
+    "adapt",
+    "collect",
+    "conjunction",
+    "discover",
+    "example",
+    "exclude",
+    "largest_exclusion",
+    "load",
+    "model",
+    "picture",
+    "plot",
+    "replace",
+    "restore",
+    "restrict",
+    "sample",
+    "save",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """One of these names, imported now."""
+    if name not in __all__:
+        raise AttributeError(f"module 'cdisc' has no attribute {name!r}")
+    importlib.import_module("cdisc.runtime").configure()
+    return getattr(importlib.import_module("cdisc.app.notebook"), name)
+
+
+def __dir__() -> list[str]:
+    return ["__version__", *__all__]

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tqdm
 
@@ -50,6 +50,13 @@ def quiet_libraries() -> None:
     # Orbax logs, with a traceback, errors that it also raises; through absl, too, whose `app.run` resets its level.
     logging.getLogger("orbax").setLevel(logging.CRITICAL)
     logging.getLogger("absl").addFilter(_is_critical)
+    sys.unraisablehook = _unless_too_late
+
+
+def _unless_too_late(unraisable: Any) -> None:
+    # Where Orbax could not write one array, tensorstore's threads report the others to a loop that has ended.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _is_critical(record: logging.LogRecord) -> bool:

@@ -6,6 +6,7 @@ reader prefixes the path (`about`).
 
 import contextlib
 import difflib
+import numbers
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -78,6 +79,11 @@ def require_positive(**values: int | Sequence[int] | None) -> None:
       ValueError: naming the option and its value.
     """
     for name, value in values.items():
-        counts = (value,) if isinstance(value, int) else value or ()
-        if any(count < 1 for count in counts):
+        counts = value if isinstance(value, Sequence) else () if value is None else (value,)
+        if not all(map(is_count, counts)):
             raise ValueError(f"{name} is {value}: use whole numbers from 1 on.")
+
+
+def is_count(value: Any) -> bool:
+    """Whether something is a whole number from 1 on."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1

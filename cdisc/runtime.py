@@ -3,9 +3,13 @@
 import importlib.metadata
 import importlib.util
 import os
+import pathlib
+import warnings
 
 import cdisc
-from cdisc import console, storage
+from cdisc import console
+from cdisc.errors import UserError
+from cdisc.storage import cache_folder, writable
 
 # Halves the time of a convolution's training step on a CPU. XLA refuses flags that it does not know, so this one is
 # given only to versions that were tried.
@@ -28,8 +32,22 @@ def configure() -> None:
     given = os.environ.get("XLA_FLAGS", "")
     flags = [given, *(flag for flag in wanted if flag.partition("=")[0] not in given)]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(storage.cache_folder("xla")))
+    _keep_compilations()
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def _keep_compilations() -> None:
+    """Has JAX keep what it compiles, if there is a place; it goes without, and says nothing, where that fills up."""
+    name = "JAX_COMPILATION_CACHE_DIR"
+    try:
+        if name not in os.environ:
+            os.environ[name] = str(cache_folder("xla"))
+        if os.environ[name] and "://" not in os.environ[name]:
+            writable(pathlib.Path(os.environ[name]), f"set {name} to another folder")
+    except UserError as error:
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+        console.warn(f"every run compiles anew: {error}")
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Small files: written whole or not at all, and where those that can be made again are kept."""
+"""Small files: written whole or not at all, with a checksum where results depend on them; and where caches are."""
 
 import errno
 import hashlib
@@ -6,12 +6,60 @@ import json
 import os
 import pathlib
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cdisc.errors import UserError
 
 _ELSEWHERE = "choose another --workdir"
+
+_CHECKSUM = "sha256"
+"""The key under which a JSON file has the checksum of everything else in it."""
+
+_DEEPEST = 300
+"""Bytes that paths in a folder may add to its own: Orbax's names in ours."""
+
+
+class DamagedError(UserError):
+    """A file or a folder is not what was written.
+
+    Attributes:
+      what: which one, and how that is known.
+    """
+
+    def __init__(self, what: str, remedy: str = "delete that folder and run again; everything else is kept"):
+        super().__init__(f"{what}: {remedy}.")
+        self.what = what
+
+
+def write_json(path: pathlib.Path, content: Mapping[str, Any], instead: str = _ELSEWHERE) -> None:
+    """`write_bytes` of a JSON object and its checksum, for `read_json`."""
+    write_text(path, json.dumps({**content, _CHECKSUM: digest(content)}, indent=2) + "\n", instead)
+
+
+def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
+    """What `write_json` wrote, and nothing else: an edit, a flipped bit or a cut are told by the checksum.
+
+    Args:
+      path: of the file.
+      remedy: what the user may do if it is damaged.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      DamagedError: if it is not what was written.
+      UserError: if it cannot be read now.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        if content.pop(_CHECKSUM) == digest(content):
+            return content
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        pass  # another file, or one that was cut
+    raise DamagedError(f"{path} is not as this version wrote it", remedy)
 
 
 def write_text(path: pathlib.Path, text: str, instead: str = _ELSEWHERE) -> None:
@@ -30,15 +78,35 @@ def write_bytes(path: pathlib.Path, pieces: Iterable[bytes], instead: str = _ELS
     Raises:
       UserError: if it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    prefix = f"{path.name}.{socket.gethostname()}."
+    partial = path.with_name(f"{prefix}{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.writelines(pieces)
-        to_disk(partial)
-        partial.replace(path)
+        for left in path.parent.glob("*.partial"):
+            pid = left.stem.removeprefix(prefix)
+            if left.name.startswith(prefix) and pid.isdecimal() and not _runs(int(pid)):
+                left.unlink(missing_ok=True)  # a killed process has left it
+        try:
+            with partial.open("wb") as file:
+                file.writelines(pieces)
+            to_disk(partial)
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)  # a full disk has no room for it
+            raise
     except OSError as error:
         raise unwritable(path, error, instead) from error
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process of this host exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass  # another user's, or no process at all
+    return True
 
 
 def to_disk(path: pathlib.Path) -> None:
@@ -55,6 +123,11 @@ def unwritable(path: pathlib.Path, error: OSError, instead: str = _ELSEWHERE) ->
     )
 
 
+def unreadable(path: pathlib.Path, error: OSError) -> UserError:
+    """The complaint that what is there cannot be read now; not a `DamagedError`, for it may be read later."""
+    return UserError(f"{path} cannot be read ({error}): see that its disk or network folder is there, then run again.")
+
+
 def writable(folder: pathlib.Path, instead: str = _ELSEWHERE) -> None:
     """Makes sure that `folder` exists and can be written; `instead` says what the user may do if it cannot.
 
@@ -63,15 +136,27 @@ def writable(folder: pathlib.Path, instead: str = _ELSEWHERE) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        room = os.pathconf(folder, "PC_PATH_MAX") - len(os.fsencode(folder.absolute()))
     except OSError as error:
-        raise unwritable(folder, error, instead) from error
+        raise UserError(f"{folder} cannot be written ({error}): {instead}.") from error
+    if room < _DEEPEST:
+        raise UserError(f"{folder!s:.50}... is too long a path to hold files: {instead}.")
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written: {instead}.")
 
 
 def cache_folder(name: str) -> pathlib.Path:
-    """Where files that can be made again are kept for this user."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "cdisc" / name
+    """Where files that can be made again are kept for this user.
+
+    Raises:
+      UserError: if neither the environment nor the system's list of users says where that is.
+    """
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    try:  # the standard has relative paths ignored
+        root = pathlib.Path(given) if os.path.isabs(given) else pathlib.Path.home() / ".cache"
+    except RuntimeError as error:
+        raise UserError("this user has no home folder for caches: set XDG_CACHE_HOME to a folder.") from error
+    return root / "cdisc" / name
 
 
 def digest(content: Any) -> str:

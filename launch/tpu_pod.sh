@@ -66,15 +66,18 @@ step() {
   [[ -n "$dry_run" ]] || "$@"
 }
 
-on_all_workers() { step "${pod[@]}" ssh "$name" --zone="$zone" --worker=all --command="$1"; }
+on_workers() { step "${pod[@]}" ssh "$name" --zone="$zone" --worker="$1" --command="$2"; }
+
+# Only names that need no quoting: what scp makes of others depends on its version.
+copy() { step "${pod[@]}" scp "$1" "$2" --zone="$zone" --worker="$3"; }
 
 finish() {
   local code=$? missing=""
   trap - EXIT
   set +e # whatever else fails, the pod is to be deleted
+  { on_workers 0 "tar -C cdisc -czf results.tar.gz $(printf %q "$workdir")" &&
+    copy "$name:results.tar.gz" "$bundle" 0 && step tar -xzf "$bundle"; } || missing=yes
   step rm -f "$bundle"
-  step mkdir -p "$(dirname "$workdir")"
-  step "${pod[@]}" scp --recurse "$name:cdisc/$workdir" "$(dirname "$workdir")" --zone="$zone" --worker=0 || missing=yes
   local delete=("${pod[@]}" delete "$name" --zone="$zone" --quiet)
   if [[ -n "$keep" || ("$code" == 0 && -n "$missing") ]] || ! step "${delete[@]}"; then
     echo "tpu_pod.sh: the pod costs money until it is deleted by: ${delete[*]}" >&2
@@ -85,18 +88,18 @@ finish() {
 
 bundle="${TMPDIR:-/tmp}/$name.tar.gz"
 trap finish EXIT
-step bash -o pipefail -c \
-  "git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- -czf $(printf %q "$bundle")"
+files=()
+[[ -n "$share" || ! -d "$workdir" ]] || files=("$workdir")
+step bash -o pipefail -c "git ls-files -z --cached --others --exclude-standard | \
+tar --null --files-from=- -czf $(printf '%q ' "$bundle" "${files[@]}")"
 step "${pod[@]}" "${creating[@]}" "$name" --zone="$zone" --accelerator-type="$type" --version="$version"
-step "${pod[@]}" scp "$bundle" "$name:cdisc.tar.gz" --zone="$zone" --worker=all
-on_all_workers "mkdir -p cdisc/$(printf %q "$(dirname "$workdir")") && tar -xzf cdisc.tar.gz -C cdisc"
+copy "$bundle" "$name:cdisc.tar.gz" all
+on_workers all "mkdir -p cdisc/$(printf %q "$(dirname "$workdir")") && tar -xzf cdisc.tar.gz -C cdisc"
 if [[ -n "$share" ]]; then
-  on_all_workers "sudo apt-get -o DPkg::Lock::Timeout=300 install -qy nfs-common && \
+  on_workers all "sudo apt-get -o DPkg::Lock::Timeout=300 install -qy nfs-common && \
 sudo mount $(printf %q "$share") cdisc/runs && sudo chmod go+rwx cdisc/runs"
-elif [[ -d "$workdir" ]]; then
-  step "${pod[@]}" scp --recurse "$workdir" "$name:cdisc/$(dirname "$workdir")" --zone="$zone" --worker=all
 fi
 # The images' own Python may be older than 3.11.
-on_all_workers "cd cdisc && python3 -m pip install -q --user uv && ~/.local/bin/uv venv -q --python=3.12 .venv && \
+on_workers all "cd cdisc && python3 -m pip install -q --user uv && ~/.local/bin/uv venv -q --python=3.12 .venv && \
 ~/.local/bin/uv pip install -q --python=.venv/bin/python . 'jax[tpu]'"
-on_all_workers "cd cdisc && $(printf '%q ' .venv/bin/python -m cdisc.main --distributed "${arguments[@]}")"
+on_workers all "cd cdisc && $(printf '%q ' .venv/bin/python -m cdisc.main --distributed "${arguments[@]}")"

@@ -96,7 +96,7 @@ def test_a_query_alone_starts_once_at_each_class_and_ends_at_a_loss_that_is_not_
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step():
-    with pytest.raises(UserError, match="the loss of embedding is not finite at step 2"):
+    with pytest.raises(UserError, match="embedding: the loss is not finite at step 2"):
         _fit(embedding_learning_rate=1e30)
 
 

@@ -3,6 +3,7 @@ import itertools
 import os
 import pathlib
 import socket
+import subprocess
 
 import flax.struct
 import jax
@@ -113,8 +114,9 @@ def test_a_missing_file_is_refused(saved):
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"leaves": {"x": 3}, "files": {}}'])
 def test_a_damaged_manifest_is_refused(saved, content):
-    # Catches: catching JSON's errors alone.
-    (saved / "manifest.json").write_text(content)
+    # Catches: catching JSON's errors alone; a manifest without a checksum of its own.
+    manifest = saved / "manifest.json"
+    manifest.write_text(content or manifest.read_text().replace("float32", "float16"))
     with pytest.raises(UserError, match="holds no finished checkpoint"):
         checkpoints.restore(saved, make_tree())
 
@@ -129,8 +131,8 @@ def test_orbax_failing_behind_right_checksums(written, monkeypatch):
         checkpoints.restore(written, make_tree())
 
 
-@pytest.mark.parametrize("name", ["read_text", "read_bytes"])
-def test_what_cannot_be_read_now_is_not_removed(saved, monkeypatch, name):
+@pytest.mark.parametrize(("owner", "name"), [(pathlib.Path, "read_bytes"), (checkpoints, "_checksums")])
+def test_what_cannot_be_read_now_is_not_removed(saved, monkeypatch, owner, name):
     # Catches: taking a network folder that does not answer for a damaged checkpoint, of which the newest is removed.
     steps = saved.parent / "steps"
     for step in (1, 2):
@@ -140,8 +142,10 @@ def test_what_cannot_be_read_now_is_not_removed(saved, monkeypatch, name):
         raise OSError(errno.ESTALE, "Stale file handle")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pathlib.Path, name, stale)
-        with pytest.raises(UserError, match=r"step_00000002 cannot be read \(.*Stale file handle\): see that its disk"):
+        patch.setattr(owner, name, stale)
+        with pytest.raises(
+            UserError, match=r"step_00000002\S* cannot be read \(.*Stale file handle\): see that its disk"
+        ):
             checkpoints.restore_newest(steps, make_tree())
     assert checkpoints.steps(steps) == [1, 2]
 
@@ -210,7 +214,7 @@ def test_a_full_disk_keeps_what_was_there(saved, monkeypatch):
         with pytest.raises(UserError, match=r"state was not saved: the disk is full; make room"):
             checkpoints.save(saved, {"x": jnp.zeros(3)})
     with monkeypatch.context() as patch:
-        patch.setattr(pathlib.Path, "write_text", full)
+        patch.setattr(storage, "write_json", full)
         with pytest.raises(UserError, match="the disk is full"):
             checkpoints.save(saved, {"x": jnp.zeros(3)})
     with monkeypatch.context() as patch:
@@ -273,9 +277,7 @@ def test_the_newest_step_that_is_whole(tmp_path, capsys):
     assert warnings[0].endswith("is not what was written): it is removed, and step_00000010 is tried in its place.")
     assert checkpoints.steps(folder) == [5]
     flip_a_bit(largest_file(folder / "step_00000005"))
-    with pytest.raises(
-        checkpoints.DamagedError, match=r"step_00000005 is damaged .*: delete that folder and run again"
-    ):
+    with pytest.raises(storage.DamagedError, match=r"step_00000005 is damaged .*: delete that folder and run again"):
         checkpoints.restore_newest(folder, like)
     assert checkpoints.steps(folder) == [5]
 
@@ -294,7 +296,7 @@ def test_killed_at_any_moment_of_saving(tmp_path, monkeypatch):
             for where, name in (
                 (pathlib.Path, "mkdir"),
                 (pathlib.Path, "rename"),
-                (pathlib.Path, "write_text"),
+                (storage, "write_json"),
                 (ocp.StandardCheckpointer, "save"),
                 (checkpoints.shutil, "rmtree"),
             ):
@@ -349,6 +351,13 @@ def test_a_folder_is_one_processs_alone(tmp_path, monkeypatch, capsys):
                 pass
     with checkpoints.locked(tmp_path):
         assert (tmp_path / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+        # Catches: a lock that whoever removes the file gives free.
+        (tmp_path / "lock").unlink()
+        with pytest.raises(UserError, match="in use by another process"), checkpoints.locked(tmp_path):
+            pass
+        (tmp_path / "lock").write_bytes(b"\xff" * 5000)
+        with pytest.raises(UserError, match=r"in use by .{200}: wait"), checkpoints.locked(tmp_path):
+            pass
 
     def unsupported(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -404,6 +413,63 @@ def test_processes_that_write_one_file_at_once(tmp_path, monkeypatch, module, na
     storage.write_text(path, "one")
     assert path.read_text() == "one"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_killed_process_leaves_nothing_that_stays(tmp_path):
+    # Catches: leftovers of every kill, a file taken away from a process that lives or that is on another host.
+    dead, host = subprocess.Popen(["true"]), socket.gethostname()
+    dead.wait()
+    kept = {f"a.txt.{host}.{os.getppid()}.partial", f"a.txt.other.{dead.pid}.partial", f"b.txt.{host}.1.partial"}
+    for name in (*kept, f"a.txt.{host}.{dead.pid}.partial"):
+        (tmp_path / name).touch()
+    storage.write_text(tmp_path / "a.txt", "one")
+    assert {file.name for file in tmp_path.iterdir()} == kept | {"a.txt"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "[]",
+        lambda text: "5",
+        lambda text: "[" * 10**5,
+        lambda text: text[:-3],
+        lambda text: text.replace("one", "own"),
+        lambda text: text.replace("0.5", "-0.5"),
+        lambda text: text.replace("sha256", "sha255"),
+        lambda text: b"\xff" + text.encode(),
+        lambda text: b"",
+    ],
+)
+def test_json_that_was_changed_is_not_read(tmp_path, damage):
+    # Catches: an error of the parser's let through, a change that is believed.
+    path, content = tmp_path / "a.json", {"one": (0.5, None), "other": {"x": "é"}}
+    storage.write_json(path, content)
+    assert storage.read_json(path, "x") == {"one": [0.5, None], "other": {"x": "é"}}
+    changed = damage(path.read_text())
+    path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    with pytest.raises(storage.DamagedError, match=r"a\.json is not as this version wrote it: mend it\.$"):
+        storage.read_json(path, "mend it")
+
+
+def test_json_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        storage.read_json(tmp_path / "none.json", "x")
+    with pytest.raises(UserError, match=r"cannot be read \(.*directory"):
+        storage.read_json(tmp_path, "x")
+
+
+def test_a_path_near_the_system_s_limit(tmp_path, monkeypatch):
+    # Catches: minutes in which Orbax tries again, and a disk that is called full.
+    monkeypatch.chdir(tmp_path)
+    deep = tmp_path
+    while len(str(deep)) < 3600:
+        deep = deep / ("d" * 100)
+    storage.writable(deep)
+    deep = deep / ("d" * 200)
+    with pytest.raises(
+        UserError, match=r"^/\S{49}\.\.\. is too long a path to hold files: choose another --workdir\.$"
+    ):
+        storage.writable(deep)
 
 
 def test_writable(tmp_path, monkeypatch):

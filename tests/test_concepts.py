@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdisc.app import cost
 from cdisc.diffusion import exact, schedule
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.discovery import concepts, modes
+from cdisc.learning import cost
 
 SCHEDULE = schedule.linear_beta()
 LEVELS = (-0.8, 0.0, 0.8)

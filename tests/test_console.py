@@ -19,7 +19,8 @@ def test_lines_go_where_they_belong(capsys):
 
 
 @pytest.fixture
-def restored_levels():
+def restored_levels(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     names = ("orbax", "jax", "jax._src.xla_bridge", "matplotlib", "PIL")
     levels = {name: logging.getLogger(name).level for name in names}
     yield names
@@ -39,6 +40,26 @@ def test_quiet_libraries(restored_levels):
     # Catches: a level, which absl's `app.run` resets.
     record = logging.LogRecord("absl", logging.ERROR, "", 0, "said again", None, None)
     assert not logging.getLogger("absl").filter(record)
+
+
+class Last:
+    """Raises where nobody can catch it."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+
+def test_what_threads_say_after_a_save_that_failed(restored_levels, capsys):
+    # Catches: tracebacks beside the sentence that the disk is full, and silence about anything else.
+    console.quiet_libraries()
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("another")):
+        Last(error)
+    error = capsys.readouterr().err
+    assert "another" in error
+    assert "Event loop" not in error
 
 
 def test_progress_yields_all_items_in_order(capsys):

@@ -8,11 +8,11 @@ import pytest
 import tiny
 from commands import config_of
 
-from cdisc.app import cost
+from cdisc.app import dry_run
 from cdisc.app.config import read
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
-from cdisc.learning import pretrain
+from cdisc.learning import cost, pretrain
 from cdisc.networks import backbone, denoiser
 
 SCHEDULE = linear_beta(1000)
@@ -123,8 +123,8 @@ def test_the_evaluations_of_a_query_are_those_counted_by_hand():
         # Two guided levels, the teacher, Top-1, Top-3 and Query-only at three widths: 8 samples of 4 steps.
         "evaluate": 8 * 4 * (2 * 2 + 1 + 2 + 4 + 3),
     }
-    assert cost.evaluations(read(config), 120) == expected
-    unknown = cost.evaluations(read(config), None)
+    assert dry_run.evaluations(read(config), 120) == expected
+    unknown = dry_run.evaluations(read(config), None)
     assert unknown == expected | {"adapt": expected["adapt"] - 120}
 
 
@@ -133,22 +133,22 @@ def test_the_pictures_at_once_follow_from_sizes_and_not_from_how_many_there_are(
     # 8 lanes; a batch of pairs of class and draw, more than the batches of 4 of two queries side by side; 8 samples of
     # the null model and Top-3's classes.
     expected = {"discover": 8, "adapt": 64, "evaluate": 4 * 8}
-    assert cost.pictures_at_once(read(config), 120) == expected
+    assert dry_run.pictures_at_once(read(config), 120) == expected
     config.sampling.batch = 8
     expected = {"discover": 8, "adapt": 8, "evaluate": 4 * 8}
     config.evaluate.update(num_queries=4000, samples=1000)
     config.discover.starts_per_t = 500
     config.adapt.pool_size = 1000
-    assert cost.pictures_at_once(read(config), 120) == expected
+    assert dry_run.pictures_at_once(read(config), 120) == expected
     config.sampling.batch = 3
     config.adapt.levels.lora.prior_weight = 1.0
-    assert cost.pictures_at_once(read(config), 120) == {"discover": 8, "adapt": 2 * 4 * 2, "evaluate": 4 * 3}
-    assert cost.pictures_at_once(read(config), 2)["evaluate"] == 2 * 3
-    assert cost.pictures_at_once(read(config), None)["evaluate"] == 4 * 3
+    assert dry_run.pictures_at_once(read(config), 120) == {"discover": 8, "adapt": 2 * 4 * 2, "evaluate": 4 * 3}
+    assert dry_run.pictures_at_once(read(config), 2)["evaluate"] == 2 * 3
+    assert dry_run.pictures_at_once(read(config), None)["evaluate"] == 4 * 3
     # As many at 128x128 as the paper's devices had: with another configuration's chunk no chip has the memory.
     celeba = config_of("celeba.py")
-    assert max(cost.pictures_at_once(read(celeba), 51).values()) <= 64
-    assert cost.pictures_at_once(read(celeba), 51)["adapt"] <= 32
+    assert max(dry_run.pictures_at_once(read(celeba), 51).values()) <= 64
+    assert dry_run.pictures_at_once(read(celeba), 51)["adapt"] <= 32
 
 
 def test_a_dry_run_computes_nothing(monkeypatch):
@@ -163,7 +163,7 @@ def test_a_dry_run_computes_nothing(monkeypatch):
     config.network.update(block_out_channels=(16,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
     config.network.num_class_embeds = None
     config.evaluate.num_queries = 3600
-    lines = cost.report(read(config), 2).splitlines()
+    lines = dry_run.report(read(config), 2).splitlines()
     assert "memory of each of 2 device(s)" in lines[2]
     assert "without a comparison with the data's classes (config.network.num_class_embeds" in lines[3]
     table = {line.split()[0]: line.split()[1:] for line in lines[-len(cost.CHIPS) :]}
@@ -184,11 +184,11 @@ def test_a_dry_run_computes_nothing(monkeypatch):
 )
 def test_what_has_no_cost_is_refused(file, variant, devices, message):
     with pytest.raises(UserError, match=message):
-        cost.report(read(config_of(file, *variant)), devices)
+        dry_run.report(read(config_of(file, *variant)), devices)
 
 
 def test_what_cannot_be_run_has_no_cost():
     config = config_of("colormnist.py", "tiny")
     config.adapt.chunk = 0
     with pytest.raises(UserError, match=r"config\.adapt\.chunk is 0"):
-        cost.report(read(config), 1)
+        dry_run.report(read(config), 1)

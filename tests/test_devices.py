@@ -23,6 +23,7 @@ from cdisc.app import run
 from cdisc.app.config import read
 from cdisc.app.stages import adapt, discover
 from cdisc.configs import mixture
+from cdisc.evaluation import methods
 
 config = mixture.get_config()
 config.discover.update(timesteps=(100, 300), starts_per_t=5, max_steps=20, lanes=4, capacity=6, hierarchy=())
@@ -34,7 +35,7 @@ config.evaluate.num_queries = 3
 this = run.prepare(read(config), pathlib.Path(sys.argv[1]), [])
 params = this.dataset.train
 found = list(discover.discover(this, params, True))
-densities = [adapt.teacher_density(discovery.teacher, this.config.guidance) for discovery in found]
+densities = [methods.teacher_density(discovery.teacher, this.config.guidance) for discovery in found]
 samples = adapt.draw(this, params, densities, [this.key("evaluate", query) for query in this.queries], 7)
 losses = [model.losses for model in adapt.adapt(this, params, found, True)]
 leaves = jax.tree_util.tree_leaves_with_path(found)

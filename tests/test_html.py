@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from html import parser
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +17,7 @@ from PIL import Image
 from cdisc.app.report import figures, html
 from cdisc.app.report import results as results_lib
 from cdisc.data import pictures
+from cdisc.diffusion.exact import GaussianMixture
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.discovery import modes, selection
 from cdisc.discovery.concepts import Discovery, DiscoveryInfo
@@ -30,6 +32,7 @@ class _Reader(parser.HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.images: list[dict[str, str | None]] = []
+        self.charts: dict[str, list[tuple[str, dict[str, str | None]]]] = {}
         self.sources: list[str] = []
         self.names: list[str] = []
         self.words: list[str] = []
@@ -39,6 +42,10 @@ class _Reader(parser.HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "img":
             self.images.append(dict(attrs))
+        if tag == "svg":
+            self.charts[dict(attrs)["aria-label"] or ""] = []
+        elif "svg" in self.open:
+            next(reversed(self.charts.values())).append((tag, dict(attrs)))
         self.sources.extend(value or "" for name, value in attrs if name in ("src", "srcset", "href"))
         self.names.extend(value or "" for name, value in attrs if name == "id")
         if tag not in _VOID:
@@ -148,13 +155,11 @@ def _page(*panels: html.Panel, **changes: Any) -> html.Page:
 
 
 @pytest.fixture
-def plane() -> figures.Plane:
-    return figures.Plane(
-        trained_means=np.array([[-1.0, -1.0], [1.0, 1.0]]),
-        trained_variances=np.full((2, 2), 0.01),
-        held_out_means=np.array([[1.0, -1.0]]),
-        held_out_variances=np.full((1, 2), 0.01),
-    )
+def plane() -> html.Plane:
+    def cells(*means: tuple[float, float]) -> GaussianMixture:
+        return GaussianMixture(jnp.zeros(len(means)), jnp.asarray(means), jnp.full((len(means), 2), 0.01))
+
+    return html.Plane(trained=cells((-1.0, -1.0), (1.0, 1.0)), held_out=cells((1.0, -1.0)))
 
 
 def _is_whole(document: str) -> _Reader:
@@ -163,7 +168,7 @@ def _is_whole(document: str) -> _Reader:
     assert reader.open == []
     inside = {f"#{name}" for name in reader.names}
     assert all(source.startswith("data:image/png;base64,") or source in inside for source in reader.sources)
-    assert all(image["alt"] for image in reader.images)
+    assert all(image["alt"] for image in reader.images) and all(reader.charts)
     assert "<script" not in document and "@import" not in document and "url(" not in document
     assert "http:" not in document and "https:" not in document
     return reader
@@ -174,7 +179,7 @@ def test_the_page_of_pictures_is_whole_and_made_for_light_and_dark() -> None:
     reader = _is_whole(document)
     assert document.startswith("<!doctype html>")
     assert "prefers-color-scheme: dark" in document
-    assert len(reader.images) == 2 * (1 + 2 * 3 + 2 + 2 + 2 + 1 + 3) + 1
+    assert len(reader.images) == 2 * (1 + 2 * 3 + 2 + 2 + 2 + 1 + 3)
     for expected in ("A title", "A subtitle", "c0ffee", "jax 0.10.2", "1,234.5 s", "2,250 network evaluations"):
         assert expected in reader.text
 
@@ -275,12 +280,48 @@ def test_modes_stand_in_columns_from_fine_to_coarse_noise() -> None:
     assert "t = 400" not in _Reader(html.render(_page(dataclasses.replace(panel, discovery=absent)))).text
 
 
-def test_the_hierarchy_is_drawn_once_for_all_queries() -> None:
-    tree = {"nfe": 1234, "levels": [{"t": 50, "modes": [{"parent": None, "basin": 3}]}]}
-    page = _page(_panel(), _panel(), hierarchy=tree, hierarchy_modes=[np.zeros((1, 8, 8, 3))])
+def _marks(reader: _Reader, chart: str, tag: str, *attributes: str) -> list[tuple[float, ...]]:
+    """Where the elements of one kind stand in the chart whose description begins so."""
+    (elements,) = (found for name, found in reader.charts.items() if name.startswith(chart))
+    return [tuple(float(attrs[name] or "") for name in attributes) for kind, attrs in elements if kind == tag]
+
+
+def test_the_hierarchy_is_drawn_once_with_parents_above_and_between_their_children() -> None:
+    # Catches: levels upside down, a leaf over another's branch, a picture at another mode's place, thin main branches.
+    # The children of mode 1 of t = 100 are the first and the last of their level: the middle one must not come between.
+    levels = [
+        {"t": 50, "modes": [{"parent": p, "basin": basin} for p, basin in ((1, 4), (0, 2), (1, 2))]},
+        {"t": 100, "modes": [{"parent": 0, "basin": 2}, {"parent": 0, "basin": 6}]},
+        {"t": 300, "modes": [{"parent": None, "basin": 8}]},
+    ]
+    pictures_of = [np.random.default_rng(i).uniform(-1, 1, (3 - i, 4, 4, 3)) for i in range(3)]
+    page = _page(_panel(), _panel(), hierarchy={"nfe": 1234, "levels": levels}, hierarchy_modes=pictures_of)
     reader = _is_whole(html.render(page))
     assert "1,234 network evaluations" in reader.text
-    assert _image(reader, "the tree of modes from t = 50")
+    (elements,) = (found for name, found in reader.charts.items() if name.startswith("the tree of modes from t = 50"))
+    places = _marks(reader, "the tree", "image", "x", "y")
+    images = [_pixels({"src": attrs["href"]}) for kind, attrs in elements if kind == "image"]
+    for image, array in zip(images, [array for level in pictures_of for array in level], strict=True):
+        np.testing.assert_array_equal(image, pictures.to_uint8(array))
+    (first, middle, last), (left, right), (top,) = ([x for x, _ in places[i:j]] for i, j in ((0, 3), (3, 5), (5, 6)))
+    assert right == pytest.approx((first + last) / 2)
+    assert not first < middle < last and not last < middle < first
+    assert top == pytest.approx((left + right) / 2)
+    assert places[0][1] > places[3][1] > places[5][1]
+    widths = [attrs["style"] for kind, attrs in elements if kind == "path"]
+    assert widths == [
+        "stroke-width:3px",
+        "stroke-width:2px",
+        "stroke-width:2px",
+        "stroke-width:2px",
+        "stroke-width:4px",
+    ]
+
+
+def test_a_hierarchy_of_points_has_their_coordinates(plane: html.Plane) -> None:
+    levels = [{"t": 50, "modes": [{"parent": None, "basin": 3}]}]
+    page = _page(plane=plane, hierarchy={"nfe": 1, "levels": levels}, hierarchy_modes=[np.array([[0.25, -0.5]])])
+    assert "0.25 \N{MINUS SIGN}0.50 3 t = 50" in _is_whole(html.render(page)).text
 
 
 def test_the_table_has_means_with_errors_and_marks_what_prints_highest() -> None:
@@ -332,11 +373,21 @@ def test_pooled_figures_have_tables_of_their_own_where_there_are_any() -> None:
     assert "top1" not in rows
 
 
-def test_the_chart_needs_two_methods_with_both_figures() -> None:
+def test_the_chart_has_recall_across_and_accuracy_up_and_needs_two_methods_with_both() -> None:
+    # Catches: axes exchanged or upside down, an error bar across for one that stands upright.
     page = _page()
+    methods = page.results["methods"]
+    error = {**_measures(0.1, None)}
+    methods["top1"] |= {"joint_accuracy": 1.0, "recall": 0.5, "standard_error": error}
+    methods["none"] = {**methods["poe"], "recall": None}
     chart = "joint accuracy against recall"
-    assert chart in html.render(page)
-    page.results["methods"]["top1"]["recall"] = None
+    reader = _is_whole(html.render(page))
+    assert _marks(reader, chart, "circle", "cx", "cy") == [(10.0, 29.9), (50.0, 0.0)]
+    assert "1 poe 2 top1" in reader.text
+    (elements,) = (found for name, found in reader.charts.items() if name.startswith(chart))
+    bars = [attrs["d"] for kind, attrs in elements if attrs.get("class") == "outline"]
+    assert bars == ["M9 29.9h2M10 27.9v4", "M50 0h0M50 -10v20"]
+    methods["top1"]["recall"] = None
     assert chart not in html.render(page)
 
 
@@ -393,18 +444,16 @@ def test_every_text_from_outside_is_escaped() -> None:
     assert _image(reader, f"mean of the product for {evil}")
 
 
-def test_the_page_of_points_is_whole_and_shows_all_samples(plane: figures.Plane) -> None:
+def test_the_page_of_points_is_whole_and_shows_all_samples(plane: html.Plane) -> None:
     page = _page(_panel((2,)), plane=plane, samples_shown=2)
     page.results["methods"]["top1"] = {**page.results["methods"]["poe"], "recall": None}
     document = html.render(page)
     reader = _is_whole(document)
-    assert [image["alt"] for image in reader.images] == [
+    assert list(reader.charts) == [
         "the plane with the query cyan 3, 2 concepts and their product as 1-sigma ellipses",
-        "ownership of each coordinate for cyan 3",
         "samples of poe for cyan 3",
         "samples of top1 for cyan 3",
     ]
-    assert document.count('<source media="(prefers-color-scheme: dark)"') == len(reader.images)
     assert "7 samples" in reader.text and "2 of 7" not in reader.text
     discovery = _panel((2,)).discovery
     assert discovery is not None
@@ -413,43 +462,38 @@ def test_the_page_of_points_is_whole_and_shows_all_samples(plane: figures.Plane)
     assert shown in reader.text
 
 
-def test_what_is_drawn_of_points_is_theirs(plane: figures.Plane, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Catches: experts that were not picked, one colour for all methods, a chart of one theme in both.
-    told: list[tuple[Any, ...]] = []
-
-    def overview(*args: Any, theme: figures.Theme) -> np.ndarray:
-        told.append(args)
-        return np.full((2, 2, 4), 255 if theme == figures.LIGHT else 0, np.uint8)
-
-    def samples(*args: Any, colour: str, theme: figures.Theme) -> np.ndarray:
-        told.append((colour, args[1]))
-        return np.zeros((2, 2, 4), np.uint8)
-
-    monkeypatch.setattr(figures, "planar_overview", overview)
-    monkeypatch.setattr(figures, "planar_samples", samples)
+def test_what_is_drawn_of_points_is_theirs(plane: html.Plane) -> None:
+    # Catches: experts that were not picked, variances for standard deviations, an axis upside down, one colour for all.
     panel = _panel((2,))
-    document = html.render(_page(panel, plane=plane))
-    found = panel.discovery
+    reader = _is_whole(html.render(_page(panel, plane=plane)))
+    found, query = panel.discovery, np.asarray(panel.query)
     assert found is not None
-    _, query, means, variances, mean, variance = told[0]
-    expected = (panel.query, found.experts.mean[[2, 1]], found.experts.variance[[2, 1]], *_ends(found.teacher))
-    for given, wanted in zip((query, means, variances, mean, variance), expected, strict=True):
-        np.testing.assert_array_equal(given, wanted)
+    drawn = np.array(_marks(reader, "the plane", "ellipse", "cx", "cy", "rx", "ry"))
+    cells = [[-1, 1, 0.2, 0.2], [1, -1, 0.2, 0.2], [1, 1, 0.2, 0.2]]  # two trained ones and one held out, at two sigma
+    means = np.concatenate([found.experts.mean[[2, 1]], found.teacher.mean[None]])
+    variances = np.concatenate([found.experts.variance[[2, 1]], found.teacher.variance[None]])
+    expected = np.concatenate([cells, np.concatenate([means * [1, -1], np.sqrt(variances)], axis=1)])
+    np.testing.assert_allclose(drawn, expected, rtol=1e-3)
+    assert _marks(reader, "the plane", "circle", "cx", "cy") == [pytest.approx((query[0], -query[1]), rel=1e-3)]
     colours = figures.method_colours(["poe", "top1"])
     for name in ("poe", "top1"):
-        drawn = [points for colour, points in told[2:] if colour == colours[name]]
-        assert len(drawn) == 2  # in both themes
-        np.testing.assert_array_equal(drawn[0], panel.samples[name])
-    dark, light = re.findall(r'srcset="([^"]*)"><img class="chart" src="([^"]*)" alt="the plane', document)[0]
-    assert _pixels({"src": dark}).max() == 0
-    assert _pixels({"src": light}).min() == 255
+        (elements,) = (found for alt, found in reader.charts.items() if alt == f"samples of {name} for cyan 3")
+        styles = {attrs["style"] for _, attrs in elements if attrs.get("class") == "sample"}
+        assert styles == {f"color:{colours[name]}"}
+        places = np.array(_marks(reader, f"samples of {name}", "circle", "cx", "cy"))[:-1]  # the last is the query
+        np.testing.assert_allclose(places * [1, -1], panel.samples[name], rtol=1e-3)
 
 
-def _ends(gaussian: Gaussian) -> tuple[Any, Any]:
-    return gaussian.mean, gaussian.variance
+def test_each_coordinate_is_divided_among_its_owners(plane: html.Plane) -> None:
+    panel = _panel((2,))
+    assert panel.discovery is not None
+    widths = re.findall(r'style="background:(#\w+);width:(\d+)px"', html.render(_page(panel, plane=plane)))
+    shares = (200 * panel.discovery.ownership[:2]).T.reshape(-1)  # x of both concepts, then y
+    assert [colour for colour, _ in widths] == 2 * list(figures.owner_colours(2))
+    assert [int(width) for _, width in widths] == pytest.approx(shares, abs=0.5)
 
 
-def test_the_page_of_points_takes_a_query_that_no_concept_explains(plane: figures.Plane) -> None:
+def test_the_page_of_points_takes_a_query_that_no_concept_explains(plane: html.Plane) -> None:
     panel = dataclasses.replace(_panel((2,), concepts=0), samples={"poe": np.zeros((3, 2))})
     reader = _is_whole(html.render(_page(panel, plane=plane)))
     assert "Who owns each coordinate" not in reader.text

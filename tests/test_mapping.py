@@ -187,11 +187,3 @@ def test_stack_and_unstack():
     for one, other in zip(devices.unstack(stacked), trees, strict=True):
         np.testing.assert_array_equal(one["x"], other["x"])
         assert isinstance(one["x"], np.ndarray)
-
-
-def test_select_best_picks_for_each_query():
-    trees = [{"a": jnp.full((1, 3, 2), float(i)), "b": jnp.full((1, 3), i)} for i in range(2)]
-    values = [jnp.asarray([[1.0, 5.0, 2.0]]), jnp.asarray([[3.0, 4.0, 2.0]])]
-    best = devices.select_best(trees, values)
-    np.testing.assert_array_equal(best["b"], [[0, 1, 0]])  # the first one on a tie
-    np.testing.assert_array_equal(best["a"][..., 1], [[0.0, 1.0, 0.0]])

@@ -73,7 +73,7 @@ def test_mixture_end_to_end(planar_run):
     assert set(results["methods"]) == {"poe", "product", "top1", "top3", *QUERY_ONLY, "real pictures"}
     # The report of the first run cannot say how long it takes itself.
     assert list(results["seconds"])[:4] == list(pipeline.STAGES[:4])
-    assert list(json.loads((planar_run / "seconds.json").read_text())) == list(pipeline.STAGES)
+    assert list(read_seconds(planar_run / "seconds.json")) == list(pipeline.STAGES)
     assert len({query["name"] for query in results["queries"]}) == 2
     real = results["methods"]["real pictures"]
     assert real["joint_accuracy"] == 1.0
@@ -206,12 +206,13 @@ def test_the_seconds_of_a_stopped_stage_add_up(tmp_path, monkeypatch):
         assert read_seconds(tmp_path / "seconds.json") == {"adapt": 7.0}
 
 
-@pytest.mark.parametrize("damage", ["", "\0\0", '{"adapt"'])
-def test_damaged_seconds_are_counted_anew(tmp_path, damage):
-    # Catches: a run that a power failure has made useless for its times alone.
+@pytest.mark.parametrize("damage", ["", "\0\0", '{"adapt"', "[]", '{"adapt": {"seconds": -1.0, "finished": true}}'])
+def test_damaged_seconds_are_counted_anew(tmp_path, damage, capsys):
+    # Catches: a run that a power failure has made useless for its times alone; times that were edited.
     path = tmp_path / "seconds.json"
     path.write_text(damage)
     assert read_seconds(path) == {}
+    assert "seconds.json is not as this version wrote it: times are counted anew" in capsys.readouterr().err
     saved.note_seconds(path, "adapt", 3.0, True)
     assert read_seconds(path) == {"adapt": 3.0}
 
@@ -330,7 +331,7 @@ def test_tiny_end_to_end(tiny_run):
     assert all(entry["samples"] == 2 * config.evaluate.samples for entry in results["methods"].values())
     # The report of the first run cannot say how long it takes itself.
     assert list(results["seconds"])[:4] == list(pipeline.STAGES[:4])
-    assert list(json.loads((workdir / "seconds.json").read_text())) == list(pipeline.STAGES)
+    assert list(read_seconds(workdir / "seconds.json")) == list(pipeline.STAGES)
     left = {path.name for path in workdir.iterdir()}
     assert left == {*pipeline.STAGES, "config.json", "lock", "results.json", "seconds.json"}
     for stage in ("discover", "adapt", "evaluate"):

@@ -93,7 +93,7 @@ def test_the_readme_s_command(readme_run):
         assert [name for name in ("joint_accuracy", "precision", "recall") if figures[name] is not None] == []
         assert figures["distance_to_query"] > 0.0
     # The weights stay where they are.
-    assert [path.name for path in (run / "pretrain").iterdir()] == ["imported.sha256"]
+    assert [path.name for path in (run / "pretrain").iterdir()] == ["imported.json"]
     learnt = checkpoints.arrays_of(run / "adapt" / "query_0000")
     assert np.abs(learnt["adaptations/embedding/embedding"]).max() > 0.05
     assert "losses" not in learnt
@@ -230,5 +230,5 @@ def test_a_folder_that_misses_its_weights(folder, picture, tmp_path):
 
 def test_a_stage_alone_needs_the_import(folder, picture, tmp_path):
     this = prepared(folder, picture, tmp_path)
-    with pytest.raises(UserError, match=r"imported\.sha256 is not there: add pretrain to --stages\.$"):
+    with pytest.raises(UserError, match=r"imported\.json is not there: add pretrain to --stages\.$"):
         pretrain.pretrain(this, active=False)

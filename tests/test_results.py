@@ -1,6 +1,7 @@
 """The results file: what it takes, what it refuses and how it names the place."""
 
 import copy
+import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from cdisc import errors
+from cdisc import errors, storage
 from cdisc.app.report import results
 
 
@@ -205,6 +206,8 @@ def test_write_then_read_gives_back_the_results_with_null_for_nan(
     del valid["methods"]["poe"]["recall"]
     assert back == valid
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+    # The file itself follows its schema, too.
+    results.validate(json.loads(path.read_text()))
 
 
 def test_write_leaves_the_old_file_when_the_new_results_are_wrong(
@@ -218,10 +221,26 @@ def test_write_leaves_the_old_file_when_the_new_results_are_wrong(
     assert path.read_text() == "old"
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe", b"[1]", b'{"schema_version": 1}'])
+@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe", b"[1]", b'{"schema_version": 1}', b"[" * 10**5])
 def test_read_tells_the_person_which_file_is_wrong(content: bytes | None, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "results.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(errors.UserError, match=r"results\.json"):
+    with pytest.raises(errors.UserError, match=r"results\.json .*: add evaluate to --stages, which measures anew\.$"):
         results.read(path)
+
+
+def test_a_figure_that_was_edited_is_not_believed(valid: dict[str, Any], tmp_path: pathlib.Path) -> None:
+    # Catches: no checksum, one that does not cover the figures.
+    path = tmp_path / "results.json"
+    results.write(path, valid)
+    path.write_text(path.read_text().replace('"joint_accuracy": 0.5', '"joint_accuracy": 0.9'))
+    results.validate(json.loads(path.read_text()))
+    with pytest.raises(errors.UserError, match="not as this version wrote it"):
+        results.read(path)
+
+
+def test_results_of_another_version_are_told_apart(valid: dict[str, Any], tmp_path: pathlib.Path) -> None:
+    storage.write_json(tmp_path / "results.json", valid | {"schema_version": 9})
+    with pytest.raises(errors.UserError, match=r"of this version \(results\.schema_version: must be \d+, is 9\): add"):
+        results.read(tmp_path / "results.json")

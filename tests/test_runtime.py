@@ -3,10 +3,12 @@
 import importlib.metadata
 import importlib.util
 import os
+import pwd
 
 import pytest
 
 from cdisc import runtime
+from cdisc.errors import UserError
 
 
 @pytest.fixture
@@ -42,3 +44,47 @@ def test_a_version_that_was_not_tried_is_not_given_the_experimental_flag(configu
 def test_an_accelerator_gets_no_option(configured, found):
     assert configured(**found) == []
     assert configured(**found, platforms="cpu") == [runtime._COMPILE_QUICKLY, runtime._CONVOLUTIONS]
+
+
+def test_compilations_are_kept_where_they_can_be(monkeypatch, tmp_path, capsys):
+    # Catches: a run that ends for want of a home, or fills its output with JAX's warnings; a place that was given.
+    name = "JAX_COMPILATION_CACHE_DIR"
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+    for given, root, expected in (
+        (None, str(tmp_path / "cache"), str(tmp_path / "cache" / "cdisc" / "xla")),
+        (str(tmp_path / "own"), "/proc/none", str(tmp_path / "own")),
+        ("", "/proc/none", ""),
+        ("gs://bucket/xla", "/proc/none", "gs://bucket/xla"),
+    ):
+        monkeypatch.delenv(name, raising=False) if given is None else monkeypatch.setenv(name, given)
+        monkeypatch.setenv("XDG_CACHE_HOME", root)
+        runtime.configure()
+        assert os.environ[name] == expected
+    assert (os.environ["JAX_ENABLE_COMPILATION_CACHE"], capsys.readouterr().err) == ("true", "")
+    monkeypatch.delenv(name)
+    runtime.configure()
+    assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
+    error = capsys.readouterr().err
+    assert error.startswith("cdisc: warning: every run compiles anew: /proc/none/cdisc/xla cannot be written (")
+    assert error.endswith(": set JAX_COMPILATION_CACHE_DIR to another folder.\n")
+
+
+def test_where_caches_are(monkeypatch):
+    # Catches: a home that is asked for where none is needed, a relative folder, which the standard has ignored.
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+
+    def nobody(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert str(runtime.cache_folder("xla")) == "/caches/cdisc/xla"
+    for given in ("", "here"):
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+        with pytest.raises(
+            UserError, match=r"^this user has no home folder for caches: set XDG_CACHE_HOME to a folder"
+        ):
+            runtime.cache_folder("xla")
+        with monkeypatch.context() as patch:
+            patch.setenv("HOME", "/home/me")
+            assert str(runtime.cache_folder("xla")) == "/home/me/.cache/cdisc/xla"

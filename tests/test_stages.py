@@ -12,12 +12,13 @@ from commands import config_of
 
 from cdisc.app import pipeline
 from cdisc.app import run as run_lib
-from cdisc.app.config import Method, read
+from cdisc.app.config import read
 from cdisc.app.report import results as results_lib
 from cdisc.app.stages import discover, evaluate, export, judge
 from cdisc.app.stages.adapt import QueryModel, learns_from_product
 from cdisc.diffusion.gaussian import Gaussian
-from cdisc.evaluation import protocol
+from cdisc.evaluation import baselines, protocol
+from cdisc.evaluation.options import Method
 from cdisc.keys import named
 from cdisc.learning import adapt as adapt_lib
 from cdisc.networks import lora
@@ -96,7 +97,7 @@ def test_every_query_is_sampled_with_what_is_its_own(this, monkeypatch, at_once)
     monkeypatch.setattr(evaluate, "write_results", lambda *_: None)
     monkeypatch.setattr(Gaussian, "sample", recorded)
     monkeypatch.setattr(evaluate.jax, "local_device_count", lambda: at_once)
-    monkeypatch.setattr(evaluate.baselines, "query_only_teacher", lambda image, sigma: Gaussian(image, image**2))
+    monkeypatch.setattr(baselines, "query_only_teacher", lambda image, sigma: Gaussian(image, image**2))
     models = [model_of(i) for i in range(QUERIES)]
     this = dataclasses.replace(this, backbone=dataclasses.replace(this.backbone, table=lambda _: jnp.zeros((12, 12))))
     samples = evaluate.evaluate(this, None, [FOUND] * QUERIES, models, True)

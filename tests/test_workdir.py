@@ -1,6 +1,7 @@
 """What may change in a workdir, and what is done anew: decided by who reads a field first."""
 
 import json
+import shutil
 
 import pytest
 from commands import config_of
@@ -115,11 +116,12 @@ def test_what_would_lose_work_is_refused_with_both_values(bind, tmp_path, change
 
 
 def test_the_best_of_what_is_saved_is_another_one_where_something_else_is_saved(bind, tmp_path):
-    results(tmp_path, "pretrain")
     bind({"pretrain.save_every": 3})
+    results(tmp_path, "pretrain")
     bind({"pretrain.save_every": 4})
-    (tmp_path / "config.json").unlink()
+    shutil.rmtree(tmp_path / "pretrain")
     bind({"pretrain.result": "best"})
+    results(tmp_path, "pretrain")
     with pytest.raises(UserError, match=r"config\.pretrain\.save_every was 25 and is 4"):
         bind({"pretrain.result": "best", "pretrain.save_every": 4})
 
@@ -143,11 +145,24 @@ def test_data_are_known_by_what_they_are(bind, tmp_path):
         bind(data="others")
 
 
-@pytest.mark.parametrize("text", ['{"config', "[]", "{}"])
-def test_a_record_that_cannot_be_read(bind, tmp_path, text):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"config\.json cannot be read .*: choose another --workdir"):
+@pytest.mark.parametrize("text", ['{"config', "[]", "{}", "[" * 10**5, "an edit", None])
+def test_a_record_that_is_not_there_or_not_what_was_written(bind, tmp_path, text):
+    # Catches: a change that looks like another command's, results of an unknown configuration taken for this one's.
+    bind()
+    path, before = tmp_path / "config.json", (tmp_path / "config.json").read_text()
+    results(tmp_path, "pretrain", "discover", "adapt", "evaluate")
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(before.replace('"seed": 0', '"seed": 1') if text == "an edit" else text)
+    with pytest.raises(UserError, match=r"config\.json, .* or remove pretrain and discover and adapt from this one"):
         bind()
+    assert left(tmp_path) == SAMPLES | JUDGE | {"results.json"}
+    for stage in ("pretrain", "discover", "adapt"):
+        shutil.rmtree(tmp_path / stage)
+    bind()
+    assert path.read_text() == before
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["config.json", "evaluate"]
 
 
 def test_a_removal_that_is_interrupted_is_done_again(bind, tmp_path, monkeypatch):

@@ -12,14 +12,13 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import pathlib
 import re
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,23 +28,14 @@ import orbax.checkpoint as ocp
 
 from cdisc import console, storage
 from cdisc.errors import UserError
+from cdisc.storage import DamagedError
 
 _MANIFEST = "manifest.json"
-_PARTIAL, _OLD = ".partial", ".old"
+_PARTIAL, OLD = ".partial", ".old"
+"""How the names of folders end that are not finished yet, and of those that are about to go."""
+
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _NETWORK = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
-
-
-class DamagedError(UserError):
-    """A checkpoint is not what was written.
-
-    Attributes:
-      what: which one, and how that is known.
-    """
-
-    def __init__(self, what: str):
-        super().__init__(f"{what}: delete that folder and run again; everything else is kept.")
-        self.what = what
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
@@ -90,11 +80,6 @@ def complaint(error: OSError, folder: pathlib.Path | None) -> str | None:
     )
 
 
-def _unreadable(path: pathlib.Path, error: OSError) -> UserError:
-    # Not a DamagedError: what a network folder does not give now it may give later, and must not be removed.
-    return UserError(f"{path} cannot be read ({error}): see that its disk or network folder is there, then run again.")
-
-
 def _orbax() -> ocp.StandardCheckpointer:
     """Orbax for this process by itself, which writes and reads arrays of the host; left alone it waits for all."""
     me = jax.process_index()
@@ -104,17 +89,22 @@ def _orbax() -> ocp.StandardCheckpointer:
     return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
-def save(path: pathlib.Path, tree: Any) -> None:
+def save(path: pathlib.Path, tree: Any, about: Mapping[str, Any] | None = None) -> None:
     """Writes a pytree of arrays to the folder `path`, in place of what is there, which is removed last.
 
     Of several processes the first one does: Orbax writes the host's arrays in that one alone.
+
+    Args:
+      path: the folder.
+      tree: the arrays.
+      about: what else is to be known of them, for `read_about`.
 
     Raises:
       UserError: if the folder cannot be written; what was there is then still there.
     """
     leaves = {name: np.asarray(leaf) for name, leaf in _named_leaves(tree).items()}
     path = path.absolute()
-    partial, old = (path.with_name(path.name + end) for end in (_PARTIAL, _OLD))
+    partial, old = (path.with_name(path.name + end) for end in (_PARTIAL, OLD))
     try:
         for folder in (partial, old):
             shutil.rmtree(folder, ignore_errors=True)
@@ -122,10 +112,10 @@ def save(path: pathlib.Path, tree: Any) -> None:
         with _orbax() as checkpointer:
             checkpointer.save(partial / "arrays", leaves)
         written = _checksums(partial)
-        manifest = {"leaves": _described(leaves), "files": written}
-        (partial / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-        for name in (*written, _MANIFEST):
+        for name in written:
             storage.to_disk(partial / name)
+        manifest = {"leaves": _described(leaves), "files": written, "about": dict(about or {})}
+        storage.write_json(partial / _MANIFEST, manifest)
         if path.exists():
             path.rename(old)
         partial.rename(path)
@@ -141,7 +131,7 @@ def save(path: pathlib.Path, tree: Any) -> None:
 def sweep(workdir: pathlib.Path) -> None:
     """Removes what killed runs have left half written in a workdir that is `locked`; only where runs write."""
     for pattern in ("*", "*/*", "pretrain/*/*"):
-        for end in (_PARTIAL, _OLD):
+        for end in (_PARTIAL, OLD):
             for path in workdir.glob(pattern + end):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -172,6 +162,22 @@ def require(paths: Iterable[pathlib.Path], seconds: float) -> None:
             time.sleep(0.5)
 
 
+def _manifest(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return storage.read_json(path / _MANIFEST, "")
+    except (DamagedError, FileNotFoundError) as error:
+        raise DamagedError(f"{path} holds no finished checkpoint") from error
+
+
+def read_about(path: pathlib.Path) -> dict[str, Any]:
+    """What `save` was told of the arrays at `path`.
+
+    Raises:
+      DamagedError: if no finished checkpoint is there.
+    """
+    return _manifest(path)["about"]
+
+
 def restore(path: pathlib.Path, like: Any) -> Any:
     """Reads the checkpoint at `path` into the structure of `like`.
 
@@ -184,13 +190,12 @@ def restore(path: pathlib.Path, like: Any) -> Any:
       UserError: if it holds other arrays than `like`, or is not to be reached now.
     """
     path = path.absolute()
+    manifest = _manifest(path)
+    leaves, checksums = _in_words(manifest["leaves"]), manifest["files"]
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        leaves, checksums, files = _in_words(manifest["leaves"]), dict(manifest["files"]), _checksums(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{path} holds no finished checkpoint") from error
+        files = _checksums(path)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise storage.unreadable(path, error) from error
     target = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _named_leaves(like).items()}
     wanted = _in_words(_described(target))
     for name in [*wanted, *leaves]:
@@ -211,7 +216,7 @@ def restore(path: pathlib.Path, like: Any) -> Any:
         system = _of_system(error)
         if system is None:
             raise DamagedError(f"{path} is damaged (it cannot be read to its end)") from error
-        raise _unreadable(path, system) from error
+        raise storage.unreadable(path, system) from error
     return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(values[name]) for name in target])
 
 
@@ -239,7 +244,7 @@ def save_step(folder: pathlib.Path, step: int, tree: Any, keep: int) -> None:
 
 def arrays_of(folder: pathlib.Path) -> dict[str, jax.Array]:
     """All arrays of a checkpoint, by their names in it; raises as `restore` does."""
-    leaves = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["leaves"]
+    leaves = _manifest(folder)["leaves"]
     return restore(folder, {name: jax.ShapeDtypeStruct(*leaf) for name, leaf in leaves.items()})
 
 
@@ -270,21 +275,31 @@ def restore_newest(folder: pathlib.Path, like: Any) -> Any | None:
 def locked(folder: pathlib.Path) -> Iterator[None]:
     """Keeps `folder` for this process alone; the kernel gives it free when the process ends, however it ends.
 
+    The file `lock` says who has it. The folder itself is locked too, because that file may be removed; on network
+    folders the system may lock nothing but files.
+
     Raises:
       UserError: if another process has it, naming that process and its host.
     """
-    # Appending keeps the holder's name, which is read by those who are refused.
-    with (folder / "lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UserError(
-                f"{folder} is in use by {file.read() or 'another process'}: wait for its end or choose another "
-                "--workdir."
-            ) from error
-        except OSError as error:
-            console.warn(f"{folder} cannot be locked ({error.strerror}): see to it that no other run uses it.")
+    with contextlib.ExitStack() as stack:
+        itself = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, itself)
+        # Appending keeps the holder's name, which is read by those who are refused.
+        file = stack.enter_context((folder / "lock").open("a+", encoding="utf-8", errors="replace"))
+        failed = []
+        for place in (itself, file):
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise UserError(
+                    f"{folder} is in use by {file.read(200) or 'another process'}: wait for its end or choose another "
+                    "--workdir."
+                ) from error
+            except OSError as error:
+                failed.append(error.strerror)
+        if len(failed) == 2:
+            console.warn(f"{folder} cannot be locked ({failed[1]}): see to it that no other run uses it.")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -2,8 +2,9 @@
 
     python -m cdisc.main --config=configs/colormnist.py:small --workdir=runs/digits
     python -m cdisc.main --config=configs/colormnist.py:small --workdir=runs/mine --query=PICTURE
-    python -m cdisc.main --config=configs/avatars.py:large --config.pretrain.batch_size=64 --dry_run
+    cdisc --config=avatars:large --config.pretrain.batch_size=64 --dry_run
 
+The second form is the same command, and a configuration that comes with cdisc has a name: no clone is needed.
 --config.FIELD=VALUE changes any field of the configuration, and `cdisc.app.config` says what each of them is for.
 
 It exits with 0 when all is done, with 2 and one sentence when the user can fix what is wrong or has stopped it with
@@ -21,10 +22,13 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
+import cdisc
 from cdisc import console, runtime, signals
 from cdisc.errors import UserError, nearest
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, such as configs/colormnist.py:small.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The configuration: a file, or a name such as colormnist:small."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where all results go; a run that was stopped goes on from there.")
 _STAGES = flags.DEFINE_list("stages", None, "Some of pretrain,discover,adapt,evaluate,report; all by default.")
 _QUERY = flags.DEFINE_multi_string("query", [], "A picture of your own to compose; may be repeated.")
@@ -37,6 +41,8 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
 _CONNECT_SECONDS = flags.DEFINE_integer("connect_seconds", 300, "How long to wait for the other processes.")
 _DEVICE_COUNT = flags.DEFINE_integer("device_count", 1, "How many devices a dry run reckons with.")
+
+_CONFIGS = pathlib.Path(cdisc.__file__).parent / "configs"
 
 
 def main(argv: list[str]) -> int:
@@ -70,9 +76,9 @@ def _run(argv: list[str]) -> int:
 
         config = config_lib.read(_CONFIG.value)
         if _DRY_RUN.value:
-            from cdisc.app import cost
+            from cdisc.app import dry_run
 
-            console.say(cost.report(config, _DEVICE_COUNT.value))
+            console.say(dry_run.report(config, _DEVICE_COUNT.value))
             return 0
         import jax
 
@@ -133,11 +139,13 @@ def _folder(flag: flags.FlagHolder[str | None]) -> pathlib.Path | None:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags, with a sentence instead of a traceback where they cannot be parsed."""
-    file = ""
-    for argument, following in itertools.pairwise([*argv, ""]):
+    argv, file = list(argv), ""
+    for place, (argument, following) in enumerate(itertools.pairwise([*argv, ""])):
         name, _, value = argument.partition("=")
         if name in ("--config", "-config"):
-            file = value or following
+            file = _file(value or following)
+            argv[place : place + (1 if value else 2)] = [f"--config={file}"]
+            break
     try:
         if file:
             _require_fields(file, argv)
@@ -151,6 +159,13 @@ def parse(argv: list[str]) -> list[str]:
     sys.exit(2)
 
 
+def _file(config: str) -> str:
+    """The file of a configuration that is given by a name, such as "colormnist:small"; a path stays."""
+    name, *variant = config.split(":")
+    file = _CONFIGS / f"{name}.py"
+    return ":".join([str(file), *variant]) if file.is_file() and not pathlib.Path(name).is_file() else config
+
+
 def _require_fields(file: str, argv: list[str]) -> None:
     """Refuses options for fields that the configuration in `file` does not have, and for whole sections of it.
 
@@ -158,7 +173,10 @@ def _require_fields(file: str, argv: list[str]) -> None:
     """
     path = file.partition(":")[0]
     if not pathlib.Path(path).is_file():
-        raise UserError(f"there is no config file {path!r}: give one such as configs/colormnist.py:small.")
+        there = ", ".join(sorted(found.stem for found in _CONFIGS.glob("[a-z]*.py")))
+        raise UserError(
+            f"there is no config file {path!r}: give one such as configs/colormnist.py:small, or a name of {there}."
+        )
     apart = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=apart, sys_argv=[])
     apart(["", f"--config={file}"])

@@ -17,7 +17,9 @@ from ml_collections import config_dict
 from cdisc import storage
 from cdisc.data import avatars, celeba, colormnist, folder, planar, queries
 from cdisc.discovery.concepts import DiscoveryOptions
+from cdisc.discovery.poe import Guidance
 from cdisc.errors import about, nearest, require_known, require_positive
+from cdisc.evaluation.options import Evaluate, Judge, Method  # noqa: F401 (config files take them from here)
 from cdisc.learning.adapt import AdaptOptions
 from cdisc.learning.pretrain import PretrainOptions
 from cdisc.networks import interop
@@ -113,7 +115,7 @@ class Pretrain(PretrainOptions):
       bundle: the name of a bundled backbone that is used unless `from_scratch`.
       restore: the workdir of another run, whose backbone is taken; empty for none.
       save_every: steps between checkpoints, each with a validation loss.
-      keep: how many of them are kept, the best one aside.
+      keep: how many of them are kept.
       result: the averaged parameters that are used, the "last" ones or the "best", of the smallest validation loss.
       samples_every: steps between pictures of samples, in `pretrain/samples`; 0 draws none.
     """
@@ -133,21 +135,6 @@ class Pretrain(PretrainOptions):
         require_positive(save_every=self.save_every, keep=self.keep)
         if self.samples_every < 0:
             raise ValueError(f"samples_every is {self.samples_every}: use a whole number from 0 on.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Guidance:
-    """How strongly the teacher guides the null model (Eq. 14, `poe.adaptive_weight`).
-
-    Attributes:
-      w0: its weight at pure noise.
-      w_max: the weight's cap.
-      elementwise: whether each element has a weight of its own.
-    """
-
-    w0: float = 1.2
-    w_max: float = 2.0
-    elementwise: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,7 +172,7 @@ class Adapt:
     """
 
     pool_size: int = 256
-    guidance: Guidance = Guidance()
+    guidance: Guidance = dataclasses.field(default_factory=Guidance)
     prior_size: int = 256
     class_draws: int = 32
     chunk: int = 16
@@ -206,99 +193,6 @@ class Adapt:
                 raise ValueError(f"levels: {' and '.join(waiting)} wait for one another; mend their after.")
             ordered |= {name: waiting.pop(name) for name in ready}
         object.__setattr__(self, "levels", ordered)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Method:
-    """A way to sample an adaptation.
-
-    Attributes:
-      level: its name in `config.adapt.levels`.
-      guidance: weight of the new class,
-      class_sigma_min: where the noise-to-signal ratio is at least this,
-      class_sigma_max: and at most this; elsewhere the class has weight 1.
-      teacher_weight: `w0` of the teacher beside it; 0 leaves the teacher out.
-      teacher_sigma_min: the teacher guides where the noise-to-signal ratio is at least this.
-    """
-
-    level: str
-    guidance: float = 2.0
-    class_sigma_min: float = 0.0
-    class_sigma_max: float = float("inf")
-    teacher_weight: float = 0.0
-    teacher_sigma_min: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuses an interval in which nothing lies."""
-        if not self.class_sigma_min < self.class_sigma_max:
-            raise ValueError(
-                f"class_sigma_min is {self.class_sigma_min} and class_sigma_max {self.class_sigma_max}: use a smaller "
-                "and a greater one."
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Judge:
-    """The classifier that judges samples, trained on real pictures alone.
-
-    Attributes:
-      seed: of its weights and of its pictures.
-      pictures: it is trained on.
-      steps: of its training.
-      bundle: the name of a bundled one, used where it was trained like this and on these data.
-    """
-
-    seed: int = 0
-    pictures: int = 20_000
-    steps: int = 3000
-    bundle: str = ""
-
-    def __post_init__(self) -> None:
-        """Refuses counts below one."""
-        require_positive(pictures=self.pictures, steps=self.steps)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """What is drawn for each query, and what it is compared with.
-
-    Attributes:
-      num_queries: held-out compositions, in an order drawn by the seed.
-      samples: of each method for each query.
-      references: other pictures of the query's composition.
-      k: neighbours of precision and recall.
-      class_guidance: of Top-1 and Top-3.
-      tau_k: temperature of Top-3's weights.
-      query_only_sigma: width of Query-only's Gaussian.
-      query_only_sigmas: other widths, of which the best is reported.
-      judge: of pictures; points are judged exactly.
-      methods: the ways to sample the adaptations, by name.
-    """
-
-    num_queries: int = 4
-    samples: int = 8
-    references: int = 100
-    k: int = 3
-    class_guidance: float = 2.0
-    tau_k: float = 1e-3
-    query_only_sigma: float = 1.0
-    query_only_sigmas: tuple[float, ...] = ()
-    judge: Judge = Judge()
-    methods: dict[str, Method] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuses counts below one, widths that are none, and too few references for precision and recall."""
-        counts = ("num_queries", "samples", "references", "k")
-        require_positive(**{name: getattr(self, name) for name in counts})
-        if self.references <= self.k:
-            raise ValueError(
-                f"references is {self.references}: precision and recall look for {self.k} neighbours of each "
-                f"(config.evaluate.k), so use more than {self.k}."
-            )
-        for name in ("tau_k", "query_only_sigma", "query_only_sigmas"):
-            values = getattr(self, name)
-            if any(not value > 0 for value in (values if isinstance(values, tuple) else (values,))):
-                raise ValueError(f"{name} is {values}: use positive numbers.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -324,10 +218,10 @@ class Config:
     network: Network
     pretrain: Pretrain = Pretrain()
     discover: DiscoveryOptions = dataclasses.field(default_factory=DiscoveryOptions)
-    guidance: Guidance = Guidance()
+    guidance: Guidance = dataclasses.field(default_factory=Guidance)
     sampling: Sampling = Sampling()
     adapt: Adapt = Adapt()
-    evaluate: Evaluate = Evaluate()
+    evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
 
     def __post_init__(self) -> None:
         """Refuses sections that do not fit together."""

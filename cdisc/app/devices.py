@@ -148,19 +148,6 @@ def divided(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
     return apply
 
 
-@jax.jit
-def select_best(trees: Sequence[Any], values: Sequence[jax.Array]) -> Any:
-    """For each query, the tree of the smallest value; `trees` and `values` (devices, each) are spread."""
-    best = jnp.argmin(jnp.stack(list(values)), axis=0)
-
-    def leaf(*leaves: jax.Array) -> jax.Array:
-        stacked = jnp.stack(leaves)
-        index = best.reshape(1, *best.shape, *(1,) * (stacked.ndim - 3))
-        return jnp.take_along_axis(stacked, index, axis=0)[0]
-
-    return jax.tree.map(leaf, *trees)
-
-
 def groups(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:
     """`items` in runs of `count`."""
     return (items[i : i + count] for i in range(0, len(items), count))

@@ -19,7 +19,7 @@ import shutil
 from typing import Any
 
 from cdisc import console, storage
-from cdisc.app import hosts
+from cdisc.app import checkpoints, hosts
 from cdisc.app.config import differences
 from cdisc.errors import UserError
 
@@ -78,23 +78,22 @@ def bind(workdir: pathlib.Path, content: dict[str, Any]) -> None:
       UserError: if what is there would be lost, or cannot be read.
     """
     path, content = workdir / "config.json", json.loads(json.dumps(content))  # as it is read again
+    begun = " and ".join(stage for stage in _WORK if (workdir / stage).exists())
+    remedy = f"choose another --workdir, or remove {begun} from this one"
+    before = None
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        added = before["queries"].items() <= content["queries"].items()
-    except FileNotFoundError:
-        before, added = content, False
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): choose another --workdir.") from error
-    changed = differences(before, content)
-    if added:
-        changed = {name: values for name, values in changed.items() if not name.startswith("queries.")}
-    free = set(_FREE)
-    if content["config"]["pretrain"]["result"] == "best":
-        free.remove("config.pretrain.save_every")  # the best is one of those that are saved
-    changed = {name: values for name, values in changed.items() if name not in free}
+        before = storage.read_json(path, remedy)
+    except (FileNotFoundError, storage.DamagedError) as error:
+        if begun:
+            raise UserError(
+                f"{path}, which says how {workdir} was made, is missing or not as this version wrote it: {remedy}."
+            ) from error
+    changed, readers = {}, {"pretrain"}  # of a record that is not known, all
+    if before is not None:
+        changed = _changes(before, content)
+        readers = {first_reader(name) for name in changed}
     said = ", ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in list(changed.items())[:3])
     said += f", and {len(changed) - 3} more" if len(changed) > 3 else ""
-    readers = {first_reader(name) for name in changed}
     since = min((_WORK.index(reader) for reader in readers if reader in _WORK), default=len(_WORK))
     lost = [stage for stage in _WORK[since:] if (workdir / stage).exists()]
     if lost:
@@ -105,7 +104,7 @@ def bind(workdir: pathlib.Path, content: dict[str, Any]) -> None:
     with hosts.first_alone():
         if hosts.first() and changed:
             console.say(f"{workdir}: {said}")
-        if hosts.first() and (changed or before["queries"] != content["queries"]):
+        if hosts.first() and (before is None or readers or before["queries"] != content["queries"]):
             # First, so that whoever is killed meanwhile comes by here again.
             outdated = [workdir / "results.json"]
             if readers & {*_WORK, "evaluate"}:
@@ -114,14 +113,28 @@ def bind(workdir: pathlib.Path, content: dict[str, Any]) -> None:
                 outdated.append(workdir / "evaluate" / "judge")
             for file in outdated:
                 remove(file)
-        if hosts.first() and (before != content or not path.exists()):
-            storage.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+        if hosts.first() and before != content:
+            storage.write_json(path, content)
+
+
+def _changes(before: dict[str, Any], content: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields of `config.json` that are no longer what they were, without those that may always change."""
+    free = set(_FREE)
+    if content["config"]["pretrain"]["result"] == "best":
+        free.remove("config.pretrain.save_every")  # the best is one of those that are saved
+    added = before["queries"].items() <= content["queries"].items()
+    changed = differences(before, content)
+    return {
+        name: values
+        for name, values in changed.items()
+        if name not in free and not (added and name.startswith("queries."))
+    }
 
 
 def remove(path: pathlib.Path) -> None:
     """Removes a file or a folder, at no moment of which there is half of it under its name."""
     if path.exists():
-        apart = path.with_name(f"removed_{path.name}")
+        apart = path.with_name(f"{path.name}{checkpoints.OLD}")
         shutil.rmtree(apart, ignore_errors=True)
         path.rename(apart)
         shutil.rmtree(apart) if apart.is_dir() else apart.unlink()

@@ -1,4 +1,4 @@
-"""The networks that come with cdisc, as files beside this one; `cdisc.app.bundle` makes them."""
+"""The networks that come with cdisc, as files beside this one; `tools/bundle.py` makes them."""
 
 import dataclasses
 import functools
@@ -47,7 +47,7 @@ def load(name: str) -> interop.Pretrained:
         network, scheduler = _read(UNetConfig, said["network"]), _read(interop.SchedulerConfig, said["scheduler"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} does not say what network it holds ({error}): install cdisc again, or run cdisc.app.bundle."
+            f"{path} does not say what network it holds ({error}): install cdisc again, or run tools.bundle."
         ) from error
     like = jax.eval_shape(functools.partial(denoiser.init, network), jax.random.key(0))
     return interop.Pretrained(network, restore_npz(path, like, {}), scheduler)

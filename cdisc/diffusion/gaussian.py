@@ -69,10 +69,11 @@ class Gaussian:
         Precisions and precision-weighted means add up: `1/S = sum_j w_j / s2_j`, `mu = S sum_j w_j m_j / s2_j`.
 
         Args:
-          weights: (K, *shape), nonnegative. A factor of weight zero is left out, whatever it holds; an entry in which
-            all are zero has no density (its variance is infinite).
+          weights: (K, *shape). A factor of weight zero is left out, whatever it holds; an entry in which all are zero
+            has no density (its variance is infinite), nor has one whose negative weights outweigh the others (its
+            variance is negative: `cdisc.discovery.algebra` refuses it).
         """
-        present = weights > 0
+        present = weights != 0
         precisions = jnp.where(present, weights / self.variance, 0.0)
         information = jnp.sum(jnp.where(present, precisions * self.mean, 0.0), axis=0)
         variance = 1.0 / jnp.sum(precisions, axis=0)

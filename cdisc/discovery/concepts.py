@@ -9,14 +9,15 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule, expand, sigma
+from cdisc.discovery import algebra, modes, poe, selection, sharding
 from cdisc.discovery import covariance as covariance_lib
-from cdisc.discovery import modes, poe, selection, sharding
 from cdisc.discovery.curvature import newton_distance
-from cdisc.errors import require_array, require_known, require_positive
+from cdisc.errors import is_count, require_array, require_known, require_positive
 from cdisc.keys import named
 
 ASCENTS: tuple[str, ...] = ("mean_shift", "adam")
@@ -100,7 +101,7 @@ class DiscoveryOptions:
     def __post_init__(self) -> None:
         """Refuses what cannot be run; lists become tuples, and whole numbers integers."""
         for field in ("timesteps", "hierarchy"):
-            object.__setattr__(self, field, tuple(t if t % 1 else int(t) for t in getattr(self, field)))
+            object.__setattr__(self, field, tuple(_whole(t) for t in getattr(self, field)))
         for field, allowed in (
             ("start_mode", modes.START_MODES),
             ("ascent", ASCENTS),
@@ -141,10 +142,10 @@ class DiscoveryOptions:
                 raise ValueError(f"{field} is nan: use a number.")
         if not 0 < self.delta < 0.5:
             raise ValueError(f"delta is {self.delta}: use a number between 0 and 0.5.")
-        if len(self.timesteps) == 0:
+        if not self.timesteps:
             raise ValueError("timesteps is (): name at least one timestep.")
         for field in ("timesteps", "hierarchy"):
-            if any(not t > 0 or (t >= 1 and t != int(t)) for t in getattr(self, field)):
+            if not all(is_count(t) or (isinstance(t, float) and 0 < t < 1) for t in getattr(self, field)):
                 raise ValueError(
                     f"{field} is {getattr(self, field)}: use whole timesteps from 1 to T, or shares of T below 1."
                 )
@@ -191,6 +192,11 @@ class DiscoveryOptions:
     def linearised(self) -> int:
         """The most evaluations for the curvature and the variances of a mode."""
         return 1 + self.curvature_iterations + self.probes
+
+
+def _whole(number: Any) -> Any:
+    """A float that is a whole number as one; anything else as it is."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 @flax.struct.dataclass
@@ -244,6 +250,12 @@ class Discovery:
     ownership: jax.Array
     teacher: Gaussian
     info: DiscoveryInfo
+
+    @property
+    def concepts(self) -> algebra.Concepts:
+        """The picks, with what they own; not under `jax.jit`: how many they are is part of the answer."""
+        rows = np.asarray(self.selection.indices)[np.asarray(self.selection.mask)]
+        return algebra.Concepts(jax.tree.map(lambda leaf: leaf[rows], self.experts), self.ownership[: len(rows)])
 
 
 def kernel(schedule: Schedule, options: DiscoveryOptions) -> modes.Kernel:
@@ -466,15 +478,15 @@ def assemble(
     background = Gaussian(
         mean=jnp.full_like(query, options.background_mean), variance=jnp.full_like(query, options.background_variance)
     )
-    likelihood = experts.log_prob_of_entries(query[None])  # Eq. 8
-    picks = selection.greedy(
-        likelihood,
-        background.log_prob_of_entries(query),
+    picks, ownership = algebra.explain(
+        query,
+        experts,
+        background,
         num_experts=options.num_experts,
+        tau=options.tau,
         candidates=_candidates(pool, options),
         t=pool.t if options.one_per_t else None,
         axis_name=axis_name,
     )
-    ownership = poe.ownership(likelihood[picks.indices], picks.mask, options.tau)
     selected = jax.tree.map(lambda leaf: leaf[picks.indices], experts)
     return picks, ownership, poe.product(selected, ownership, background)

@@ -3,6 +3,7 @@
 Its noised densities and its score are in `cdisc.diffusion.gaussian`.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -40,6 +41,21 @@ def product(experts: Gaussian, weights: jax.Array, background: Gaussian) -> Gaus
     unowned = jnp.all(weights == 0, axis=0).astype(weights.dtype)
     factors = jax.tree.map(lambda each, other: jnp.concatenate([each, other[None]]), experts, background)
     return factors.product(jnp.concatenate([weights, unowned[None]]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """How strongly the teacher guides the null model (Eq. 14, `adaptive_weight`).
+
+    Attributes:
+      w0: its weight at pure noise.
+      w_max: the weight's cap.
+      elementwise: whether each element has a weight of its own.
+    """
+
+    w0: float = 1.2
+    w_max: float = 2.0
+    elementwise: bool = False
 
 
 def adaptive_weight(

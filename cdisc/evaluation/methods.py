@@ -5,17 +5,22 @@ Every method is the null model moved by guidance towards a Gaussian teacher, tow
 classes next to the teacher). Methods differ only in their teacher, their classes and their weights.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cdisc.diffusion import guidance
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery import poe
+from cdisc.evaluation import baselines
+from cdisc.evaluation.options import Evaluate
 from cdisc.networks import lora
 from cdisc.networks.backbone import Backbone, class_eps
 
@@ -50,6 +55,63 @@ class GuidedDensity:
     adapter: lora.Adapter = flax.struct.field(default_factory=lora.Adapter)
     w_max: float = flax.struct.field(pytree_node=False, default=2.0)
     elementwise: bool = flax.struct.field(pytree_node=False, default=False)
+
+
+def teacher_density(teacher: Gaussian, guidance: poe.Guidance) -> GuidedDensity:
+    """The null model guided towards a Gaussian teacher (Eq. 13)."""
+    return GuidedDensity(teacher, teacher_weight=guidance.w0, w_max=guidance.w_max, elementwise=guidance.elementwise)
+
+
+def query_only_name(sigma: float) -> str:
+    """The name of Query-only at one width of its teacher."""
+    return f"query_only sigma={sigma:g}"
+
+
+def densities(
+    query: jax.Array,
+    teacher: Gaussian,
+    table: jax.Array,
+    losses: jax.Array | None,
+    learnt: Mapping[str, Any],
+    options: Evaluate,
+    guidance: poe.Guidance,
+) -> dict[str, GuidedDensity]:
+    """Every method's density for one query.
+
+    Args:
+      query: (*shape).
+      teacher: the product of its experts.
+      table: (classes, E) embeddings of the trained classes.
+      losses: (classes,) the query's denoising loss under each of them; None where there is no class.
+      learnt: the `embedding` and the `adapter` of each adaptation that a method samples.
+      options: the methods.
+      guidance: of the teacher, where it guides alone.
+    """
+    rows = np.asarray(table)
+    found = {"poe": teacher_density(teacher, guidance)}
+    # Also at weight 0, so that methods share one compiled sampler.
+    beside = dataclasses.replace(found["poe"], teacher_weight=0.0)
+    for name, method in options.methods.items():
+        adaptation = learnt[method.level]
+        found[name] = dataclasses.replace(
+            beside,
+            embeddings=adaptation.embedding[None],
+            weights=jnp.asarray([method.guidance], jnp.float32),
+            class_sigma_min=method.class_sigma_min,
+            class_sigma_max=method.class_sigma_max,
+            adapter=adaptation.adapter,
+            teacher_weight=method.teacher_weight,
+            teacher_sigma_min=method.teacher_sigma_min,
+        )
+    weight = jnp.asarray([options.class_guidance], jnp.float32)
+    if losses is not None:
+        found["top1"] = dataclasses.replace(beside, embeddings=rows[baselines.top1(losses)][None], weights=weight)
+    if losses is not None and len(rows) >= 3:
+        classes, shares = baselines.top3_weights(losses, options.tau_k)
+        found["top3"] = GuidedDensity(embeddings=rows[classes], weights=weight * shares)
+    for sigma in sorted({options.query_only_sigma, *options.query_only_sigmas}):
+        found[query_only_name(sigma)] = teacher_density(baselines.query_only_teacher(query, sigma), guidance)
+    return found
 
 
 def guided_eps(backbone: Backbone, params: Any, schedule: Schedule, density: GuidedDensity) -> EpsFn:

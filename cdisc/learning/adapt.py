@@ -13,6 +13,7 @@ gradient of a convolution inside `lax.scan` about eight times slower than outsid
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.struct
@@ -332,6 +333,52 @@ def late_loss(losses: jax.Array | np.ndarray) -> jax.Array:
     return jnp.mean(losses[..., losses.shape[-1] // 2 :], axis=-1)
 
 
+def best_fit(
+    begin: Callable[[int], Any],
+    advance: Callable[[Any], tuple[Any, jax.Array]],
+    finish: Callable[[Any], Adaptation],
+    options: AdaptOptions,
+    classes: int,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> tuple[Adaptation, np.ndarray]:
+    """Learns from each candidate in turn and keeps, for each query by itself, what had the smallest `late_loss`.
+
+    Args:
+      begin: `candidate -> state`, as `init`; states may have any leading axes, for queries that learn side by side.
+      advance: `state -> (state, loss)`, as `step`, the losses with these axes.
+      finish: `state -> adaptation`, as `result`.
+      options: how many candidates and steps there are.
+      classes: how many classes there are to start at.
+      progress: shows the loop over the steps.
+
+    Returns:
+      The adaptations and their losses (..., steps), on the host; of equal candidates, the first.
+
+    Raises:
+      FloatingPointError: if a loss is not finite, naming the step.
+    """
+    found = []
+    for candidate in range(min(options.candidates, classes)):
+        state, losses = begin(candidate), []
+        for _ in progress(range(options.steps)):
+            state, loss = advance(state)
+            losses.append(loss)
+        seen = np.stack([np.asarray(loss) for loss in losses], axis=-1)
+        finite = np.isfinite(seen).all(axis=tuple(range(seen.ndim - 1)))
+        if not finite.all():
+            raise FloatingPointError(
+                f"the loss is not finite at step {int(np.argmin(finite)) + 1}: lower the learning rates"
+            )
+        found.append((finish(state), seen))
+    best = np.argmin([late_loss(seen) for _, seen in found], axis=0)
+
+    def pick(*leaves: Any) -> np.ndarray:
+        index = best.reshape(1, *best.shape, *(1,) * (np.ndim(leaves[0]) - best.ndim))
+        return np.take_along_axis(np.stack([np.asarray(leaf) for leaf in leaves]), index, axis=0)[0]
+
+    return jax.tree.map(pick, *found)
+
+
 _init = jax.jit(init, static_argnames=("backbone", "options"))
 _step = jax.jit(step, static_argnames=("backbone", "options"))
 
@@ -351,17 +398,11 @@ def fit(
       FloatingPointError: if the loss is not finite, naming the step.
       TypeError, ValueError: as `init` does.
     """
-    fits = []
-    classes = 1 if examples.classes is None else examples.classes.shape[0]
-    for candidate in range(min(options.candidates, classes)):
-        state, losses = _init(backbone, params, examples, key, options, candidate), []
-        for _ in range(options.steps):
-            state, loss = _step(state, backbone, params, schedule, examples, prior, key, options)
-            losses.append(loss)
-        seen = jnp.stack(losses)
-        finite = jnp.isfinite(seen)
-        if not finite.all():
-            raise FloatingPointError(f"the loss is not finite at step {int(jnp.argmin(finite)) + 1}: lower the rates")
-        fits.append((float(late_loss(seen)), state))
-    _, best = min(fits, key=lambda fit: fit[0])
-    return result(best, backbone, params, options)
+    learnt, _ = best_fit(
+        lambda candidate: _init(backbone, params, examples, key, options, candidate),
+        lambda state: _step(state, backbone, params, schedule, examples, prior, key, options),
+        lambda state: result(state, backbone, params, options),
+        options,
+        1 if examples.classes is None else examples.classes.shape[0],
+    )
+    return jax.tree.map(jnp.asarray, learnt)

@@ -1,19 +1,17 @@
 """One self-contained page of what a run found: no script, no network, light or dark as the reader's system is.
 
-Three steps: the results file and the saved arrays (`Page`, `Panel`), what a template shows of them (the functions that
-return dicts here), and the templates, `page.html` with `page.css`, which escape every text. The page depends on its
-`Page` alone: the same run gives the same bytes. Pictures are inline PNG at their true resolution; the browser scales
-them up without smoothing.
+The numbers, their order and what is said of them are prepared here; `page.html` and `page.css` say how they look, and
+escape every text. The page depends on its `Page` alone: the same run gives the same bytes. Pictures are inline PNG at
+their true resolution, which the browser scales up without smoothing; charts are inline SVG in the page's own colours.
 """
 
 import base64
 import dataclasses
-import functools
 import itertools
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -23,11 +21,8 @@ from numpy.typing import ArrayLike
 from cdisc import storage
 from cdisc.app.report import figures
 from cdisc.data import pictures
+from cdisc.diffusion.exact import GaussianMixture
 from cdisc.discovery.concepts import Discovery
-
-_TILE = 112  # CSS pixels to which a picture is scaled, roughly.
-_SHEET = 264  # The same for a sheet of samples.
-_MODE = 80  # The same for one of many modes.
 
 # A figure's key, the decimals that it is shown with, and whether the highest is the best.
 _COLUMNS = {
@@ -40,6 +35,11 @@ _COLUMNS = {
     "f1": (2, True),
     "kid": (3, False),
     "distance_to_query": (2, False),
+}
+
+_COMPARISONS = {
+    "faithfulness": "Faithfulness: against the queries of the class",
+    "generalization": "Generalization: against other real pictures of the class",
 }
 
 
@@ -58,6 +58,14 @@ class Panel:
     query: ArrayLike
     discovery: Discovery | None
     samples: Mapping[str, ArrayLike]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plane:
+    """The cells of a mixture over points in the plane, trained ones and held-out ones."""
+
+    trained: GaussianMixture
+    held_out: GaussianMixture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +92,7 @@ class Page:
     subtitle: str
     results: Mapping[str, Any]
     panels: Iterable[Panel]
-    plane: figures.Plane | None = None
+    plane: Plane | None = None
     methods: Mapping[str, str] = dataclasses.field(default_factory=dict)
     reference: str | None = None
     panels_shown: int = 40
@@ -111,38 +119,46 @@ def write(path: str | os.PathLike[str], page: Page) -> None:
 def _pieces(page: Page) -> Iterator[str]:
     """The document from its beginning to its end, a panel at a time."""
     methods = page.results["methods"]
-    colours = figures.method_colours(list(methods))
     evaluations = [query["nfe"] for query in page.results["queries"]]
+    pooled = {name: method["pooled"] for name, method in methods.items() if "pooled" in method}
     return _TEMPLATES.get_template("page.html").generate(
         page=page,
         results=page.results,
-        panels=(_panel(panel, page, colours) for panel in itertools.islice(page.panels, page.panels_shown)),
-        hierarchy=_hierarchy(page),
-        tradeoff=_tradeoff(methods, colours),
-        table=_table(methods, colours, ("samples", "queries"), page.reference),
-        pooled=_pooled(methods, colours, page.reference),
+        colours=figures.method_colours(list(methods)),
+        panels=(_panel(panel, page) for panel in itertools.islice(page.panels, page.panels_shown)),
+        plane=page.plane and _plane(page.plane),
+        comparable=[m for m in methods.items() if None not in (m[1]["joint_accuracy"], m[1]["recall"])],
+        table=_table(methods, ("samples", "queries"), page.reference),
+        pooled={
+            title: _table({name: found | found[key] for name, found in pooled.items()}, ("classes",), page.reference)
+            for key, title in (_COMPARISONS.items() if pooled else ())
+        },
+        hierarchy=page.hierarchy and _hierarchy(page.hierarchy["levels"], page.hierarchy_modes),
         longest=max(page.results["seconds"].values(), default=0.0),
         evaluations=np.mean(evaluations) if evaluations else None,
     )
 
 
-def _panel(panel: Panel, page: Page, colours: Mapping[str, str]) -> dict[str, Any]:
+def _panel(panel: Panel, page: Page) -> dict[str, Any]:
     """What the template shows of one query."""
-    view: dict[str, Any] = {"entry": panel.entry, "concepts": (), "modes": ()}
+    view: dict[str, Any] = {
+        "entry": panel.entry,
+        "query": panel.query,
+        "samples": panel.samples,
+        "concepts": (),
+        "modes": (),
+    }
     planar = np.shape(panel.query) == (2,)
-    if not planar:
-        view["query"] = _picture(pictures.to_uint8(panel.query), f"the query {panel.entry['name']}", _TILE)
-    elif page.plane is None:
+    if planar and page.plane is None:
         raise ValueError("a page of points in the plane needs `plane`")
     if panel.discovery is not None:
-        found = _concepts(panel.entry["prototypes"], panel.discovery)
-        view |= (
-            _points(panel, panel.discovery, found, page.plane)
-            if page.plane
-            else _pictures(panel, panel.discovery, found)
-        )
-        view |= {"concepts": found, "modes": () if planar else _modes(panel.entry["name"], panel.discovery, page)}
-    return view | {"sheets": [_sheet(panel, page, name, colours[name]) for name in panel.samples]}
+        found, teacher = _concepts(panel.entry["prototypes"], panel.discovery), panel.discovery.teacher
+        view |= {"teacher": teacher, "concepts": found}
+        if planar:
+            view["product"] = _ellipses(teacher.mean[None], teacher.variance[None], 1.0)[0]
+        else:
+            view |= {"variance": figures.variance_map(teacher.variance), "modes": _modes(panel.discovery, page)}
+    return view
 
 
 def _concepts(entries: Sequence[Mapping[str, Any]], discovery: Discovery) -> list[dict[str, Any]]:
@@ -150,11 +166,12 @@ def _concepts(entries: Sequence[Mapping[str, Any]], discovery: Discovery) -> lis
     picked = np.asarray(discovery.selection.indices)[np.asarray(discovery.selection.mask)]
     shares = np.asarray(discovery.ownership)[: len(entries)]
     mean, variance = np.asarray(discovery.experts.mean)[picked], np.asarray(discovery.experts.variance)[picked]
-    columns = zip(entries, figures.owner_colours(len(entries)), mean, variance, shares, strict=True)
+    ellipses = _ellipses(mean, variance, 1.0) if mean.ndim == 2 else [{}] * len(entries)
+    columns = zip(entries, figures.owner_colours(len(entries)), mean, shares, ellipses, strict=True)
     return [
         {**entry, "colour": colour, "saddle": _is_saddle(entry["curvature"])}
-        | {"mean": mean, "variance": variance, "ownership": share}
-        for entry, colour, mean, variance, share in columns
+        | {"mean": mean, "ownership": share, "ellipse": ellipse}
+        for entry, colour, mean, share, ellipse in columns
     ]
 
 
@@ -162,120 +179,73 @@ def _is_saddle(curvature: float | None) -> bool:
     return curvature is not None and curvature > 0
 
 
-def _pictures(panel: Panel, discovery: Discovery, concepts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The concepts with what they own, and their product, as pictures."""
-    name, teacher = panel.entry["name"], discovery.teacher
-    for number, concept in enumerate(concepts, start=1):
-        mean = _picture(pictures.to_uint8(concept["mean"]), f"concept {number} of {name}", _TILE)
-        share = f"ownership of concept {number}: its mean share is {np.mean(concept['ownership']):.2f}"
-        concept |= {"picture": mean, "share": _picture(figures.ownership_map(concept["ownership"]), share, _TILE)}
-    variance, low, high = figures.variance_map(teacher.variance)
-    span = f"variance of the product, {_significant(low)} to {_significant(high)}"
-    view = {
-        "ownership_bar": _source(figures.colorbar(figures.OWNERSHIP_COLORMAP)),
-        "mean": _picture(pictures.to_uint8(teacher.mean), f"mean of the product for {name}", _TILE),
-        "variance": _picture(variance, span, _TILE) | {"low": low, "high": high},
-        "variance_bar": _source(figures.colorbar(figures.VARIANCE_COLORMAP)),
-    }
-    if concepts:
-        owners = figures.owners(np.stack([concept["ownership"] for concept in concepts]))
-        view["owners"] = _picture(owners, f"the owner of each pixel for {name}", _TILE)
-    return view
-
-
-def _points(
-    panel: Panel, discovery: Discovery, concepts: Sequence[Mapping[str, Any]], plane: figures.Plane
-) -> dict[str, Any]:
-    """The plane with the query, the concepts and their product, and the concepts' shares of the coordinates."""
-    name, product = panel.entry["name"], discovery.teacher
-    means, variances = (np.array([concept[key] for concept in concepts]) for key in ("mean", "variance"))
-    draw = functools.partial(
-        figures.planar_overview, plane, panel.query, means, variances, product.mean, product.variance
-    )
-    ellipses = f"the plane with the query {name}, {len(concepts)} concepts and their product as 1-sigma ellipses"
-    axes = [(axis, float(product.mean[i]), float(product.variance[i])) for i, axis in enumerate("xy")]
-    view: dict[str, Any] = {"overview": _chart(draw, ellipses), "axes": axes}
-    if concepts:
-        bars = functools.partial(figures.ownership_bars, np.stack([c["ownership"] for c in concepts]), ("x", "y"))
-        view["bars"] = _chart(bars, f"ownership of each coordinate for {name}")
-    return view
-
-
-def _modes(name: str, discovery: Discovery, page: Page) -> list[dict[str, Any]]:
+def _modes(discovery: Discovery, page: Page) -> list[dict[str, Any]]:
     """All stationary points, a column for each noise level, from fine to coarse (arXiv 2605.07078, Fig. 2 and 4)."""
     pool, columns = discovery.pool, []
     present = np.flatnonzero(pool.mask)
     for t in dict.fromkeys(int(pool.t[i]) for i in present):
         found = [i for i in present if pool.t[i] == t]
         tiles = [
-            {
-                "picture": _picture(pictures.to_uint8(pool.m[i]), f"mode at t = {t} of {name}", _MODE),
-                "basin": int(pool.basin[i]),
-                "saddle": _is_saddle(float(pool.curvature[i])),
-            }
+            {"picture": pool.m[i], "basin": int(pool.basin[i]), "saddle": _is_saddle(float(pool.curvature[i]))}
             for i in found[: page.modes_shown]
         ]
         columns.append({"t": t, "tiles": tiles, "hidden": len(found) - len(tiles)})
     return columns
 
 
-def _sheet(panel: Panel, page: Page, name: str, colour: str) -> dict[str, Any]:
-    """One method's samples for one query."""
-    samples = np.asarray(panel.samples[name])
-    alt = f"samples of {name} for {panel.entry['name']}"
-    view = {"name": name, "colour": colour, "total": len(samples), "measures": panel.entry["methods"].get(name, {})}
-    if page.plane is None:
-        shown = samples[: page.samples_shown]
-        return view | {"shown": len(shown), "picture": _picture(pictures.grid(shown), alt, _SHEET)}
-    draw = functools.partial(figures.planar_samples, page.plane, samples, panel.query, colour=colour)
-    return view | {"shown": len(samples), "chart": _chart(draw, alt)}
+def _ellipses(means: ArrayLike, variances: ArrayLike, sigmas: float) -> list[dict[str, float]]:
+    """Diagonal Gaussians (n, 2) as SVG's ellipses at `sigmas` standard deviations; its second axis runs downwards."""
+    rows = zip(np.asarray(means, float), sigmas * np.sqrt(np.asarray(variances, float)), strict=True)
+    return [{"cx": x, "cy": -y, "rx": rx, "ry": ry} for (x, y), (rx, ry) in rows]
 
 
-def _tradeoff(methods: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) -> dict[str, Any] | None:
-    """The chart of joint accuracy against recall, where there are two methods to compare."""
-    comparable = [m for m in methods.values() if m["joint_accuracy"] is not None and m["recall"] is not None]
-    if len(comparable) < 2:
-        return None
-    alt = "joint accuracy against recall, one mark with its standard errors for each method"
-    return _chart(functools.partial(figures.tradeoff, methods, colours), alt)
-
-
-def _hierarchy(page: Page) -> dict[str, Any] | None:
-    """The modes of all queries as a tree."""
-    if page.hierarchy is None:
-        return None
-    levels = page.hierarchy["levels"]
-    alt = f"the tree of modes from t = {levels[0]['t']} at the bottom to t = {levels[-1]['t']} at the top"
-    draw = functools.partial(figures.dendrogram, levels, page.hierarchy_modes)
-    return {"chart": _chart(draw, alt), "nfe": page.hierarchy["nfe"]}
-
-
-def _pooled(
-    methods: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str], reference: str | None
-) -> dict[str, dict[str, Any]]:
-    """The paper's two comparisons, of the samples of all queries of a class together, where there are any."""
-    pooled = {name: method["pooled"] for name, method in methods.items() if "pooled" in method}
-    titles = {
-        "faithfulness": "Faithfulness: against the queries of the class",
-        "generalization": "Generalization: against other real pictures of the class",
-    }
+def _plane(plane: Plane) -> dict[str, Any]:
+    """The cells at two standard deviations, the part of the plane that shows them all, and where its ticks are."""
+    means = np.concatenate([plane.trained.means, plane.held_out.means]).astype(float)
+    reach = 4.0 * math.sqrt(max(np.max(plane.trained.variances), np.max(plane.held_out.variances)))
+    low, high = means.min(axis=0) - reach, means.max(axis=0) + reach
+    low -= 0.05 * (high - low)  # for the ticks
     return {
-        title: _table({name: found | found[key] for name, found in pooled.items()}, colours, ("classes",), reference)
-        for key, title in (titles.items() if pooled else ())
+        "trained": _ellipses(plane.trained.means, plane.trained.variances, 2.0),
+        "held_out": _ellipses(plane.held_out.means, plane.held_out.variances, 2.0),
+        "left": low[0],
+        "top": -high[1],
+        "width": high[0] - low[0],
+        "height": high[1] - low[1],
+        "ticks": [np.unique(coordinate) for coordinate in means.T],
     }
 
 
-def _table(
-    methods: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str], counts: Sequence[str], reference: str | None
-) -> dict[str, Any]:
+def _hierarchy(levels: Sequence[Mapping[str, Any]], modes: Sequence[ArrayLike]) -> dict[str, Any]:
+    """The modes of all queries as a tree: fine noise at the bottom, coarse at the top; lines as wide as their basins.
+
+    Places are in units of a picture, of which one is `size` CSS pixels.
+    """
+    places = figures.tree_places(levels)
+    columns = 1.0 + max(x for row in places for x in row)
+    largest = max(mode["basin"] for level in levels for mode in level["modes"])
+    marks = [
+        {
+            "x": 1.25 * x,
+            "y": 1.75 * (len(levels) - 1 - i),
+            "mode": array,
+            "basin": mode["basin"],
+            "width": 1.0 + 4.0 * mode["basin"] / largest,
+            "above": None if mode["parent"] is None else 1.25 * places[i + 1][mode["parent"]],
+        }
+        for i, (level, row, arrays) in enumerate(zip(levels, places, modes, strict=True))
+        for mode, x, array in zip(level["modes"], row, np.asarray(arrays), strict=True)
+    ]
+    size = min(58.0, max(29.0, 1056.0 / columns))
+    return {"marks": marks, "width": 1.25 * columns, "height": 1.75 * len(levels), "size": size}
+
+
+def _table(methods: Mapping[str, Mapping[str, Any]], counts: Sequence[str], reference: str | None) -> dict[str, Any]:
     """Methods down, figures and then counts across; a column that no method has a figure for is left out."""
     values = {name: _by_column(method) for name, method in methods.items()}
     errors = {name: _by_column(method["standard_error"]) for name, method in methods.items()}
-    columns = [
-        column
-        for column in dict.fromkeys(column for row in values.values() for column in row)
-        if any(row.get(column) is not None for row in values.values())
-    ]
+    known = [column for row in values.values() for column, value in row.items() if value is not None]
+    columns = [column for column in dict.fromkeys(itertools.chain(*values.values())) if column in known]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for column in columns:
         decimals, highest = _COLUMNS[column[0]]
@@ -284,9 +254,9 @@ def _table(
         # Values that print alike are marked alike: the page claims no more than it shows. Where all do, none is best.
         top = _number(max(contest.values(), default=None), decimals)
         decided = highest and len({shown[name] for name in contest}) > 1
-        for name in methods:
+        for name, cells in rows.items():
             error = errors[name].get(column)
-            rows[name].append(
+            cells.append(
                 {
                     "value": shown[name],
                     "error": None if error is None else _number(error, decimals),
@@ -296,10 +266,7 @@ def _table(
     return {
         "headings": ["KID" if key == "kid" else _words(factor or key).capitalize() for key, factor in columns],
         "counts": [_words(count).capitalize() for count in counts],
-        "rows": [
-            {"name": name, "colour": colours[name], "cells": rows[name], "counts": [methods[name][c] for c in counts]}
-            for name in methods
-        ],
+        "rows": [(name, rows[name], [method[count] for count in counts]) for name, method in methods.items()],
     }
 
 
@@ -312,22 +279,6 @@ def _by_column(measures: Mapping[str, Any]) -> dict[tuple[str, str], float | Non
         else:
             values[key, ""] = measures.get(key)
     return values
-
-
-def _picture(pixels: pictures.Pixels, alt: str, target: int) -> dict[str, Any]:
-    """A picture scaled up by a whole factor to about `target` CSS pixels, or smoothly down to it."""
-    height, width = pixels.shape[:2]
-    enlarged = width <= target
-    shown = width * max(1, round(target / width)) if enlarged else target
-    size = {"width": shown, "height": round(height * shown / width)}
-    return {"src": _source(pixels), "alt": alt, "pixelated": enlarged, **size}
-
-
-def _chart(draw: Callable[..., pictures.Pixels], alt: str) -> dict[str, Any]:
-    """A chart in both themes, one of which the browser shows, at half its pixels: sharp on dense screens."""
-    light, dark = draw(theme=figures.LIGHT), draw(theme=figures.DARK)
-    size = {"width": light.shape[1] // 2, "height": light.shape[0] // 2}
-    return {"light": _source(light), "dark": _source(dark), "alt": alt, **size}
 
 
 def _source(pixels: pictures.Pixels) -> str:
@@ -357,4 +308,18 @@ _TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_TEMPLATES.filters |= {"number": _number, "significant": _significant, "words": _words}
+_TEMPLATES.filters |= {
+    "number": _number,
+    "significant": _significant,
+    "words": _words,
+    "source": _source,
+    "place": "{:.4g}".format,
+    "to_uint8": pictures.to_uint8,
+    "grid": pictures.grid,
+    "ownership_map": figures.ownership_map,
+}
+_TEMPLATES.globals |= {
+    "owners": lambda concepts: figures.owners(np.stack([concept["ownership"] for concept in concepts])),
+    "ownership_bar": figures.colorbar(figures.OWNERSHIP_COLORMAP),
+    "variance_bar": figures.colorbar(figures.VARIANCE_COLORMAP),
+}

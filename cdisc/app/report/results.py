@@ -6,14 +6,14 @@ takes the file.
 
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jsonschema
 
-from cdisc import errors, storage
+from cdisc import storage
+from cdisc.errors import UserError
 
 SCHEMA: dict[str, Any] = json.loads(pathlib.Path(__file__).with_name("results.schema.json").read_text("utf-8"))
 """The layout of the results file as a JSON Schema (draft 2020-12), with a description of every key."""
@@ -60,24 +60,25 @@ def validate(results: Any) -> None:
         raise ValueError(f"results{error.json_path[1:]}: {error.message:.200}")
 
 
-def write(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
-    """Writes `results`, made JSON-safe and validated, as indented JSON; the file is replaced whole or not at all."""
+def write(path: pathlib.Path, results: Mapping[str, Any]) -> None:
+    """Writes `results`, made JSON-safe and validated, with their checksum; replaces the file whole or not at all."""
     safe = json_safe(results)
     validate(safe)
-    storage.write_text(pathlib.Path(path), json.dumps(safe, indent=2, allow_nan=False) + "\n")
+    storage.write_json(path, safe)
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read(path: pathlib.Path) -> dict[str, Any]:
     """The results in a file that `write` made.
 
     Raises:
-      UserError: when there is no such file, it is not JSON, or it does not follow `SCHEMA`.
+      UserError: when there is no such file, it is not what was written, or it does not follow `SCHEMA`.
     """
+    remedy = "add evaluate to --stages, which measures anew"
     try:
-        results = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        results = storage.read_json(path, remedy)
         validate(results)
-    except OSError as error:
-        raise errors.UserError(f"{path}: cannot be read ({error.strerror}); run the evaluation first.") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not there: {remedy}.") from error
     except ValueError as error:
-        raise errors.UserError(f"{path} is not a results file of this version ({error}); run again.") from error
+        raise UserError(f"{path} is not a results file of this version ({error}): {remedy}.") from error
     return results

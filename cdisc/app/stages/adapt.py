@@ -13,7 +13,6 @@ import numpy as np
 
 from cdisc import console, storage
 from cdisc.app import devices
-from cdisc.app.config import Guidance
 from cdisc.app.run import Run
 from cdisc.app.stages.saved import saved_by_query
 from cdisc.diffusion.gaussian import Gaussian
@@ -38,13 +37,6 @@ class QueryModel:
     teacher: Gaussian
     losses: jax.Array | None
     adaptations: dict[str, adapt_lib.Adaptation]
-
-
-def teacher_density(teacher: Gaussian, guidance: Guidance) -> methods.GuidedDensity:
-    """Eq. 13 for a teacher with some guidance."""
-    return methods.GuidedDensity(
-        teacher, teacher_weight=guidance.w0, w_max=guidance.w_max, elementwise=guidance.elementwise
-    )
 
 
 def draw(
@@ -109,7 +101,7 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
                     raise UserError(f"adapt: no class has a loss for {query.name}: the network's output is NaN.")
             examples = dataclasses.replace(examples, classes=jnp.argsort(losses, axis=1).astype(jnp.int32))
         if any(options.pool != "query" for options in specs.values()):
-            densities = [teacher_density(teacher, settings.guidance) for teacher in teachers]
+            densities = [methods.teacher_density(teacher, settings.guidance) for teacher in teachers]
             examples = dataclasses.replace(
                 examples, pool=jnp.asarray(draw(run, params, densities, list(keys("pool")), settings.pool_size))
             )
@@ -169,27 +161,20 @@ def fitter(
     def fit(
         params: Any, examples: adapt_lib.Examples, prior: adapt_lib.Prior | None, keys: jax.Array
     ) -> tuple[adapt_lib.Adaptation, jax.Array]:
-        count = devices.size(examples.query)
         # Moved once, to where the steps need them.
         item = devices.spread((examples, keys))
-        params, prior = devices.replicate((params, prior))
-        fitted: list[tuple[adapt_lib.FitState, np.ndarray]] = []
-        classes = 1 if examples.classes is None else examples.classes.shape[-1]
-        for candidate in range(min(options.candidates, classes)):
-            state, losses = begin(item, params, jnp.int32(candidate)), []
-            for _ in console.progress(range(options.steps), f"adapt {name}"):
-                state, loss = advance((state, *item), params, prior)
-                losses.append(loss)
-            seen = np.moveaxis(devices.stack(losses), 0, -1)  # (devices, each, steps); waits for the last step
-            fitted.append((state, seen))
-            finite = np.isfinite(seen).all(axis=(0, 1))
-            if not finite.all():
-                raise UserError(
-                    f"adapt: the loss of {name} is not finite at step {int(np.argmin(finite)) + 1}: lower its learning "
-                    "rates; what was finished before is kept."
-                )
-        if len(fitted) > 1:
-            state, seen = devices.select_best(fitted, [adapt_lib.late_loss(losses) for _, losses in fitted])
-        return devices.gather((finish(state, params), seen), count)
+        params_on, prior_on = devices.replicate((params, prior))
+        try:
+            found = adapt_lib.best_fit(
+                lambda candidate: begin(item, params_on, jnp.int32(candidate)),
+                lambda state: advance((state, *item), params_on, prior_on),
+                lambda state: finish(state, params_on),
+                options,
+                1 if examples.classes is None else examples.classes.shape[-1],
+                lambda steps: console.progress(steps, f"adapt {name}"),
+            )
+        except FloatingPointError as error:
+            raise UserError(f"adapt: {name}: {error}; what was finished before is kept.") from error
+        return devices.gather(found, devices.size(examples.query))
 
     return fit

@@ -102,6 +102,6 @@ def follow(
     tree = hierarchy_lib.tree(hierarchy, basins, sources)
     file, text = run.path("discover", "hierarchy.json"), json.dumps(tree, indent=2) + "\n"
     # A run that only restores writes nothing: its workdir may be an archive.
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
+    if not file.exists() or file.read_bytes() != text.encode():
         storage.write_text(file, text)
     return tree, hierarchy

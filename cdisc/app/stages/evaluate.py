@@ -14,14 +14,14 @@ from cdisc.app import devices, hosts
 from cdisc.app.config import Config
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Query, Run
-from cdisc.app.stages.adapt import QueryModel, draw, learns_from_product, teacher_density
+from cdisc.app.stages.adapt import QueryModel, draw, learns_from_product
 from cdisc.app.stages.discover import NOTHING, found
 from cdisc.app.stages.judge import judge_report, load_judge
 from cdisc.app.stages.saved import read_seconds, saved_by_query
 from cdisc.data import compositions
 from cdisc.discovery import concepts
 from cdisc.errors import UserError
-from cdisc.evaluation import baselines, judge, methods, protocol
+from cdisc.evaluation import judge, methods, protocol
 from cdisc.keys import named
 
 PRODUCT = "product"
@@ -30,39 +30,9 @@ REAL = "real pictures"
 
 def densities_of(run: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.GuidedDensity]:
     """Every method's density for one query."""
-    settings, guidance = run.config.evaluate, run.config.guidance
-    table = np.asarray(run.backbone.table(params))
-    densities = {"poe": teacher_density(model.teacher, guidance)}
-    # Also at weight 0, so that methods share one compiled sampler.
-    beside = dataclasses.replace(densities["poe"], teacher_weight=0.0)
-    for name, method in settings.methods.items():
-        adaptation = model.adaptations[method.level]
-        densities[name] = dataclasses.replace(
-            beside,
-            embeddings=adaptation.embedding[None],
-            weights=jnp.asarray([method.guidance], jnp.float32),
-            class_sigma_min=method.class_sigma_min,
-            class_sigma_max=method.class_sigma_max,
-            adapter=adaptation.adapter,
-            teacher_weight=method.teacher_weight,
-            teacher_sigma_min=method.teacher_sigma_min,
-        )
-    weight = jnp.asarray([settings.class_guidance], jnp.float32)
-    if model.losses is not None:
-        best = baselines.top1(model.losses)
-        densities["top1"] = dataclasses.replace(beside, embeddings=table[best][None], weights=weight)
-    if model.losses is not None and table.shape[0] >= 3:
-        classes, shares = baselines.top3_weights(model.losses, settings.tau_k)
-        densities["top3"] = methods.GuidedDensity(embeddings=table[classes], weights=weight * shares)
-    for sigma in sorted({settings.query_only_sigma, *settings.query_only_sigmas}):
-        teacher = baselines.query_only_teacher(jnp.asarray(query.image), sigma)
-        densities[query_only_name(sigma)] = teacher_density(teacher, guidance)
-    return densities
-
-
-def query_only_name(sigma: float) -> str:
-    """The name of Query-only at one width of its teacher."""
-    return f"query_only sigma={sigma:g}"
+    image, table, options = jnp.asarray(query.image), run.backbone.table(params), run.config.evaluate
+    known = (model.teacher, table, model.losses, model.adaptations)
+    return methods.densities(image, *known, options, run.config.guidance)
 
 
 def needs_product(config: Config, method: str) -> bool:

@@ -3,11 +3,11 @@
 import functools
 import hashlib
 import json
-import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,8 +36,8 @@ _METRICS_EVERY = 50
 _SAMPLE_CLASSES, _SAMPLES_A_CLASS = 8, 4
 """At most this many columns, and this many rows, of the pictures drawn during training."""
 
-_ABOUT = "about.json"
-"""What a trained backbone says of itself."""
+_METRICS = ("loss", "grad_norm", "validation_loss")
+"""What is measured of a step; the last one, of some steps alone."""
 
 _VALIDATED = 128
 """At least this many noisy pictures, which training does not use, measure how good the averaged parameters are."""
@@ -70,8 +70,7 @@ def pretrain(run: Run, active: bool) -> Any:
         params = bundled.restore_npz(bundled.FOLDER / f"{run.config.pretrain.bundle}.npz", like, bundle_about(run))
         console.say(f"pretrain: the bundled backbone {run.config.pretrain.bundle}")
     if hosts.first():
-        storage.write_text(run.path("pretrain", _ABOUT), json.dumps(weights_about(run)) + "\n")
-        checkpoints.save(path, params)
+        checkpoints.save(path, params, weights_about(run))
     meet([path])
     return checkpoints.restore(path, like)
 
@@ -88,13 +87,13 @@ def restore_backbone(run: Run, like: Any) -> denoiser.Params:
     Raises:
       UserError: if none are there, or they were trained otherwise or on other data.
     """
-    folder = pathlib.Path(run.config.pretrain.restore).expanduser() / "pretrain"
+    folder = pathlib.Path(run.config.pretrain.restore).expanduser() / "pretrain" / "params"
     try:
-        found = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = checkpoints.read_about(folder)
+    except storage.DamagedError as error:
         raise UserError(
-            f"config.pretrain.restore is {run.config.pretrain.restore!r}, and {folder / _ABOUT} cannot be read "
-            f"({error}): name the --workdir of a run that has finished pretrain."
+            f"config.pretrain.restore is {run.config.pretrain.restore!r}, and {error.what}: name the --workdir of a "
+            "run that has finished pretrain."
         ) from error
     for section, digest in weights_about(run).items():
         if found.get(section) != digest:
@@ -103,7 +102,7 @@ def restore_backbone(run: Run, like: Any) -> denoiser.Params:
                 "values, or leave config.pretrain.restore out."
             )
     console.say(f"pretrain: the backbone in {folder}")
-    return checkpoints.restore(folder / "params", like)
+    return checkpoints.restore(folder, like)
 
 
 def import_backbone(run: Run, source: DiffusersFolder, active: bool) -> denoiser.Params:
@@ -117,19 +116,24 @@ def import_backbone(run: Run, source: DiffusersFolder, active: bool) -> denoiser
     digest = hashlib.sha256(repr((pretrained.network, pretrained.scheduler)).encode())
     for leaf in jax.tree.leaves(pretrained.params):
         digest.update(np.asarray(leaf).tobytes())
-    path = run.path("pretrain", "imported.sha256")
+    path, later = run.path("pretrain", "imported.json"), run.path("discover")
     with hosts.first_alone():
-        if path.exists():
-            if path.read_text(encoding="utf-8").strip() != digest.hexdigest():
+        try:
+            known = storage.read_json(path, "choose another --workdir")["sha256 of weights"]
+        except FileNotFoundError as error:
+            known = digest.hexdigest()
+            if later.exists():
                 raise UserError(
-                    f"{folder} is not the network that {run.workdir} was made with: choose another --workdir."
-                )
-        elif not active:
-            raise unfinished("pretrain", path)
-        else:
-            storage.write_text(path, digest.hexdigest() + "\n")
+                    f"{path}, which says which network {later} was made with, is not there: choose another --workdir, "
+                    "or remove pretrain and discover and adapt from this one."
+                ) from error
+            if not active:
+                raise unfinished("pretrain", path) from error
+            storage.write_json(path, {"sha256 of weights": known})
             count = sum(leaf.size for leaf in jax.tree.leaves(pretrained.params))
             console.say(f"pretrain: {folder}, {count:,} parameters")
+        if known != digest.hexdigest():
+            raise UserError(f"{folder} is not the network that {run.workdir} was made with: choose another --workdir.")
     return pretrained.params if null is None else denoiser.null_last(pretrained.params, null)
 
 
@@ -196,66 +200,85 @@ def read_share(dataset: Dataset, options: pretrain_lib.PretrainOptions, key: jax
     return read
 
 
+@flax.struct.dataclass
+class Progress:
+    """What a checkpoint of training holds: all that its end depends on.
+
+    Attributes:
+      state: the training's, after a step.
+      best: the averaged parameters of the smallest validation loss until then.
+      metrics: (steps, 3) float32, the `_METRICS` of each step until then; NaN where there is none.
+    """
+
+    state: pretrain_lib.TrainState
+    best: denoiser.Params
+    metrics: Any
+
+
 def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
     """Trains the backbone, from its last checkpoint if there is one; returns averaged parameters.
 
     They are the last ones or, with `config.pretrain.result` "best", those with the smallest validation loss, which is
-    measured every `save_every` steps and whose parameters are in `pretrain/best` in any case.
+    measured every `save_every` steps.
 
-    Leaves the last checkpoints in `pretrain/train`, in `pretrain/metrics.jsonl` a line for each step with its `step`,
-    `loss`, `grad_norm` and perhaps `validation_loss`, and in `pretrain/samples`, every `samples_every` steps, what the
-    averaged parameters draw; all this is the same whether or not the training was interrupted. When a signal stops the
-    run, the current step is saved first.
+    Leaves the last checkpoints in `pretrain/train`, each a `Progress`; in `pretrain/metrics.jsonl` a line for each step
+    with its `step`, `loss`, `grad_norm` and perhaps `validation_loss`, which nothing reads again; and in
+    `pretrain/samples`, every `samples_every` steps, what the averaged parameters draw. All this is the same whether or
+    not the training was interrupted. When a signal stops the run, the current step is saved first.
     """
     options = run.config.pretrain
     key_init, key_train, key_samples, key_validation = (
         named(run.key("pretrain"), use) for use in ("init", "train", "samples", "validation")
     )
     folder = run.path("pretrain", "train")
-    init = functools.partial(pretrain_lib.init, network, options)
-    like = jax.eval_shape(init, key_init)
-    state = checkpoints.restore_newest(folder, like) if hosts.first() else None  # it removes damaged ones
+
+    def begin(key: jax.Array) -> Progress:
+        state = pretrain_lib.init(network, options, key)
+        return Progress(state, state.ema, jnp.full((options.steps, len(_METRICS)), jnp.nan))
+
+    like = jax.eval_shape(begin, key_init)
+    found = checkpoints.restore_newest(folder, like) if hosts.first() else None  # it removes damaged ones
     # The others may be shown another newest one by a network folder.
-    first = int(hosts.gather(str(0 if state is None else int(state.step)))[0])
+    first = int(hosts.gather(str(0 if found is None else int(found.state.step)))[0])
     if first > 0:
         newest = checkpoints.step_path(folder, first)
         meet([newest])
-        state = checkpoints.restore(newest, like) if state is None else state
-    if state is None:
-        state = init(key_init)
-    else:
+        found = checkpoints.restore(newest, like) if found is None else found
         console.say(f"pretrain: goes on at step {first} of {options.steps}")
-    state = devices.replicate(state)
+    else:
+        found = begin(key_init)
+    state = devices.replicate(found.state)
+    best, metrics = jax.tree.map(np.array, (found.best, found.metrics))
     train_step = compiled_step(backbone=run.backbone, options=options, schedule=run.schedule, shape=run.dataset.shape)
     read = read_share(run.dataset, options, key_train)
     every, samples_every = options.save_every, options.samples_every
     draw, validate = class_pictures(run, key_samples), validation(run, options, key_validation)
-    metrics_path, best_path = run.path("pretrain", "metrics.jsonl"), run.path("pretrain", "best")
-    # Steps that are repeated write their metrics again.
+    metrics_path = run.path("pretrain", "metrics.jsonl")
     if hosts.first():
         board = watch.Board(run.path("pretrain", "tensorboard"))
-        found = metrics_path.read_text(encoding="utf-8") if metrics_path.exists() else ""
-        lines = found.splitlines(keepends=True)[:first]
-        storage.write_text(metrics_path, "".join(lines))
-        best = min((json.loads(line).get("validation_loss", math.inf) for line in lines), default=math.inf)
+        # Steps that are repeated write their metrics again.
+        storage.write_text(metrics_path, "".join(json.dumps(row) + "\n" for row in metric_rows(metrics[:first])))
     history: list[dict[str, jax.Array]] = []
     left = watch.traced(range(first + 1, options.steps + 1), run.trace_folder("pretrain"), _TRACED_STEPS)
     pictures = read(first)
     for done in console.progress(left, "pretrain", options.steps, first, stops=False):
-        state, metrics = train_step(state, pictures, key_train)
+        state, measured = train_step(state, pictures, key_train)
         if done < options.steps:
             pictures = read(done)  # while the devices work
-        history.append(metrics)
+        history.append(measured)
         stopping = hosts.stopping()
         validating = done % every == 0 or done == options.steps
         saving = validating or stopping
         drawing = samples_every > 0 and (done % samples_every == 0 or done == options.steps)
         if saving or drawing or done % _METRICS_EVERY == 0:
-            rows, history = metric_rows(history, done, folder), []
+            before = done - len(history)
+            metrics[before:done, :2], history = finite_metrics(history, done, folder), []
             if hosts.first():
                 if validating:
-                    rows[-1]["validation_loss"] = validate(state.ema)
-                # Before the checkpoint: steps that a resumed run skips must already have their metrics.
+                    metrics[done - 1, 2] = loss = validate(state.ema)
+                    if not (metrics[: done - 1, 2] <= loss).any():
+                        best = jax.tree.map(np.array, state.ema)
+                rows = metric_rows(metrics[:done], before)
                 with metrics_path.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(row) + "\n" for row in rows)
                 board.scalars(rows)
@@ -264,17 +287,15 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
                     place = run.path("pretrain", "samples", f"step_{done:08d}.png")
                     storage.write_bytes(place, [png(picture)])
                     board.image(done, "samples", picture)
-                if validating and rows[-1]["validation_loss"] < best:
-                    best = rows[-1]["validation_loss"]
-                    checkpoints.save(best_path, state.ema)
                 if saving:
-                    checkpoints.save_step(folder, done, state, options.keep)
+                    checkpoints.save_step(folder, done, Progress(state, best, metrics), options.keep)
         if stopping:
             signals.obey()
     if options.result == "last":
         return state.ema
-    meet([best_path])
-    return checkpoints.restore(best_path, state.ema)
+    last = checkpoints.step_path(folder, options.steps)
+    meet([last])
+    return checkpoints.restore(last, like).best
 
 
 def class_pictures(run: Run, key: jax.Array) -> Callable[[denoiser.Params], Pixels]:
@@ -315,22 +336,29 @@ def validation(run: Run, options: pretrain_lib.PretrainOptions, key: jax.Array) 
     return validate
 
 
-def metric_rows(history: Sequence[dict[str, jax.Array]], done: int, folder: pathlib.Path) -> list[dict[str, float]]:
-    """The metrics of the steps up to `done`, a row for each step.
+def finite_metrics(history: Sequence[dict[str, jax.Array]], done: int, folder: pathlib.Path) -> np.ndarray:
+    """The loss and the gradient's norm of the steps up to `done`, a row for each step.
 
     Raises:
       UserError: if one is not finite; names the step, and the last checkpoint in `folder`.
     """
     block = devices.stack(history)
-    finite = np.isfinite(block["loss"]) & np.isfinite(block["grad_norm"])
-    first = done + 1 - len(finite)
+    rows = np.stack([block[name] for name in _METRICS[:2]], axis=1)
+    finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
-        bad = first + int(np.argmin(finite))
+        bad = done + 1 - len(rows) + int(np.argmin(finite))
         kept = checkpoints.steps(folder)
         where = f"the checkpoint of step {kept[-1]} is kept" if kept else "no checkpoint had been written"
         raise UserError(
             f"pretrain: the loss or its gradient is not finite at step {bad}; {where}: lower "
             "config.pretrain.learning_rate and choose another --workdir."
         )
-    columns = {"step": range(first, done + 1), **{name: values.tolist() for name, values in block.items()}}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return rows
+
+
+def metric_rows(metrics: np.ndarray, before: int = 0) -> list[dict[str, float]]:
+    """What there is of `Progress.metrics`, with its step, from the step after `before` on."""
+    return [
+        {"step": step, **{name: value for name, value in zip(_METRICS, row, strict=True) if value == value}}
+        for step, row in enumerate(metrics[before:].tolist(), before + 1)
+    ]

@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 
 from cdisc import console, signals
-from cdisc.app.report import figures, html
+from cdisc.app.report import html
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Run
-from cdisc.app.stages.evaluate import PRODUCT, REAL, query_only_name
+from cdisc.app.stages.evaluate import PRODUCT, REAL
 from cdisc.app.stages.saved import read_seconds
 from cdisc.data import planar
 from cdisc.discovery import concepts
 from cdisc.discovery import hierarchy as hierarchy_lib
+from cdisc.evaluation.methods import query_only_name
 from cdisc.evaluation.protocol import best_sigma
 
 
@@ -104,16 +105,11 @@ def descriptions(run: Run, results: dict[str, Any]) -> dict[str, str]:
     return {name: sentences[name] for name in results["methods"]}
 
 
-def plane_of(run: Run, params: Any) -> figures.Plane | None:
+def plane_of(run: Run, params: Any) -> html.Plane | None:
     """The trained and held-out cells of points in the plane; None for pictures."""
     if run.network is not None:
         return None
     data = run.config.data
     assert isinstance(data, planar.Options)  # the only points that there are
     held_out = planar.planar_mixture(data.levels, data.levels, data.std, run.dataset.split, held_out=True)
-    return figures.Plane(
-        trained_means=params.means,
-        trained_variances=params.variances,
-        held_out_means=held_out.means,
-        held_out_variances=held_out.variances,
-    )
+    return html.Plane(trained=params, held_out=held_out)

@@ -90,7 +90,7 @@ def note_seconds(path: pathlib.Path, stage: str, seconds: float, finished: bool)
     before = known.get(stage, {"seconds": 0.0, "finished": False})
     if not before["finished"]:
         known[stage] = {"seconds": before["seconds"] + seconds, "finished": finished}
-        storage.write_text(path, json.dumps(known))
+        storage.write_json(path, known)
 
 
 def read_seconds(path: pathlib.Path) -> dict[str, float]:
@@ -101,6 +101,9 @@ def read_seconds(path: pathlib.Path) -> dict[str, float]:
 def _read_times(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     """What `note_seconds` wrote; nothing where the file is damaged, for these are only times."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return storage.read_json(path, "times are counted anew")
+    except FileNotFoundError:
+        return {}
+    except storage.DamagedError as error:
+        console.warn(str(error))
         return {}

@@ -4,7 +4,7 @@ The bundled ColorMNIST files come from these two commands, the first of which ta
 
     python -m cdisc.main --config=configs/colormnist.py:small --config.pretrain.from_scratch=True \
         --stages=pretrain --workdir=runs/backbone
-    python -m cdisc.app.bundle --config=configs/colormnist.py:small --config.pretrain.from_scratch=True \
+    python -m tools.bundle --config=configs/colormnist.py:small --config.pretrain.from_scratch=True \
         --workdir=runs/backbone
 
 Those of the avatars come from the same with configs/avatars.py:small.
