@@ -41,6 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
             discover=DiscoveryOptions(
                 timesteps=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
                 starts_per_t=8,
+                ascent="barzilai_borwein",  # nothing is known of the network's training
                 polish=0,
                 weak_residual=0.2,
                 capacity=48,

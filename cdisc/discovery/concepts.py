@@ -20,7 +20,7 @@ from cdisc.discovery.curvature import newton_distance
 from cdisc.errors import is_count, require_array, require_known, require_positive
 from cdisc.keys import named
 
-ASCENTS: tuple[str, ...] = ("mean_shift", "adam")
+ASCENTS: tuple[str, ...] = ("mean_shift", "barzilai_borwein", "adam")
 PART = 0.25
 """The part of `merge_radius` below which the Newton distance of a mode is, once polished."""
 
@@ -37,7 +37,8 @@ class DiscoveryOptions:
       rounds: parts of these chains that are climbed one after the other, each merged with what the earlier ones found.
         Bounds the memory: a chain takes five pictures besides those in `lanes`.
       start_mode: where they start: "query", "hybrid" or "random" (`modes.starts`).
-      ascent: "mean_shift", or "adam" (the paper's).
+      ascent: "mean_shift"; "barzilai_borwein", which is shorter where mean shift overshoots, as it does with networks
+        that are not trained well; or "adam" (the paper's).
       learning_rate: step of Adam, in noisy space; mean shift has none.
       max_steps: evaluations that a chain may use.
       tolerance: a chain is done when the root mean square of its `eps` is below this.
@@ -262,6 +263,8 @@ def kernel(schedule: Schedule, options: DiscoveryOptions) -> modes.Kernel:
     """The ascent that the options name."""
     if options.ascent == "mean_shift":
         return modes.mean_shift(schedule)
+    if options.ascent == "barzilai_borwein":
+        return modes.barzilai_borwein(schedule)
     return modes.adam(schedule, options.learning_rate)
 
 
@@ -396,7 +399,7 @@ def certify(
 
     On a flat top the residual is small everywhere, and chains come to rest apart. A point whose residual is below the
     tolerance, and whose Newton distance (`curvature.newton_distance`) is not below `PART` of the radius, climbs on with
-    long steps of `modes.mean_shift`; then points are merged and measured anew, until there is none or `options.polish`
+    `modes.barzilai_borwein`; then points are merged and measured anew, until there is none or `options.polish`
     evaluations are made.
 
     Returns:
@@ -423,7 +426,7 @@ def certify(
             climbing = elsewhere(pool)
             # The top may be flatter than its side, so aim closer than need be. Other points stay where they are.
             aim = 0.1 * reach * jnp.abs(pool.curvature) / sigma(schedule, pool.t)
-            climb = _climb(eps_fn, modes.mean_shift(schedule, longest=options.merge_radius), options)
+            climb = _climb(eps_fn, modes.barzilai_borwein(schedule, options.merge_radius), options)
             mask = pool.mask & jnp.any(climbing)
             rows = (pool.x, pool.t, jnp.where(climbing, aim, jnp.inf), jnp.broadcast_to(steps(pool, left), mask.shape))
             chains, (_, _, nfe) = sharding.map_rows(climb, rows, mask, axis_name)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdisc.diffusion.parameterization import EpsFn, score_from_eps
+from cdisc.diffusion.parameterization import EpsFn, score_from_eps, x0_from_eps
 from cdisc.diffusion.schedule import Schedule, alpha_bar_at, expand, sigma
 from cdisc.discovery.sharding import varying_as
 from cdisc.errors import require_array, require_known
@@ -146,28 +146,41 @@ def starts(
     return jnp.where(from_query, jnp.sqrt(a) * query[None] + jnp.sqrt(1.0 - a) * noise, noise), repeated
 
 
-class _LastMove(NamedTuple):
-    """What `mean_shift` knows of a chain's last move: where it began, and its length in mean shifts."""
-
-    x: jax.Array
-    eps: jax.Array
-    length: jax.Array
-    overshot: jax.Array  # whether this move or one before it went too far
-
-
-def mean_shift(schedule: Schedule, longest: float = 0.0) -> Kernel:
+def mean_shift(schedule: Schedule) -> Kernel:
     """The step `x <- sqrt(abar) E[x_0 | x]`: gradient ascent on `log p_t` with step `1 - abar_t`.
 
     For an exact score this is Gaussian mean shift: the density never falls, there is no step size to tune, and the
     fixed points are exactly the stationary points (Comaniciu & Meer 2002; Carreira-Perpinan 2007). Near a mode the
     error shrinks each step by the factor `1 + curvature` of `ModePool`.
+    """
 
-    Two steps of Barzilai & Borwein (1988), from the curvature along the last move, help where that factor fails.
-    Below -1 there is no curvature of a density, but the scores of weakly trained networks bend so much that mean shift
-    leaps from one side of a mode to the other for ever: a chain that overshot takes their shorter step from there on.
-    Where the density is nearly flat, mean shift hardly moves; the longer step is Newton's along the last move, uphill
-    whatever the sign of the curvature. If the mean of the scores at its ends says that it lowered the density, it is
-    taken back for the mean shift.
+    def init(x: jax.Array) -> tuple[()]:
+        del x
+        return ()
+
+    def step(eps: jax.Array, x: jax.Array, t: jax.Array, state: tuple[()]) -> tuple[jax.Array, tuple[()]]:
+        return jnp.sqrt(alpha_bar_at(schedule, t, x)) * x0_from_eps(schedule, x, eps, t), state
+
+    return Kernel(init, step)
+
+
+class _LastMove(NamedTuple):
+    """What `barzilai_borwein` knows of a chain's last move: where it began, and its length in mean shifts."""
+
+    x: jax.Array
+    eps: jax.Array
+    length: jax.Array
+    overshot: jax.Array  # whether this move or one before it leapt across a mode
+
+
+def barzilai_borwein(schedule: Schedule, longest: float = 0.0) -> Kernel:
+    """The mean shift, but shorter or longer where the curvature along the last move asks for it.
+
+    The lengths are the two of Barzilai & Borwein (1988). The score of a weakly trained network may bend more than any
+    density's, whose curvature is at least -1, and below -2 mean shift leaps from one side of a mode to the other for
+    ever: a chain that overshot takes their shorter length from there on. Where the density is nearly flat, mean shift
+    hardly moves: their longer length is Newton's along the last move, and leads uphill whatever the sign of the
+    curvature. If the mean of the scores at its ends says that it lowered the density, the mean shift is taken instead.
 
     Args:
       schedule: The noise schedule.

@@ -178,7 +178,8 @@ def write_results(
                 **({} if found(discovery) else {"failed": NOTHING}),
                 "prototypes": prototypes_of(discovery),
                 "nfe": int(discovery.info.nfe),
-                "discovery": {name: value for name, value in vars(discovery.info).items() if name != "nfe"},
+                "discovery": {name: value for name, value in vars(discovery.info).items() if name != "nfe"}
+                | {"timesteps": run.config.discover.timesteps},
                 "methods": measured[i],
             }
         )
