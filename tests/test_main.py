@@ -114,7 +114,7 @@ def test_fields_that_may_be_none_take_a_value_and_none(monkeypatch, tmp_path, ar
         ),
         (
             ("--config.discover.timesteps=(0,)",),
-            "config.discover.timesteps is (0,): name at least one timestep, each from 1 to T",
+            "config.discover.timesteps is (0,): use whole timesteps from 1 to T, or shares of T below 1",
         ),
         (("--config.discover.probes=0",), "config.discover.probes is 0: use whole numbers from 1 on."),
         (

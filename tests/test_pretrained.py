@@ -103,7 +103,7 @@ def test_its_report_shows_the_modes_and_their_tree(readme_run):
     run, _ = readme_run
     tree = json.loads((run / "discover" / "hierarchy.json").read_text())
     config = config_of("pretrained.py")
-    assert [level["t"] for level in tree["levels"]] == list(config.discover.hierarchy)
+    assert [level["t"] for level in tree["levels"]] == [1000 * share for share in config.discover.hierarchy]
     assert tree["nfe"] > 0
     last = tree["levels"][-1]["modes"]
     assert last and all(mode["parent"] is None and mode["sources"] == ["face.png"] for mode in last)
@@ -135,6 +135,12 @@ def test_what_it_learnt_goes_to_diffusers(readme_run, tmp_path):
         assert (folder / interop.ADAPTER_FILE).exists() == (settings.rank > 0)
     adapter = json.loads((folder / interop.ADAPTER_CONFIG_FILE).read_text())
     assert (level, adapter["r"], adapter["lora_alpha"]) == ("lora", 4, 8.0)
+
+
+def test_the_default_timesteps_follow_the_length_of_the_chain(picture, tmp_path):
+    # Catches: timesteps of T = 1000, for which a shorter chain has no place.
+    this = prepared(save(tmp_path / "short", num_train_timesteps=400), picture, tmp_path)
+    assert this.config.discover.timesteps == this.config.discover.hierarchy == (20, 40, 80, 120, 160, 200)
 
 
 def test_another_network_in_the_same_folder_is_noticed(folder, picture, tmp_path):

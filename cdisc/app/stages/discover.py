@@ -41,10 +41,11 @@ def discover(run: Run, params: Any, active: bool) -> Sequence[concepts.Discovery
         for query, discovery in zip(queries, discoveries, strict=True):
             if not found(discovery):
                 least = zip(discovery.info.smallest_residual, options.timesteps, strict=True)
+                said = ", ".join(f"{residual:.3f} at t = {t}" for residual, t in least)
                 console.warn(
-                    f"discover: {query.name}: {NOTHING}; the smallest residuals are "
-                    f"{', '.join(f'{residual:.3f} at t = {t}' for residual, t in least)} (0 at an exact mode, 1 in "
-                    "noise alone): raise config.discover.weak_residual above some of them, or max_steps, or train longer."
+                    f"discover: {query.name}: {NOTHING}; the smallest residuals are {said} (0 at an exact mode, 1 in "
+                    "noise alone): set config.discover.weak_residual above some of them, raise max_steps, or train "
+                    "the backbone longer."
                 )
         return discoveries
 
