@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -332,7 +332,6 @@ def _find(
 ) -> tuple[modes.ModePool, jax.Array, tuple[jax.Array, ...]]:
     """The stationary points around a query, the smallest residuals, and four counts of `DiscoveryInfo` and the nfe."""
     timesteps = jnp.asarray(options.timesteps, jnp.int32)
-
     climb = _climb(eps_fn, kernel(schedule, options), options)
 
     def one_round(carry: tuple[modes.ModePool, jax.Array, jax.Array], index: jax.Array) -> tuple[Any, None]:
@@ -387,6 +386,15 @@ def _climb(
     return climb
 
 
+class _Certifying(NamedTuple):
+    """What the loop of `certify` carries: the pool, its `u`, the evaluations left, and whether it was measured."""
+
+    pool: modes.ModePool
+    u: jax.Array
+    left: jax.Array
+    measured: jax.Array
+
+
 def certify(
     eps_fn: EpsFn,
     schedule: Schedule,
@@ -416,12 +424,11 @@ def certify(
         rows = (jnp.sum(pool.mask) + lanes - 1) // lanes * lanes
         return left // jnp.maximum(rows, 1) - options.linearised
 
-    def unfinished(carry: tuple[modes.ModePool, jax.Array, jax.Array]) -> jax.Array:
-        pool, _, left = carry
-        return (left == budget) | (jnp.any(elsewhere(pool)) & (steps(pool, left) > 1))
+    def unfinished(carry: _Certifying) -> jax.Array:
+        return ~carry.measured | (jnp.any(elsewhere(carry.pool)) & (steps(carry.pool, carry.left) > 1))
 
-    def refine(carry: tuple[modes.ModePool, jax.Array, jax.Array]) -> tuple[modes.ModePool, jax.Array, jax.Array]:
-        pool, _, left = carry
+    def refine(carry: _Certifying) -> _Certifying:
+        pool, left = carry.pool, carry.left
         if options.polish:
             climbing = elsewhere(pool)
             # The top may be flatter than its side, so aim closer than need be. Other points stay where they are.
@@ -446,13 +453,15 @@ def certify(
             lanes=options.lanes,
             axis_name=axis_name,
         )
-        return pool, u, left - nfe
+        return _Certifying(pool, u, left - nfe, carry.measured | True)
 
     # Measured for the first time in the loop as well, so that there is one program for it.
     budget = jnp.asarray(options.polish + math.ceil(options.capacity / lanes) * lanes * options.linearised, jnp.int32)
-    begin = sharding.varying_as((pool, jnp.zeros_like(pool.x), budget), pool.x)
-    pool, u, left = jax.lax.while_loop(unfinished, refine, begin) if options.polish else refine(begin)
-    return pool, u, budget - left
+    begin = _Certifying(pool, jnp.zeros_like(pool.x), budget, jnp.asarray(False))
+    end = (
+        jax.lax.while_loop(unfinished, refine, sharding.varying_as(begin, pool.x)) if options.polish else refine(begin)
+    )
+    return end.pool, end.u, budget - end.left
 
 
 def _candidates(pool: modes.ModePool, options: DiscoveryOptions) -> jax.Array:
