@@ -2,8 +2,8 @@
 
     JAX_PLATFORMS=cpu python -m benchmarks.faults --workdir=runs/faults --count=240
 
-A run of next to nothing is made once. Copies of its workdir, finished, half through training, and half through
-discovery and adaptation, each get one fault in one of their files: cut, zeroed, a bit flipped, "[]" in its place, no
+A run on points and the training of a network, both of next to nothing, are made once. Copies of their workdirs,
+finished and half finished, each get one fault in one of their files: cut, zeroed, a bit flipped, "[]" in its place, no
 UTF-8, gone. Then the run is asked for its report, or to go on; what it advises is done; and so on until it ends well.
 It is silently wrong if it does so with another page, or with other arrays, metrics or modes, than without the fault,
 and a dead end if a sentence advises nothing, or five of them do not lead to the end. Each kind of file gets each fault
@@ -30,7 +30,20 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "A folder for all runs; it must 
 _COUNT = flags.DEFINE_integer("count", 240, "How many faults.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of files and faults.")
 
-SMALL = {
+POINTS = {
+    "discover.timesteps": (100, 300),
+    "discover.starts_per_t": 4,
+    "discover.max_steps": 12,
+    "discover.capacity": 16,
+    "discover.hierarchy": (100, 300),
+    "sampling.num_steps": 4,
+    "adapt.class_draws": 8,
+    "evaluate.num_queries": 2,
+    "evaluate.samples": 8,
+    "evaluate.references": 8,
+    "evaluate.query_only_sigmas": (),
+}
+TRAINING = {
     "network.block_out_channels": (8,),
     "network.down_block_types": ("DownBlock2D",),
     "network.up_block_types": ("UpBlock2D",),
@@ -43,40 +56,35 @@ SMALL = {
     "pretrain.save_every": 2,
     "pretrain.samples_every": 3,
     "pretrain.result": "best",
-    "discover.timesteps": (100, 300),
-    "discover.starts_per_t": 2,
-    "discover.max_steps": 4,
-    "discover.capacity": 4,
-    "discover.probes": 2,
-    "discover.num_experts": 2,
-    "discover.max_residual": 1e3,
-    "discover.max_curvature": 1e3,
-    "discover.hierarchy": (100, 300),
-    "sampling.num_steps": 2,
-    "adapt.pool_size": 2,
-    "adapt.prior_size": 2,
-    "adapt.class_draws": 2,
-    "evaluate.num_queries": 2,
-    "evaluate.samples": 2,
-    "evaluate.references": 4,
-    "evaluate.judge.pictures": 64,
-    "evaluate.judge.steps": 2,
-    "evaluate.judge.bundle": "",
+    "evaluate.num_queries": 1,
 }
 
-MISSING = {
-    "training": (
-        "pretrain/params",
-        "pretrain/train/step_*6",
-        "discover",
-        "adapt",
-        "evaluate",
-        "results.json",
-        "report",
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A workdir to be damaged.
+
+    Attributes:
+      whole: the name of the whole run that it is a copy of.
+      missing: what it has not made yet.
+      asked: the stages that are asked for.
+    """
+
+    whole: str
+    missing: tuple[str, ...]
+    asked: tuple[str, ...]
+
+
+CASES = {
+    "points": Case("points", (), ("report",)),
+    "half of points": Case(
+        "points",
+        ("discover/query_0001", "discover/hier*", "adapt/query_0001*", "evaluate", "results.json", "report"),
+        ("discover", "adapt"),
     ),
-    "learning": ("discover/query_0001", "discover/hier*", "adapt/query_0001*", "evaluate", "results.json", "report"),
+    "training": Case("training", (), ("pretrain",)),
+    "half of training": Case("training", ("pretrain/params", "pretrain/train/step_*6"), ("pretrain",)),
 }
-"""What copies of the whole run have not made yet."""
 
 FAULTS: dict[str, Callable[[bytes, random.Random], bytes | None]] = {
     "cut": lambda content, _: content[: len(content) // 2],
@@ -103,62 +111,66 @@ class Ended:
 
 def main(argv: list[str]) -> int:
     """Prints a line for each fault that went wrong and a summary; returns 1 if one did."""
+    import jax
+
     from cdisc.app import config as config_lib
     from cdisc.app import pipeline
-    from cdisc.configs import colormnist
+    from cdisc.configs import colormnist, mixture
 
-    tree = colormnist.get_config("tiny")
-    tree.update_from_flattened_dict(SMALL)
-    for level in tree.adapt.levels.values():
-        level.update(steps=2, batch_size=2)
-    config = config_lib.read(tree)
+    trees = {"points": mixture.get_config(), "training": colormnist.get_config("tiny")}
+    for tree, changes in zip(trees.values(), (POINTS, TRAINING), strict=True):
+        tree.update_from_flattened_dict(changes)
+    configs = {name: config_lib.read(tree) for name, tree in trees.items()}
     root, choice = pathlib.Path(_WORKDIR.value), random.Random(_SEED.value)
     root.mkdir(parents=True)
-    whole = root / "finished"
-    pipeline.run(config, whole, pipeline.STAGES, [])
-    pipeline.run(config, whole, ["report"], [])  # whose page knows how long the first one took
-    asked = {"finished": ["report"], "training": ["pretrain"], "learning": ["discover", "adapt"]}
-    for name, missing in MISSING.items():
-        shutil.copytree(whole, root / name)
-        for path in (found for pattern in missing for found in (root / name).glob(pattern)):
+    pipeline.run(configs["points"], root / "points", pipeline.STAGES, [])
+    pipeline.run(configs["points"], root / "points", ["report"], [])  # whose page has all seconds
+    pipeline.run(configs["training"], root / "training", ["pretrain"], [])
+    for name, case in CASES.items():
+        if case.missing:
+            shutil.copytree(root / case.whole, root / name)
+        for path in (found for pattern in case.missing for found in (root / name).glob(pattern)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     counts: collections.Counter[str] = collections.Counter()
-    for number, (name, file, fault) in enumerate(faults([root / name for name in asked], choice)[: _COUNT.value]):
-        copy = root / f"{number:04d}"
+    for name, file, fault in faults(root, choice)[: _COUNT.value]:
+        case, copy = CASES[name], root / "copy"
         shutil.copytree(root / name, copy)
-        content = (copy / file).read_bytes()
-        damaged = FAULTS[fault](content, choice)
+        damaged = FAULTS[fault]((copy / file).read_bytes(), choice)
         (copy / file).unlink() if damaged is None else (copy / file).write_bytes(damaged)
-        run = functools.partial(pipeline.run, config, copy, query_paths=[])
-        outcome, sentences = followed(run, copy, asked[name])
-        if outcome == "ended well" and (differing := different(whole, copy, asked[name], file.name)):
+        run = functools.partial(pipeline.run, configs[case.whole], copy, query_paths=[])
+        outcome, sentences = followed(run, copy, case.asked)
+        if outcome == "ended well" and (differing := different(root / case.whole, copy, case.asked, file.name)):
             outcome, sentences = "silently wrong", [*sentences, *differing]
         counts[outcome] += 1
         counts["advice followed"] += bool(sentences)
         if outcome != "ended well":
-            console.say(f"{name} {file} {fault}: {outcome}: {' | '.join(sentences)}")
+            console.say(f"{name}, {file}, {fault}: {outcome}: {' | '.join(sentences)}")
         shutil.rmtree(copy)
+        jax.clear_caches()  # or all runs' programs stay in memory
+        if counts.total() % 50 == 0:
+            console.say(f"so far: {dict(counts)}")
     console.say(f"{counts.total() - counts['advice followed']} faults: {dict(counts)}")
     return 1 if set(counts) - {"ended well", "advice followed"} else 0
 
 
-def faults(bases: Sequence[pathlib.Path], choice: random.Random) -> list[tuple[str, pathlib.Path, str]]:
-    """All faults of all files that are not empty, one of each kind of file and fault first."""
-    files = [(base.name, path.relative_to(base)) for base in bases for path in sorted(base.rglob("*"))]
-    files = [(name, path) for name, path in files if (bases[0].parent / name / path).is_file()]
-    files = [(name, path) for name, path in files if (bases[0].parent / name / path).stat().st_size]
+def faults(root: pathlib.Path, choice: random.Random) -> list[tuple[str, pathlib.Path, str]]:
+    """All faults of all files that are not empty, in the cases by name; one of each kind of file and fault first."""
+    files = [(name, path) for name in CASES for path in sorted((root / name).rglob("*")) if path.is_file()]
     choice.shuffle(files)
     seen, first, later = set(), [], []
     for name, path in files:
         kind = name, re.sub(r"[0-9a-f]{32}|\d+", "N", str(path))
-        (later if kind in seen else first).extend((name, path, fault) for fault in FAULTS)
-        seen.add(kind)
+        if path.stat().st_size:
+            (later if kind in seen else first).extend((name, path.relative_to(root / name), fault) for fault in FAULTS)
+            seen.add(kind)
     for some in (first, later):
         choice.shuffle(some)
     return first + later
 
 
-def followed(run: Callable[[list[str]], None], workdir: pathlib.Path, stages: list[str]) -> tuple[str, list[str]]:
+def followed(
+    run: Callable[[Sequence[str]], None], workdir: pathlib.Path, stages: Sequence[str]
+) -> tuple[str, list[str]]:
     """Runs, does what is advised, and so on: how it ended, and the sentences on the way."""
     sentences: list[str] = []
     while len(sentences) < 5:
@@ -171,9 +183,9 @@ def followed(run: Callable[[list[str]], None], workdir: pathlib.Path, stages: li
         if found := re.match(r"(/\S+) .*: delete that folder and run again", ended.sentence):
             shutil.rmtree(found[1])
         elif found := re.search(r"or remove ([\w ]+) from this one", ended.sentence):
-            for stage in found[1].split(" and "):
+            for stage in (gone := found[1].split(" and ")):
                 shutil.rmtree(workdir / stage)
-            stages = ["pretrain", "discover", "adapt", *stages]
+            stages = [*dict.fromkeys([*gone, *stages])]
         elif found := re.search(r"add (\w+) to --stages", ended.sentence):
             stages = [found[1], *stages]
         else:
@@ -208,7 +220,9 @@ def different(whole: pathlib.Path, copy: pathlib.Path, stages: Sequence[str], da
     if "report" in stages:  # drawn from files that were read, and so were whole; of times nothing is promised
         names = ["report/index.html"] if damaged != "seconds.json" else []
         return [name for name in names if (whole / name).read_bytes() != (copy / name).read_bytes()]
-    names = {"pretrain": ["pretrain/metrics.jsonl"], "discover": ["discover/hierarchy.json"]}.get(stages[0], [])
+    names = ["discover/hierarchy.json"] if "discover" in stages else []
+    if (copy / "pretrain").exists() and damaged != "metrics.jsonl":  # which nothing reads
+        names.append("pretrain/metrics.jsonl")
     found = [name for name in names if (whole / name).read_bytes() != (copy / name).read_bytes()]
     for stage in stages:
         for folder in (path.parent for path in whole.glob(f"{stage}/*/manifest.json")):

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -50,11 +51,12 @@ def quiet_libraries() -> None:
     # Orbax logs, with a traceback, errors that it also raises; through absl, too, whose `app.run` resets its level.
     logging.getLogger("orbax").setLevel(logging.CRITICAL)
     logging.getLogger("absl").addFilter(_is_critical)
+    # Where Orbax could not write one array, its tasks for the others stay, and report to a loop that has ended.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.unraisablehook = _unless_too_late
 
 
 def _unless_too_late(unraisable: Any) -> None:
-    # Where Orbax could not write one array, tensorstore's threads report the others to a loop that has ended.
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 

@@ -359,6 +359,14 @@ def test_a_folder_is_one_processs_alone(tmp_path, monkeypatch, capsys):
         with pytest.raises(UserError, match=r"in use by .{200}: wait"), checkpoints.locked(tmp_path):
             pass
 
+    # Catches: a run that ends well although another one may have begun in the folder's place.
+    other = tmp_path / "other"
+    other.mkdir()
+    removed = r"other was removed while this run used it, .*: choose another --workdir"
+    with pytest.raises(UserError, match=removed), checkpoints.locked(other):
+        other.rename(tmp_path / "moved")
+        other.mkdir()
+
     def unsupported(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 

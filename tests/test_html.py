@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from html import parser
 from typing import Any
+from xml.etree import ElementTree
 
 import jax.numpy as jnp
 import numpy as np
@@ -310,6 +311,11 @@ def test_the_hierarchy_is_drawn_once_with_parents_above_and_between_their_childr
     assert not first < middle < last and not last < middle < first
     assert top == pytest.approx((left + right) / 2)
     assert places[0][1] > places[3][1] > places[5][1]
+    branches = [
+        (attrs["d"] or "").replace("H", " ").replace("v", " ").split() for kind, attrs in elements if kind == "path"
+    ]
+    across = [float(path[3]) - 0.5 for path in branches]
+    assert across == pytest.approx([right, left, right, top, top], abs=1e-3)
     widths = [attrs["style"] for kind, attrs in elements if kind == "path"]
     assert widths == [
         "stroke-width:3px",
@@ -384,13 +390,27 @@ def test_the_chart_has_recall_across_and_accuracy_up_and_needs_two_methods_with_
     methods["none"] = {**methods["poe"], "recall": None}
     chart = "joint accuracy against recall"
     reader = _is_whole(html.render(page))
-    assert _marks(reader, chart, "circle", "cx", "cy") == [(10.0, 29.9), (50.0, 0.0)]
-    assert "1 poe 2 top1" in reader.text
+    assert _marks(reader, chart, "circle", "cx", "cy")[::2] == [(10.0, 29.9), (50.0, 0.0)]
+    assert "1 1 poe top1 2 2 top1" in reader.text  # the title, the mark, the legend
     (elements,) = (found for name, found in reader.charts.items() if name.startswith(chart))
     bars = [attrs["d"] for kind, attrs in elements if attrs.get("class") == "outline"]
     assert bars == ["M9 29.9h2M10 27.9v4", "M50 0h0M50 -10v20"]
     methods["top1"]["recall"] = None
     assert chart not in html.render(page)
+
+
+def test_a_chart_can_be_a_file_of_its_own() -> None:
+    # Catches: ends of an interval exchanged, one drawn where there is none, a scale that does not fit its ticks.
+    rows = [("a", (0.0, -0.5, 1.0)), ("b", (-1.0, None, None))]
+    drawn = html.svg("intervals", {"a": "#123456", "b": "#654321"}, rows, "difference (9 classes)", -1.0, 1.0)
+    root = ElementTree.fromstring(drawn)
+    circles = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("{http://www.w3.org/2000/svg}circle")]
+    assert circles == [(50.0, 4.0), (0.0, 12.0)]
+    bars = [p.get("d") for p in root.iter("{http://www.w3.org/2000/svg}path") if p.get("class") == "outline"]
+    assert bars == ["M25 4H100"]
+    methods = _results()["methods"]
+    drawn = html.svg("tradeoff", figures.method_colours(list(methods)), html.comparable(methods))
+    assert ElementTree.fromstring(drawn).get("role") == "img"
 
 
 def test_no_table_without_methods_and_their_sentences_where_there_are() -> None:
@@ -477,6 +497,10 @@ def test_what_is_drawn_of_points_is_theirs(plane: html.Plane) -> None:
     expected = np.concatenate([cells, np.concatenate([means * [1, -1], np.sqrt(variances)], axis=1)])
     np.testing.assert_allclose(drawn, expected, rtol=1e-3)
     assert _marks(reader, "the plane", "circle", "cx", "cy") == [pytest.approx((query[0], -query[1]), rel=1e-3)]
+    left, top, width, height = map(
+        float, re.findall(r'viewBox="([^"]*)"', html.render(_page(panel, plane=plane)))[0].split()
+    )
+    assert left < -1.2 < 1.2 < left + width and top < -1.2 < 1.2 < top + height  # all cells are in view
     colours = figures.method_colours(["poe", "top1"])
     for name in ("poe", "top1"):
         (elements,) = (found for alt, found in reader.charts.items() if alt == f"samples of {name} for cyan 3")

@@ -11,6 +11,8 @@ from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.sampling import ddim
 from cdisc.diffusion.schedule import linear_beta, sigma
 from cdisc.evaluation import methods
+from cdisc.evaluation.options import Evaluate, Method
+from cdisc.learning.adapt import Adaptation, AdaptOptions
 from cdisc.networks import backbone as backbones
 from cdisc.networks import lora
 
@@ -185,3 +187,38 @@ def test_a_class_by_blocks_is_guided_from_the_null_class_of_the_network():
     )(params, density)
     np.testing.assert_allclose(out, null + 1.7 * (given - null), atol=2e-4)
     assert np.abs(given - null).max() > 0.05
+
+
+def test_every_method_has_a_sentence_and_says_what_it_learnt():
+    # Catches: a method without a sentence, that of another level, a teacher that is not named, a lost start or pool.
+    options = {"steps": 1, "batch_size": 1, "embedding_learning_rate": 0.1}
+    levels = {
+        "first": AdaptOptions(pool="teacher", start="top1", candidates=2, **options),
+        "then": AdaptOptions(
+            pool="both", start="top1", after="first", rank=4, alpha=4, learning_rate=1, space="free", **options
+        ),
+        "query": AdaptOptions(pool="query", start="normal", space="span", **options),
+    }
+    evaluate = Evaluate(
+        query_only_sigma=0.5,
+        query_only_sigmas=(0.1, 0.5),
+        methods={
+            "alone": Method(level="query", guidance=3.0),
+            "beside": Method(level="then", teacher_weight=0.25),
+            "one": Method(level="first"),
+        },
+    )
+    learnt = {name: Adaptation(jnp.zeros(3), lora.Adapter()) for name in levels}
+    densities = methods.densities(
+        jnp.zeros(2), TEACHER, jnp.eye(3), jnp.arange(3.0), learnt, evaluate, methods.poe.Guidance()
+    )
+    sentences = methods.sentences(evaluate, {name: level.describe() for name, level in levels.items()})
+    assert set(sentences) == set(densities)
+    span = "Learns a new class embedding in the span of the trained ones from the query, starting at noise; guidance 3."
+    assert sentences["alone"] == span
+    assert sentences["beside"] == (
+        "Learns a new class embedding and LoRA of rank 4 from the query and the teacher's samples, starting at what "
+        "first learnt; guidance 2, the teacher beside it at weight 0.25."
+    )
+    assert "from the teacher's samples, starting at one of the 2 nearest classes" in sentences["one"]
+    assert [name for name, sentence in sentences.items() if "publishes" in sentence] == ["query_only sigma=0.5"]

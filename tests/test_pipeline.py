@@ -89,7 +89,7 @@ def test_mixture_end_to_end(planar_run):
     assert "The hierarchy of modes" in page
     assert "real pictures, which are the class itself, take no part" in page
     # The grid has one width; the other is the paper's.
-    assert re.findall(r"<dt>query_only sigma=(\S+)</dt><dd>[^<]*the best width of the grid", page) == ["0.1"]
+    assert re.findall(r"<dt>query_only sigma=(\S+)</dt><dd>[^<]*The best width of the grid", page) == ["0.1"]
     tree = json.loads((planar_run / "discover" / "hierarchy.json").read_text())
     assert [level["t"] for level in tree["levels"]] == list(planar_config().discover.hierarchy)
     sources = {source for level in tree["levels"] for mode in level["modes"] for source in mode["sources"]}
@@ -221,9 +221,11 @@ def test_a_device_without_memory_is_no_traceback(tmp_path, monkeypatch):
     # Catches: a stage's own advice lost, other errors of XLA taken for it.
     monkeypatch.setattr(signals, "_asked", None)
     this = types.SimpleNamespace(path=tmp_path.joinpath)
-    advice = r"adapt: a device ran out of memory: lower config\.adapt\.chunk"
+    advice = r"adapt: a device or its host is short of memory: lower config\.adapt\.chunk"
     with pytest.raises(UserError, match=advice), pipeline.clock(this, "adapt", ["adapt"]):
         jax.block_until_ready(jnp.zeros(2**50))
+    with pytest.raises(UserError, match=advice), pipeline.clock(this, "adapt", ["adapt"]):
+        bytearray(2**60)
     with pytest.raises(jax.errors.JaxRuntimeError), pipeline.clock(this, "adapt", ["adapt"]):
         raise jax.errors.JaxRuntimeError("INTERNAL: of another kind")
 
@@ -381,3 +383,20 @@ def test_tiny_with_pictures_of_ones_own(tiny_run, tmp_path):
             assert figures["precision"] is None
             assert figures["distance_to_query"] > 0.0
     assert "mine_0.png" in (mine / "report" / "index.html").read_text()
+
+
+def test_processes_must_agree_on_all_that_results_depend_on(monkeypatch, tmp_path):
+    # Catches: hosts with other numbers of devices, another configuration or library, other stages or folders.
+    told = {}
+
+    def alike(**facts):
+        told.update(facts)
+        raise UserError("compared")
+
+    monkeypatch.setattr(pipeline.hosts, "require_alike", alike)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 3)
+    with pytest.raises(UserError, match="compared"):
+        pipeline.run(planar_config(), tmp_path, ["discover", "adapt"], [])
+    known = {"devices": 3, "stages": "discover,adapt", "workdir": tmp_path, "jax": jax.__version__}
+    assert known.items() <= told.items()
+    assert (told["config.seed"], told["config.sampling.num_steps"]) == (0, 6)

@@ -83,9 +83,7 @@ def complaint(error: OSError, folder: pathlib.Path | None) -> str | None:
 def _orbax() -> ocp.StandardCheckpointer:
     """Orbax for this process by itself, which writes and reads arrays of the host; left alone it waits for all."""
     me = jax.process_index()
-    options = ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
-    )
+    options = ocp.options.MultiprocessingOptions(active_processes={me}, barrier_sync_key_prefix=f"process_{me}")
     return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
@@ -304,3 +302,8 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+        if not (folder.exists() and os.path.samestat(os.fstat(itself), os.stat(folder))):
+            raise UserError(
+                f"{folder} was removed while this run used it, so what is there now is not whole: choose another "
+                "--workdir and run again."
+            )

@@ -128,12 +128,13 @@ def clock(run: Run, stage: str, stages: Sequence[str]) -> Iterator[bool]:
     start = time.monotonic()
     try:
         yield stage in stages
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) or stage not in _SMALLER:
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        short = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+        if not short or stage not in _SMALLER:
             raise
         raise UserError(
-            f"{stage}: a device ran out of memory: {_SMALLER[stage]}, then run again; --dry_run says how much is "
-            "needed, and what was finished is kept."
+            f"{stage}: a device or its host is short of memory: {_SMALLER[stage]}, then run again; --dry_run says how "
+            "much is needed, and what was finished is kept."
         ) from error
     finally:
         seconds = time.monotonic() - start

@@ -294,7 +294,6 @@ def discover(
       ValueError: for a query with a batch axis, and for timesteps beyond the schedule.
     """
     require_array("query", query, "float32", (1, 2, 3), "one float32 picture (H, W, C) or point (d,), without a batch")
-    require_array("key", key, "key<", (0,), "one random key, such as jax.random.key(0)")
     options = options.at(schedule)
     query = sharding.varying(query, axis_name)
     pool, smallest, counts = _find(eps_fn, schedule, query, named(key, "starts"), options, axis_name)

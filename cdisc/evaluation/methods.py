@@ -114,6 +114,28 @@ def densities(
     return found
 
 
+def sentences(options: Evaluate, learnt: Mapping[str, str]) -> dict[str, str]:
+    """What each method of `densities` is.
+
+    Args:
+      options: the methods.
+      learnt: the name of each adaptation to what it learns, as `AdaptOptions.describe` says it.
+    """
+    found = {
+        "poe": "The null model guided towards the product of the experts (Eq. 13, 14).",
+        "top1": "The trained class that denoises the query best, guided.",
+        "top3": "The three best trained classes, composed.",
+    }
+    for name, method in options.methods.items():
+        beside = f", the teacher beside it at weight {method.teacher_weight:g}" if method.teacher_weight > 0 else ""
+        found[name] = f"Learns {learnt[method.level]}; guidance {method.guidance:g}{beside}."
+    for sigma in {options.query_only_sigma, *options.query_only_sigmas}:
+        found[query_only_name(sigma)] = "A Gaussian of this width around the query as the teacher."
+    unpublished = " The paper publishes no width: its text calls it small, its figures suggest a wide one."
+    found[query_only_name(options.query_only_sigma)] += unpublished
+    return found
+
+
 def guided_eps(backbone: Backbone, params: Any, schedule: Schedule, density: GuidedDensity) -> EpsFn:
     """The eps-function of a guided density."""
     null = backbone.null(params)

@@ -122,6 +122,23 @@ class AdaptOptions:
         """How many evaluations of the network all steps take; a picture's gradient takes as long as three."""
         return 3 * self.candidates * self.steps * self.pictures
 
+    def describe(self) -> str:
+        """What is learnt, from what, and where it starts, for a sentence that begins with "Learns"."""
+        space = {
+            "free": "",
+            "span": " in the span of the trained ones",
+            "per_block": ", for each residual block its own",
+        }
+        source = {
+            "query": "the query",
+            "teacher": "the teacher's samples",
+            "both": "the query and the teacher's samples",
+        }
+        factors = f" and LoRA of rank {self.rank}" if self.rank else ""
+        nearest = f"one of the {self.candidates} nearest classes" if self.candidates > 1 else "the nearest class"
+        start = f"what {self.after} learnt" if self.after else {"normal": "noise", "top1": nearest}[self.start]
+        return f"a new class embedding{space[self.space]}{factors} from {source[self.pool]}, starting at {start}"
+
 
 @flax.struct.dataclass
 class Adaptation:

@@ -26,9 +26,7 @@ _OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#0072b2", 
 
 def heat(values: ArrayLike, low: float, high: float, colormap: str) -> Pixels:
     """(H, W) numbers to the RGB colours of a matplotlib colormap that runs from `low` to `high`."""
-    return matplotlib.colormaps[colormap](np.asarray(colors.Normalize(low, high, clip=True)(values)), bytes=True)[
-        ..., :3
-    ]
+    return matplotlib.colormaps[colormap](np.asarray(colors.Normalize(low, high)(values)), bytes=True)[..., :3]
 
 
 def colorbar(colormap: str, *, width: int = 128) -> Pixels:

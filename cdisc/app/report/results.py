@@ -5,7 +5,6 @@ takes the file.
 """
 
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -25,25 +24,9 @@ _VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
 def json_safe(value: Any) -> Any:
-    """A copy of `value` that JSON can hold: arrays become lists, tuples lists, and NaN and infinities null.
-
-    Raises:
-      ValueError: for a value with no JSON form, or a key that is not a string.
-    """
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise ValueError(f"a key of the results must be a string, not {key!r}")
-        return {key: json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_safe(item) for item in value]
-    raise ValueError(f"results cannot hold a {type(value).__name__}")
+    """A copy of `value` that JSON can hold: arrays become lists, tuples lists, and NaN and infinities null."""
+    text = json.dumps(value, default=lambda array: array.tolist())
+    return json.loads(text, parse_constant=lambda name: None)
 
 
 def validate(results: Any) -> None:

@@ -14,7 +14,7 @@ from cdisc.app.stages.saved import read_seconds
 from cdisc.data import planar
 from cdisc.discovery import concepts
 from cdisc.discovery import hierarchy as hierarchy_lib
-from cdisc.evaluation.methods import query_only_name
+from cdisc.evaluation import methods
 from cdisc.evaluation.protocol import best_sigma
 
 
@@ -67,42 +67,16 @@ def panels(
 
 def descriptions(run: Run, results: dict[str, Any]) -> dict[str, str]:
     """One sentence for each method, for the page's legend."""
-    settings = run.config.evaluate
-    sentences = {
-        "poe": "The null model guided towards the product of the experts (Eq. 13, 14).",
+    settings, measured = run.config.evaluate, results["methods"]
+    learnt = {name: level.describe() for name, level in run.config.adapt.levels.items()}
+    sentences = methods.sentences(settings, learnt) | {
         PRODUCT: "Draws of the product itself, without the network.",
-        "top1": "The trained class that denoises the query best, guided.",
-        "top3": "The three best trained classes, composed.",
         REAL: "Other real pictures of the composition in the place of samples: what a perfect method would reach.",
     }
-    widths = {sigma: query_only_name(sigma) for sigma in settings.query_only_sigmas}
-    known = all(results["methods"][name]["joint_accuracy"] is not None for name in widths.values())
-    best = best_sigma({s: results["methods"][name] for s, name in widths.items()}) if widths and known else None
-    for sigma in {settings.query_only_sigma, *settings.query_only_sigmas}:
-        which = "; the best width of the grid" if sigma == best else ""
-        if sigma == settings.query_only_sigma:
-            which += "; the paper publishes none: its text calls it small, its figures suggest a wide one"
-        sentences[query_only_name(sigma)] = f"A Gaussian of this width around the query as the teacher{which}."
-    for name, method in run.config.evaluate.methods.items():
-        level = run.config.adapt.levels[method.level]
-        space = {
-            "free": "",
-            "span": " in the span of the trained ones",
-            "per_block": ", for each residual block its own",
-        }
-        learnt = f"a new class embedding{space[level.space]}"
-        learnt += f" and LoRA of rank {level.rank}" if level.rank else ""
-        nearest = f"one of the {level.candidates} nearest classes" if level.candidates > 1 else "the nearest class"
-        start = f"what {level.after} learnt" if level.after else {"normal": "noise", "top1": nearest}[level.start]
-        source = {
-            "query": "the query",
-            "teacher": "the teacher's samples",
-            "both": "the query and the teacher's samples",
-        }
-        beside = f", the teacher beside it at weight {method.teacher_weight:g}" if method.teacher_weight > 0 else ""
-        what = f"Learns {learnt} from {source[level.pool]}, starting at {start}"
-        sentences[name] = f"{what}; guidance {method.guidance:g}{beside}."
-    return {name: sentences[name] for name in results["methods"]}
+    widths = {sigma: measured[methods.query_only_name(sigma)] for sigma in settings.query_only_sigmas}
+    if widths and all(figures["joint_accuracy"] is not None for figures in widths.values()):
+        sentences[methods.query_only_name(best_sigma(widths))] += " The best width of the grid."
+    return {name: sentences[name] for name in measured}
 
 
 def plane_of(run: Run, params: Any) -> html.Plane | None:
