@@ -289,17 +289,23 @@ def test_every_mode_is_found_once_and_certified_in_a_hundred_mixtures():
         # A third of the true distance on the flattest of tops.
         assert distance.min(axis=1).max() < 3.0 * reach, (seed, distance)
         assert len(set(distance.argmin(axis=1))) == len(distance), (seed, distance)
-        # None is missed, but for those that are one with another.
+        # None is missed where chains start, but for those that are one with another.
+        within = np.sqrt(np.mean(np.square(expected), axis=1)) < 1.0
         near = np.sqrt(np.mean(np.square(expected[:, None] - expected), axis=2)) < 1.5 * FLAT.merge_radius
         hit = distance.min(axis=0) < 3.0 * reach
-        assert (near & hit).any(axis=1).all(), (seed, distance)
+        assert (near & hit).any(axis=1)[within].all(), (seed, distance)
 
 
 def test_without_polish_a_flat_top_is_found_several_times():
     # Catches: a budget of none that is not kept; polish that the test above would not need.
-    mixture = merging(1)
-    left = modes_of(mixture, jax.random.key(1), dataclasses.replace(FLAT, polish=0))
-    polished = modes_of(mixture, jax.random.key(1))
+    a = float(SCHEDULE.alpha_bar[300])
+    half = 0.99 * np.sqrt((a * 0.02 + 1.0 - a) / a)
+    means = jnp.zeros((5, 3)).at[0, 0].set(half).at[1, 0].set(-half)
+    pair = exact.GaussianMixture(jnp.array([0.5, 0.5, 0.0, 0.0, 0.0]), means, jnp.full((5, 3), 0.02))
+    left = modes_of(pair, jax.random.key(1), dataclasses.replace(FLAT, polish=0))
+    polished = modes_of(pair, jax.random.key(1))
+    assert int(polished.pool.mask.sum()) == 1
+    np.testing.assert_allclose(polished.pool.m[0], 0.0, atol=0.02)
     assert int(left.pool.mask.sum()) > int(polished.pool.mask.sum())
     assert int(polished.pool.basin.sum()) == int(left.pool.basin.sum()) == 48
 
@@ -411,7 +417,7 @@ def test_what_is_no_picture_or_no_key_is_refused():
         (TypeError, "query is uint8", (query.astype(jnp.uint8), key)),
         (ValueError, r"query has the shape \(1, 4, 4, 3\): give one float32 picture", (query[None], key)),
         (TypeError, r"the key is int of shape \(\): give one made by", (query, 0)),
-        (TypeError, "key is uint32", (query, jax.random.PRNGKey(0))),
+        (TypeError, "(the )?key is uint32", (query, jax.random.PRNGKey(0))),
         (ValueError, r"key has the shape \(2,\)", (query, jax.random.split(key))),
     ):
         with pytest.raises(error, match=f"^{message}"):
