@@ -31,7 +31,7 @@ def main(_: list[str]) -> None:
     from cdisc.app.stages.judge import load_judge
     from cdisc.app.stages.pretrain import pretrain
     from cdisc.data import compositions
-    from cdisc.diffusion import guidance, sampling
+    from cdisc.diffusion import guidance
     from cdisc.errors import UserError
     from cdisc.evaluation import protocol
     from cdisc.networks.backbone import null_eps
@@ -51,8 +51,7 @@ def main(_: list[str]) -> None:
         classes = (lambda x, t: run.backbone.apply(params, x, t, embeddings), guidance.constant(weight))
         guided = guidance.guide(null_eps(run.backbone, params), [classes])
         noise = jax.random.normal(key, (len(chosen), *run.dataset.shape))
-        sampler = run.config.sampling
-        return sampling.ddim(guided, run.schedule, noise, num_steps=sampler.num_steps, clip=sampler.clip)
+        return run.sample(guided, noise)
 
     def references_of(composition):
         try:

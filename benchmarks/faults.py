@@ -132,7 +132,7 @@ def main(argv: list[str]) -> int:
         for path in (found for pattern in case.missing for found in (root / name).glob(pattern)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     counts: collections.Counter[str] = collections.Counter()
-    for name, file, fault in faults(root, choice)[: _COUNT.value]:
+    for number, (name, file, fault) in enumerate(faults(root, choice)[: _COUNT.value], 1):
         case, copy = CASES[name], root / "copy"
         shutil.copytree(root / name, copy)
         damaged = FAULTS[fault]((copy / file).read_bytes(), choice)
@@ -146,10 +146,9 @@ def main(argv: list[str]) -> int:
         if outcome != "ended well":
             console.say(f"{name}, {file}, {fault}: {outcome}: {' | '.join(sentences)}")
         shutil.rmtree(copy)
-        jax.clear_caches()  # or all runs' programs stay in memory
-        if counts.total() % 50 == 0:
-            console.say(f"so far: {dict(counts)}")
-    console.say(f"{counts.total() - counts['advice followed']} faults: {dict(counts)}")
+        if number % 20 == 0:
+            jax.clear_caches()  # or all runs' programs stay in memory
+        console.say(f"{number} faults: {dict(counts)}")
     return 1 if set(counts) - {"ended well", "advice followed"} else 0
 
 

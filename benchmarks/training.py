@@ -34,7 +34,7 @@ def training(config: Config) -> Training:
     schedule = scheduler.schedule()
     model = backbone.unet(network, schedule, scheduler.prediction_type)
 
-    picture = (network.sample_size, network.sample_size, network.in_channels)
+    picture = network.picture_shape
     places, _ = devices.batch_rows(options.batch_size, options.accumulate)
     noise = np.random.default_rng(0).standard_normal((*places.shape, *picture), np.float32)
     pictures = (noise, np.zeros(places.shape, np.int32))

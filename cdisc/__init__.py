@@ -18,63 +18,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cdisc.app.notebook import (
+    from cdisc.app import plot
+    from cdisc.app.containers import restore, save
+    from cdisc.app.notebook import Found, Model, adapt, discover, example, load, model, picture, sample
+    from cdisc.discovery.algebra import (
         Concepts,
-        Found,
         Library,
-        Model,
-        adapt,
         collect,
         conjunction,
-        discover,
-        example,
         exclude,
         largest_exclusion,
-        load,
-        model,
-        picture,
-        plot,
         replace,
-        restore,
         restrict,
-        sample,
-        save,
         search,
     )
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Concepts",
-    "Found",
-    "Library",
-    "Model",
-    "adapt",
-    "collect",
-    "conjunction",
-    "discover",
-    "example",
-    "exclude",
-    "largest_exclusion",
-    "load",
-    "model",
-    "picture",
-    "plot",
-    "replace",
-    "restore",
-    "restrict",
-    "sample",
-    "save",
-    "search",
-]
+_NAMES = {
+    "cdisc.app.containers": "restore save",
+    "cdisc.app.notebook": "Found Model adapt discover example load model picture sample",
+    "cdisc.app.plot": "plot",
+    "cdisc.discovery.algebra": "Concepts Library collect conjunction exclude largest_exclusion replace restrict search",
+}
+_WHERE = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:
     """One of these names, imported now."""
-    if name not in __all__:
+    if name not in _WHERE:
         raise AttributeError(f"module 'cdisc' has no attribute {name!r}")
     importlib.import_module("cdisc.runtime").configure()
-    return getattr(importlib.import_module("cdisc.app.notebook"), name)
+    module = importlib.import_module(_WHERE[name])
+    return module if name == "plot" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -84,6 +84,12 @@ def require_positive(**values: int | Sequence[int] | None) -> None:
             raise ValueError(f"{name} is {value}: use whole numbers from 1 on.")
 
 
+def short(name: object, most: int = 200) -> str:
+    """A name as a sentence shows it: of one that is longer than `most` characters, the middle is left out."""
+    text = str(name)
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
 def is_count(value: Any) -> bool:
     """Whether something is a whole number from 1 on."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1

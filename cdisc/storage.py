@@ -162,3 +162,8 @@ def cache_folder(name: str) -> pathlib.Path:
 def digest(content: Any) -> str:
     """SHA-256 of a JSON-like value, in hexadecimal; tuples and lists are the same."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def user_path(given: str) -> pathlib.Path:
+    """A path that the user gave, with a first "~" as their home: no shell makes it so after a "="."""
+    return pathlib.Path(os.path.expanduser(given))

@@ -2,7 +2,7 @@
 
 Command:  python -m cdisc.main --config=configs/celeba.py --workdir=runs/celeba --config.data.root=FOLDER
 
-FOLDER holds what people have: `img_align_celeba/` or its zip, `list_attr_celeba.txt` or Kaggle's .csv, and
+FOLDER holds what people have: `img_align_celeba/` (or `_png`) or its zip, `list_attr_celeba.txt` or a .csv, and
 `list_eval_partition.*` if there; or it is a `celeb_a` that TensorFlow Datasets has prepared as array_record
 (pip install '.[tfds]'). The pictures, their zip, and the folder around all these may be named too. CelebA is for
 non-commercial research and is never downloaded. How the classes are chosen is said in `cdisc.data.manifest`;

@@ -83,6 +83,7 @@ def _paper() -> config.Config:
             probes=4,
             estimator="hutchinson",
         ),
+        sampling=config.Sampling(use_clipped_model_output=True),  # with which all figures were measured
         evaluate=config.Evaluate(num_queries=40, samples=48, query_only_sigmas=(0.05, 0.1, 0.2, 0.4)),
     )
 

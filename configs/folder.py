@@ -4,8 +4,9 @@ Command:  python -m cdisc.main --config=configs/folder.py:small --workdir=runs/o
             "--config.data.held_out=('shape=square colour=red',)"
 
 FOLDER has pictures of any format and `labels.csv`, whose first line names the columns, as file,shape,colour, and whose
-others are each a picture's, as shapes/one.png,square,red. Each combination of values that is there is a class; those
-that match one of `data.held_out` are never trained. Quotes keep together what has spaces: "'colour=dark red'".
+others are each a picture's, as shapes/one.png,square,red; semicolons or tabs do as well. Each combination of values
+that is there is a class; those that match one of `data.held_out` are never trained. Quotes keep together what has
+spaces: "'colour=dark red'".
 
 Variants: the file alone is 64x64 for a GPU, `:small` is 32x32 for two CPU cores, `:tiny` a toy for tests. All train
 from scratch, with the settings of configs/avatars.py, which suit its faces and were not tried on yours. The number of

@@ -5,8 +5,9 @@ Cost:     at most 3,120 evaluations of the network a query for its modes, 1,400 
           takes to follow the modes is written to `discover/hierarchy.json`
 
 FOLDER is what diffusers saved of a `UNet2DModel` with its scheduler, or of a pipeline (`cdisc.networks.interop`). The
-pictures' size, their channels, the schedule and what the network predicts are the folder's. An unconditional network is
-its own null class, and adaptation adds a class to it. Nothing is known of the pictures, so nothing is judged.
+pictures' size, their channels, the schedule, what the network predicts and how its sampler clips and steps are the
+folder's. An unconditional network is its own null class, and adaptation adds a class to it. Nothing is known of the
+pictures, so nothing is judged. Timesteps are given for 1,000 and scaled to the folder's (`network.num_timesteps`).
 """
 
 import ml_collections
@@ -39,14 +40,14 @@ def get_config() -> ml_collections.ConfigDict:
             data=queries.Options(),
             network=config.DiffusersFolder(),
             discover=DiscoveryOptions(
-                timesteps=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
+                timesteps=(50, 100, 200, 300, 400, 500),
                 starts_per_t=8,
                 ascent="barzilai_borwein",  # nothing is known of the network's training
                 polish=0,
                 weak_residual=0.2,
                 capacity=48,
                 num_experts=8,
-                hierarchy=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
+                hierarchy=(50, 100, 200, 300, 400, 500),
             ),
             sampling=config.Sampling(num_steps=25, batch=16),
             adapt=config.Adapt(pool_size=8, class_draws=4, chunk=1, levels={"embedding": embedding, "lora": lora}),
@@ -58,4 +59,5 @@ def get_config() -> ml_collections.ConfigDict:
     )
     # The folder says what was trained, and nothing is known by which samples could be judged.
     del c.diffusion, c.pretrain, c.evaluate.judge
+    del c.sampling.clip, c.sampling.timestep_spacing, c.sampling.steps_offset, c.sampling.set_alpha_to_one
     return c

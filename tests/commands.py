@@ -18,11 +18,13 @@ from cdisc.app import cli
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = README + "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("running.md", "own.md"))
+"""Where the commands stand that CI or a test runs."""
 
 
 def marked(name: str) -> str:
-    """The commands between the lines "<!-- NAME -->" and "<!-- end -->" of the README."""
-    return re.search(rf"^<!-- {name} -->\n```bash\n(.*?)```\n<!-- end -->$", README, re.DOTALL | re.MULTILINE).group(1)
+    """The commands between the lines "<!-- NAME -->" and "<!-- end -->" of the README or a page."""
+    return re.search(rf"^<!-- {name} -->\n```bash\n(.*?)```\n<!-- end -->$", PAGES, re.DOTALL | re.MULTILINE).group(1)
 
 
 ONE_BLOCK = tuple(

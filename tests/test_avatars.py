@@ -129,7 +129,11 @@ def test_faces_are_drawn_once(monkeypatch):
 
 def test_fingerprint_sees_everything_that_decides_the_faces(monkeypatch):
     data = avatars.load(tiny())
-    monkeypatch.setattr(avatars.cache, "pictures", lambda folder, about, shape, make, what: np.zeros(shape, np.uint8))
+    monkeypatch.setattr(
+        avatars.cache,
+        "pictures",
+        lambda folder, about, shape, make, what: avatars.cache.Kept(np.zeros(shape, np.uint8), {}),
+    )
     changes = ({"seed": 1}, {"size": 16}, {"train": 4}, {"held_out": ("hair=long beard=yes",)})
     prints = {avatars.load(tiny().copy_and_resolve_references()).fingerprint}
     assert prints == {data.fingerprint}

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import signal
 import sys
+import tracemalloc
 import zipfile
 
 import jax
@@ -72,6 +73,147 @@ def test_attributes_of_the_text_and_of_kaggles_csv(copy, tmp_path):
         read = celeba.read_attributes(root, ("Smiling", "Bald", "Male"))
         assert read.names == ("Smiling", "Bald", "Male") and read.files[:2] == ("000001.jpg", "000002.jpg")
         np.testing.assert_array_equal(read.table, np.stack([found[n] for n in read.names], axis=1))
+
+
+SMALL = {"000001.jpg": (-1, 1, 1), "000002.jpg": (-1, -1, 1), "000003.jpg": (1, 1, -1)}
+"""Files and whether they are Bald, Male and Smiling."""
+
+
+def written(root, text, name="list_attr_celeba.csv"):
+    root.mkdir(exist_ok=True)
+    (root / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return root
+
+
+def table(sep=",", cell=str, row=None, names="image_id Bald Male Smiling", quote=""):
+    """The small table as text; `row` numbers the lines from there on, and `cell` writes a value."""
+    before = [""] if row is not None and names.startswith("image_id") else []
+    lines = [[*before, *(f"{quote}{name}{quote}" for name in names.split())]]
+    for i, (file, values) in enumerate(SMALL.items()):
+        number = [] if row is None else [f"{quote}{row + i}{quote}"]
+        lines.append([*number, f"{quote}{file}{quote}", *map(cell, values)])
+    return "\n".join(sep.join(line) for line in lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbf" + table().encode(),
+        b"\xef\xbb\xbf3\r\n" + table(" ", names="Bald Male Smiling").replace("\n", " \r\n").encode(),
+        table().encode("utf-16"),
+        table(";"),
+        table("\t"),
+        table(quote='"'),
+        table(row=0),
+        table(row=1, quote='"'),
+        table(" ", row=1, quote='"', names="image_id Bald Male Smiling").replace(" ", "", 1),
+        "sep=;\n" + table(";", row=0),
+        table(row=0, names="index image_id Bald Male Smiling"),
+        table(cell=lambda value: f"{value}.0"),
+        table(cell=lambda value: f"{value:+d}"),
+        table(cell=lambda value: str(max(value, 0))),
+        table(cell=lambda value: str(value > 0)),
+        table(cell=lambda value: f" {value}  "),
+    ],
+)
+def test_attribute_files_as_people_have_them(tmp_path, text):
+    # Catches: a mark in the first name, quotes in names, row numbers taken for files, one way to write a value.
+    read = celeba.read_attributes(written(tmp_path, text), ("Smiling", "Bald"))
+    assert read.files == tuple(SMALL)
+    np.testing.assert_array_equal(read.table, [[1, 0], [1, 0], [0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (table(cell=lambda value: str(min(value, 0))), "has the value '0': attributes are 1 or -1"),
+        (table(cell=lambda value: "yes" if value > 0 else "no"), r"expected: fetch it anew|has the value"),
+        (table(cell=lambda value: "nan"), "has the value 'nan'"),
+        (table().replace("000002.jpg", "img/000001.png"), "names a file twice"),
+        ("x" * 200_000, "cannot be read"),
+        (b"\x80\x02}q", r"cannot be read .*: it must be a table as text"),
+    ],
+)
+def test_attribute_files_that_would_be_misread(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        celeba.read_attributes(written(tmp_path, text), ("Smiling", "Bald"))
+
+
+def test_the_partition_of_another_program_or_format(tmp_path):
+    # Catches: a partition for JPEGs that does not count for the PNG copies of them.
+    for i, text in enumerate(
+        (
+            "000001.jpg 0\n000002.jpg 1\n000003.jpg 2\n",
+            "image_id,partition\n000001.png,0\n000002.png,1.0\n000003.png,2\n",
+            ",image_id,partition\n5,000001.jpg,0\n6,000002.jpg,1\n9,000003.jpg,2\n",
+            "\ufeff000001.jpg;0\r\n000002.jpg;1\r\n000003.jpg;2\r\n",
+        )
+    ):
+        root = written(tmp_path / str(i), text, "list_eval_partition.csv")
+        assert celeba.read_partition(root, tuple(SMALL)).tolist() == [0, 1, 2]
+
+
+def archive_of(root, members, method=zipfile.ZIP_STORED):
+    root.mkdir(exist_ok=True)
+    with zipfile.ZipFile(root / "img_align_celeba.zip", "w", method) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return root
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_several_pictures_of_one_name_the_meant_one_is_read_or_none(tmp_path):
+    # Catches: a thumbnail, a note or the last member of an archive in a photograph's place.
+    name, folder = "000001.jpg", "img_align_celeba"
+    full = (f"{folder}/{name}", b"full")
+    for i, others in enumerate(
+        (
+            [(f"{folder}/thumbs/{name}", b"no")],
+            [(f"thumbs/{name}", b"no")],
+            [(name, b"no")],
+            [(f"__MACOSX/{folder}/._{name}", b"no")],
+            [(f"{folder}_png/000001.png", b"no")],
+            [(f"{folder}/000001.txt", b"no"), (f"{folder}/000001.png", b"no")],
+            [full],
+        )
+    ):
+        for j, members in enumerate(([full, *others], [*others, full])):
+            root = archive_of(tmp_path / f"{i}{j}", members)
+            assert celeba.open_images(root, (name,))(name) == b"full"
+    for i, members in enumerate(([full, (full[0], b"no")], [("a/" + name, b"one"), ("b/" + name, b"two")])):
+        with pytest.raises(UserError, match=r"either of which may be 000001\.jpg: remove one"):
+            celeba.open_images(archive_of(tmp_path / str(i), members), (name,))
+
+
+def test_png_copies_and_folders_beside(tmp_path):
+    # Catches: a picture that is "missing" for its ending, and thumbnails or leftovers that stand for it.
+    for i, (name, found) in enumerate(
+        (("img_align_celeba", "a.png"), ("img_align_celeba_png", "a.png"), ("img_align_celeba_png", "a.PNG"))
+    ):
+        root = tmp_path / str(i)
+        (root / name / "thumbs").mkdir(parents=True)
+        for path, content in ((found, b"full"), ("thumbs/a.jpg", b"no"), ("a.json", b"no"), ("Thumbs.db", b"no")):
+            (root / name / path).write_bytes(content)
+        assert celeba.open_images(root, ("a.jpg",))("a.jpg") == b"full"
+    (tmp_path / "0/img_align_celeba/a.jpg").write_bytes(b"exact")
+    assert celeba.open_images(tmp_path / "0", ("a.jpg",))("a.jpg") == b"exact"
+    # A folder that lacks some gives way to an archive that has all.
+    archive_of(tmp_path / "0", [("img_align_celeba/a.jpg", b"1"), ("img_align_celeba/b.jpg", b"2")])
+    assert celeba.open_images(tmp_path / "0", ("a.jpg", "b.jpg"))("a.jpg") == b"1"
+
+
+def test_a_member_that_unpacks_to_more_than_a_picture(tmp_path, monkeypatch):
+    # Catches: memory filled by a small archive.
+    monkeypatch.setattr(decoding, "MAX_BYTES", 2**20)
+    root = archive_of(tmp_path / "copy", [("img_align_celeba/a.jpg", bytes(2**26))], zipfile.ZIP_DEFLATED)
+    assert (root / "img_align_celeba.zip").stat().st_size < 2**17
+    read = celeba.open_images(root, ("a.jpg",))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="more than 1048576 bytes"):
+        read("a.jpg")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**23
 
 
 def edited(path, edit):
@@ -307,9 +449,7 @@ def test_corrupt_images_are_named_and_left_out_or_too_many(config, own, capsys, 
     data = celeba.load(config)
     assert f"1 of 84 images cannot be read and are left out: {bad[0]}." in capsys.readouterr().err.replace("\n", " ")
     assert len(data.train.rows) == 29
-    # The next time it is known, and the photographs are not looked through: one that is black by now stays.
-    (file,) = pathlib.Path(config.cache).glob("*/images.npy")
-    np.load(file, mmap_mode="r+")[int(data.train.rows[0])] = 0
+    # The next time it is known.
     assert len(celeba.load(config).train.rows) == 29
     assert f"left out: {bad[0]}." in capsys.readouterr().err.replace("\n", " ")
     damage(own, bad)

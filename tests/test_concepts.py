@@ -390,9 +390,7 @@ def test_the_default_options_keep_to_the_budget():
         ({"floor": float("nan")}, "floor"),
         ({"delta": 0.5}, "delta"),
         ({"timesteps": ()}, "timesteps"),
-        ({"timesteps": (0, 50)}, r"timesteps is \(0, 50\): use whole timesteps from 1 to T, or shares of T below 1"),
-        ({"timesteps": (50.5, 100)}, r"timesteps is \(50.5, 100\)"),
-        ({"hierarchy": (True, -0.1)}, "hierarchy is"),
+        ({"timesteps": (0, 50)}, "timesteps"),
         ({"polish": -1}, "polish is -1"),
         ({"timesteps": (50, 100, 50)}, "timesteps has 50 more than once"),
         ({"hierarchy": (10, 20, 20)}, "hierarchy has 20 more than once"),
@@ -424,19 +422,7 @@ def test_what_is_no_picture_or_no_key_is_refused():
             concepts.discover(eps_fn, SCHEDULE, *args, SMALL)
 
 
-def test_shares_of_t_are_timesteps_of_any_schedule():
-    # Catches: shares that are cut instead of rounded, a timestep 0, one that is named twice.
-    options = dataclasses.replace(SMALL, timesteps=(0.05, 0.3, 60.0), hierarchy=(0.15, 0.5))
-    assert options.timesteps == (0.05, 0.3, 60)
-    for last, timesteps, hierarchy in ((1000, (50, 300, 60), (150, 500)), (400, (20, 120, 60), (60, 200))):
-        at = options.at(schedule.linear_beta(last))
-        assert (at.timesteps, at.hierarchy) == (timesteps, hierarchy)
-    few = dataclasses.replace(SMALL, timesteps=(0.01, 0.02, 0.29), hierarchy=())
-    assert few.at(schedule.linear_beta(10)).timesteps == (1, 3)
-    assert concepts.DiscoveryOptions().at(SCHEDULE).timesteps == tuple(range(50, 401, 50))
-
-
 def test_timesteps_beyond_the_schedule_are_refused():
     options = dataclasses.replace(SMALL, timesteps=(50, 101))
-    with pytest.raises(ValueError, match=r"^timesteps has 101: the schedule has 100 timesteps"):
+    with pytest.raises(ValueError, match="the schedule ends at 100"):
         concepts.discover(eps_fn, schedule.linear_beta(100), jnp.zeros(2), jax.random.key(0), options)

@@ -1,5 +1,6 @@
 import errno
 import io
+import threading
 import time
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cdisc import storage
-from cdisc.data import decoding
+from cdisc.data import decoding, pictures
 from cdisc.errors import UserError
 
 
@@ -92,9 +93,69 @@ def test_decode_shows_what_is_transparent_on_white():
     assert image[9:].min() == 255
 
 
-def test_more_than_eight_bits_are_refused():
-    with pytest.raises(ValueError, match="more than 8 bits"):
-        decoding.decode(saved(Image.fromarray(np.full((16, 16), 1000, np.uint16)), "PNG"), 16)
+def test_a_picture_is_the_same_as_a_query_and_in_a_data_set(tmp_path):
+    # Catches: a second path, of other colours, filters, turns or crops.
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = rng.integers(0, 256, (70, 50, 4), np.uint8)
+    for mode, kind in (("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("LA", "PNG"), ("P", "PNG")):
+        data = saved(Image.fromarray(pixels).convert(mode), kind, exif=exif)
+        (tmp_path / "query").write_bytes(data)
+        query, _ = pictures.read_query(tmp_path / "query", (32, 32, 3))
+        np.testing.assert_allclose(decoding.decode(data, 32) / 127.5 - 1.0, query, atol=1e-6)
+
+
+def test_a_file_that_unpacks_to_more_than_a_picture_is_not_read_on(monkeypatch):
+    # Catches: memory that a small archive fills, and a limit that is one byte off.
+    monkeypatch.setattr(decoding, "MAX_BYTES", 10_000)
+    assert decoding.read_bytes(io.BytesIO(bytes(10_000))) == bytes(10_000)
+    endless = io.BytesIO(bytes(10**6))
+    with pytest.raises(ValueError, match="more than 10000 bytes"):
+        decoding.read_bytes(endless)
+    assert endless.tell() < 20_000
+
+
+def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    # Catches: as many large pictures in memory as there are cores; small ones, or JPEGs, that wait for each other.
+    inside, most, lock = [0], [0], threading.Lock()
+
+    def fit(image, shape):
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        with lock:
+            inside[0] -= 1
+        return np.zeros((shape[0], shape[1], 3), np.uint8), []
+
+    monkeypatch.setattr(decoding.pictures, "fit", fit)
+    monkeypatch.setattr(decoding, "_LARGE", 100)
+    monkeypatch.setattr(decoding.os, "cpu_count", lambda: 4)
+    for kind, side, alone in (("PNG", 11, True), ("PNG", 10, False), ("JPEG", 28, False)):
+        most[0], data = 0, saved(Image.new("RGB", (side, side)), kind)
+        folder = tmp_path / f"{kind}{side}"
+        decoding.decode_all(folder, {}, 4, [str(i) for i in range(8)], lambda data=data: lambda name: data)
+        assert (most[0] == 1) == alone
+
+
+def test_whatever_a_decoder_raises_is_one_picture_that_cannot_be_read(tmp_path, monkeypatch, capsys):
+    # Catches: a list of errors, which Pillow's never is all of; a reason that nobody hears.
+    monkeypatch.setattr(decoding, "_MAX_UNREADABLE", 0.5)
+    fit = decoding.pictures.fit
+
+    def strange(image, shape):
+        if image.width == 9:
+            raise AssertionError("a strange one")
+        return fit(image, shape)
+
+    monkeypatch.setattr(decoding.pictures, "fit", strange)
+    found = {"good": saved(Image.new("RGB", (8, 8)), "PNG"), "bad": saved(Image.new("RGB", (9, 8)), "PNG")}
+    for _ in range(2):
+        _, rows = decoding.decode_all(tmp_path, {}, 8, list(found), lambda: found.get)
+        assert rows == {"good": 0}
+        assert "left out: bad. To try these again" in (said := capsys.readouterr().err.replace("\n", " "))
+        assert "The first: a strange one." in said
 
 
 def test_a_black_picture_is_no_damaged_one_and_a_stop_forgets_none(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ import builtins
 import gzip
 import struct
 import sys
+import tracemalloc
 import types
 
 import numpy as np
@@ -110,6 +111,59 @@ def test_idx_round_trip(tmp_path, zipped):
     np.testing.assert_array_equal(read.labels, np.concatenate([half.labels for half in halves]))
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "{}.{}",
+        "{}.{}.gz",
+        "raw/{}-{}",
+        "MNIST/raw/{}-{}",
+        "MNIST/raw/{}-{}.gz",
+        "{0}-{1}/{0}-{1}",
+        "{0}.{1}/{0}.{1}",
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_where_and_as_people_have_them(tmp_path, monkeypatch, place, packed):
+    # Catches: one way to name them; a name's ending taken for the content's packing; a ~ that no shell expanded.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    halves = some_digits(7), some_digits(4, seed=1)
+    for prefix, half in zip(("train", "t10k"), halves, strict=True):
+        for name, kind, array in (("images", "idx3-ubyte", half.images), ("labels", "idx1-ubyte", half.labels)):
+            path = tmp_path / "digits" / place.format(f"{prefix}-{name}", kind)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = idx_bytes(array)
+            path.write_bytes(gzip.compress(content) if packed else content)
+    (tmp_path / "digits" / "FashionMNIST" / "raw").mkdir(parents=True)
+    for root in (tmp_path / "digits", "~/digits"):
+        read = digits.load("idx", str(root))
+        np.testing.assert_array_equal(read.labels, np.concatenate([half.labels for half in halves]))
+        np.testing.assert_array_equal(read.images, np.concatenate([half.images for half in halves]))
+
+
+def test_one_of_the_files_may_be_named(tmp_path):
+    halves = some_digits(7), some_digits(4, seed=1)
+    write_idx(tmp_path, halves, zipped=True)
+    assert len(digits.load("idx", str(tmp_path / "t10k-images-idx3-ubyte.gz")).labels) == 11
+    with pytest.raises(errors.UserError, match="does not exist, nor with"):
+        digits.load("idx", str(tmp_path / "none"))
+
+
+def test_no_more_is_unpacked_than_the_header_says(tmp_path):
+    # Catches: memory filled by a small file, and by a header that promises too much.
+    write_idx(tmp_path, (some_digits(7), some_digits(4)))
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(gzip.compress(idx_bytes(some_digits(7).images) + bytes(2**27)))
+    tracemalloc.start()
+    with pytest.raises(errors.UserError, match="holds at least 5489 bytes of data and its header says 5488"):
+        digits.load("idx", str(tmp_path))
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    path.write_bytes(bytes((0, 0, 8, 3)) + struct.pack(">3I", 2**32 - 1, 28, 28))
+    with pytest.raises(errors.UserError, match="says that it has 4294967295 pictures"):
+        digits.load("idx", str(tmp_path))
+
+
 def test_damaged_idx_files_are_the_persons_to_mend(tmp_path):
     halves = some_digits(7), some_digits(4)
 
@@ -136,7 +190,7 @@ def test_damaged_idx_files_are_the_persons_to_mend(tmp_path):
     zipped = gzip.compress(whole)
     for damaged in (zipped[:-20], b"not gzip", zipped[:100] + b"\xff" * 40 + zipped[140:]):
         (tmp_path / f"{images}.gz").write_bytes(damaged)
-        with pytest.raises(errors.UserError, match="cannot be read"):
+        with pytest.raises(errors.UserError, match=r"cannot be read|no IDX file"):
             digits.load("idx", str(tmp_path))
 
 

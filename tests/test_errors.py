@@ -15,3 +15,9 @@ def test_counts(value):
     errors.require_positive(a=1, b=np.int64(3), c=None, d=(1, 2))
     with pytest.raises(ValueError, match=r"^e is .*: use whole numbers from 1 on\.$"):
         errors.require_positive(e=value)
+
+
+def test_a_long_name_keeps_its_ends():
+    # Catches: a sentence as long as a name of thousands of characters, a short name that is cut.
+    assert errors.short("a" * 200) == "a" * 200
+    assert errors.short("a" * 5000 + ".png") == "a" * 100 + "..." + "a" * 96 + ".png"

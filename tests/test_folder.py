@@ -162,11 +162,11 @@ def unlinked(name):
     ("edit", "message"),
     [
         (shutil.rmtree, r"data\.root is '.*toys', which is no folder: set it to that of your pictures"),
-        (unlinked("labels.csv"), r"labels\.csv cannot be read \(.*No such file.* first line such as file,shape,colour"),
+        (unlinked("labels.csv"), r"labels\.csv is not there: .* first line such as file,shape,colour"),
         (lambda root: (root / "labels.csv").write_bytes(b"file,a\n\xff,b"), r"labels\.csv cannot be read \(.*UTF-8"),
         (lambda root: (root / "labels.csv").write_text('f,a\n"x,b'), r"labels\.csv cannot be read \(unexpected end"),
         (lambda root: (root / "labels.csv").write_text(""), r"has 0 pictures and the columns : name the file and"),
-        (lambda root: (root / "labels.csv").write_text("f;a\nx;b"), r"has 1 pictures and the columns f;a: .*commas"),
+        (lambda root: (root / "labels.csv").write_text("f a\n"), r"has 0 pictures and the columns f, a: .*commas"),
         (edited("shape,colour", "shape,shape"), r"the columns file, shape, shape: .* each once"),
         (edited("shape,colour", "shape,"), r"the columns file, shape, : name the file"),
         (edited("a/52.png,square,", "a/52.png,"), r"labels\.csv, line \d+, has 2 columns and the first line 3"),
@@ -185,6 +185,84 @@ def test_a_folder_or_table_that_is_wrong(config, own, edit, message):
         folder.load(config)
 
 
+def table_of(root, text, **options):
+    (root / "labels.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder.read_table(root / "labels.csv", root, **options)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file;shape;colour\r\nb/1.png;disc;dark red\r\n",
+        "sep=;\r\nfile;shape;colour\r\nb/1.png;disc;dark red\r\n",
+        "file\tshape\tcolour\nb/1.png\tdisc\tdark red\n".encode("utf-16"),
+        "file|shape|colour\rb/1.png|disc|dark red",
+        'file shape colour\nb/1.png   disc "dark red" \n',
+        '"file";"shape";"colour"\n"b/1.png";"disc";"dark  red"\n\n',
+        "file,shape,colour,,\nb\\1.png,disc,dark\u00a0red,,\n,,,,\n",
+        ",file,shape,colour\n7,b/1.png,disc,dark red\n",
+        'Unnamed: 0,"index",file,shape,colour\n0,12,b/1.png,disc,dark red\n',
+        '"file" "shape" "colour"\n"1" "b/1.png" "disc" "dark red"\n',
+    ],
+)
+def test_tables_as_programs_write_them(own, text):
+    # Catches: a separator, a mark, quotes, row numbers, empty columns or blanks that become part of names or values.
+    assert table_of(own, text) == (("shape", "colour"), {"b/1.png": ("disc", "dark red")})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "b/1.png,disc\nb/3.png,star\n",
+            r"labels\.csv begins with the picture b/1\.png: put a line before it that names",
+        ),
+        ("file,shape\nB/3.BMP,disc\n", r"names B/3\.BMP, which is not in .*: mend the name"),
+        ("file,shape\nb/3.PNG,disc\n", r"names b/3\.PNG, which is not in .*: did you mean b/3\.bmp\?"),
+        ("file,shape\nb/1,disc\n", r"did you mean b/1\.png\?"),
+        (f"file,shape\n{'x' * 900}.png,disc\n", r"names x+\.\.\.x+\.png, which is not in"),
+        (f"file,shape\n{'x' * 5000}.png,disc\n", r"cannot be read \(it has a cell of more than 1000 characters\)"),
+        (f"file,shape\nb/1.png,{'x' * 200_000}\n", r"cannot be read \(field larger than"),
+        ("file,shape\nb/1\0.png,disc\n", r"cannot be read \(it has zero bytes\)"),
+        ("file,Größe\nb/1.png,groß\n".encode("cp1252"), r"cannot be read .*: it must be a table as text in UTF-8"),
+        ("file,Colour,colour\nb/1.png,a,b\n", "has the column 'colour' and also 'Colour': write them alike"),
+        ("file,colour\nb/1.png,Red\na/2.png,red\n", "in the column colour the value 'red' and also 'Red'"),
+        ("file,size\nb/1.png,gro\u00df\na/2.png,GROSS\n", "in the column size the value"),
+        ("file,cafe\nb/1.png,caf\u00e9\na/2.png,cafe\u0301\n", "in the column cafe the value"),
+        ("file,shape\nb/1.png,disc\na/../b/1.png,disc\n", r"names a/\.\./b/1\.png for the second time"),
+        ("file,shape\nb/1.png,disc\nb/same.png,disc\n", r"names b/same\.png for the second time"),
+    ],
+)
+def test_tables_that_would_be_misread(own, text, message):
+    # Catches: a first picture that becomes the names, twins that become two classes, a picture in two parts.
+    (own / "b/same.png").symlink_to("1.png")
+    with pytest.raises(UserError, match=message):
+        table_of(own, text)
+
+
+def test_a_table_does_not_leave_its_folder_unless_told_so(own, config):
+    # Catches: any file of the machine read by a table from elsewhere.
+    secret, table = own.parent / "secret.png", (own / "labels.csv").read_text()
+    secret.write_bytes(b"")
+    (own / "link.png").symlink_to(secret)
+    (own / "up").symlink_to(own.parent)
+    (own / "loop.png").symlink_to("loop.png")
+    for name in ("../secret.png", str(secret), "link.png", "up/secret.png", "..\\secret.png", "a/../../secret.png"):
+        with pytest.raises(
+            UserError, match=r"lies outside of .*toys: move it there, or .*--config\.data\.outside=True"
+        ):
+            table_of(own, f"file,shape\n{name},disc\n")
+        assert table_of(own, f"file,shape\n{name},disc\n", outside=True)[1]
+    for name in ("loop.png", "a", "."):
+        with pytest.raises(UserError, match="which is not in"):
+            table_of(own, f"file,shape\n{name},disc\n")
+    link = own.parent / "linked"
+    link.symlink_to(own)  # the folder itself may be one
+    (own / "labels.csv").write_text(table)
+    config.root = str(link)
+    assert len(folder.load(config).split.trained) == 7
+
+
 def test_the_line_is_the_tables_own(config, own):
     # The third: the first names the columns and the second is empty.
     table = own / "labels.csv"
@@ -200,7 +278,7 @@ def test_the_line_is_the_tables_own(config, own):
     ("change", "message"),
     [
         ({"root": ""}, "data.root is '', which is no folder"),
-        ({"table": "none.csv"}, r"none\.csv cannot be read"),
+        ({"table": "none.csv"}, r"none\.csv is not there"),
         (
             {"held_out": ()},
             r"set config\.data\.held_out to some, such as \('shape=star colour=green',\)",

@@ -126,7 +126,7 @@ def test_what_cannot_be_followed_is_refused():
     points, t = nested().means, jnp.zeros(8, jnp.int32)
     beyond = concepts.DiscoveryOptions(hierarchy=(10, 1001))
     for error, message, args in (
-        (ValueError, "hierarchy has 1001: the schedule has 1000 timesteps", (points, t, beyond)),
+        (ValueError, "hierarchy has 1001, but the schedule ends at 1000", (points, t, beyond)),
         (TypeError, "points is int32", (points.astype(int), t, OPTIONS)),
         (ValueError, r"points has the shape \(2,\)", (points[0], t[:1], OPTIONS)),
         (TypeError, "t is float32", (points, jnp.zeros(8), OPTIONS)),

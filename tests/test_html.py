@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from html import parser
 from typing import Any
-from xml.etree import ElementTree
 
 import jax.numpy as jnp
 import numpy as np
@@ -397,20 +396,6 @@ def test_the_chart_has_recall_across_and_accuracy_up_and_needs_two_methods_with_
     assert bars == ["M9 29.9h2M10 27.9v4", "M50 0h0M50 -10v20"]
     methods["top1"]["recall"] = None
     assert chart not in html.render(page)
-
-
-def test_a_chart_can_be_a_file_of_its_own() -> None:
-    # Catches: ends of an interval exchanged, one drawn where there is none, a scale that does not fit its ticks.
-    rows = [("a", (0.0, -0.5, 1.0)), ("b", (-1.0, None, None))]
-    drawn = html.svg("intervals", {"a": "#123456", "b": "#654321"}, rows, "difference (9 classes)", -1.0, 1.0)
-    root = ElementTree.fromstring(drawn)
-    circles = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("{http://www.w3.org/2000/svg}circle")]
-    assert circles == [(50.0, 4.0), (0.0, 12.0)]
-    bars = [p.get("d") for p in root.iter("{http://www.w3.org/2000/svg}path") if p.get("class") == "outline"]
-    assert bars == ["M25 4H100"]
-    methods = _results()["methods"]
-    drawn = html.svg("tradeoff", figures.method_colours(list(methods)), html.comparable(methods))
-    assert ElementTree.fromstring(drawn).get("role") == "img"
 
 
 def test_no_table_without_methods_and_their_sentences_where_there_are() -> None:

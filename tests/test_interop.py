@@ -241,30 +241,81 @@ def test_schedules_are_diffusers(options):
 NETWORK = {**BASE, **ATTEND}
 
 
-@pytest.mark.parametrize(("prediction_type", "clip"), [("epsilon", False), ("v_prediction", True), ("sample", True)])
-def test_fifty_steps_of_ddim_are_diffusers(prediction_type, clip, tmp_path):
-    model, here = _saved(tmp_path, NETWORK, prediction_type=prediction_type, clip_sample=clip, clip_sample_range=1.5)
-    scheduler = diffusers.DDIMScheduler.from_pretrained(tmp_path, timestep_spacing="trailing")
-    scheduler.set_timesteps(50)
-    start = np.random.default_rng(4).standard_normal((2, 8, 8, 3)).astype(np.float32)
+def _ddim_there(model, folder, start, num_steps, **options):
+    """What a user of diffusers gets from a noise: `DDIMScheduler` as the folder has it."""
+    scheduler = diffusers.DDIMScheduler.from_pretrained(folder)
+    scheduler.set_timesteps(num_steps)
     x = _torch(start)
     with torch.no_grad():
         for t in scheduler.timesteps:
-            x = scheduler.step(model(x, t).sample, t, x, use_clipped_model_output=clip).prev_sample
-    assert here.scheduler.clip == (1.5 if clip else None)
+            x = scheduler.step(model(x, t).sample, t, x, **options).prev_sample
+    return _numpy(x)
 
+
+def _ddim_here(here, start, num_steps, **options):
     def sample(params):
-        eps_fn = backbone.null_eps(here.backbone(), params)
-        return sampling.ddim(eps_fn, here.scheduler.schedule(), start, num_steps=50, clip=here.scheduler.clip)
+        eps_fn, schedule = backbone.null_eps(here.backbone(), params), here.scheduler.schedule()
+        return sampling.ddim(eps_fn, schedule, start, num_steps=num_steps, **here.scheduler.ddim_options, **options)
 
-    out = jax.jit(sample)(here.params)
-    print(f"parity {_error(out, _numpy(x)):.1e}")
-    assert _error(out, _numpy(x)) < 1e-4
+    return jax.jit(sample)(here.params)
 
 
-def test_ancestral_steps_are_ddpm(tmp_path, monkeypatch):
+START = np.random.default_rng(4).standard_normal((2, 8, 8, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "clip", "clipped"),
+    [
+        ("epsilon", False, False),
+        ("epsilon", True, False),
+        ("v_prediction", True, False),
+        ("v_prediction", True, True),
+        ("sample", True, True),
+    ],
+)
+def test_fifty_steps_of_ddim_are_diffusers(prediction_type, clip, clipped, tmp_path):
+    model, here = _saved(tmp_path, NETWORK, prediction_type=prediction_type, clip_sample=clip, clip_sample_range=1.5)
+    assert here.scheduler.clip == (1.5 if clip else None)
+    theirs = _ddim_there(model, tmp_path, START, 50, use_clipped_model_output=clipped)
+    out = _ddim_here(here, START, 50, **({"use_clipped_model_output": True} if clipped else {}))
+    print(f"parity {_error(out, theirs):.1e}")
+    # Where pictures are clipped and their noise is not, differences grow from step to step.
+    assert _error(out, theirs) < (1e-4 if clipped or not clip else 1e-3)
+    if clip:
+        other = _ddim_there(model, tmp_path, START, 50, use_clipped_model_output=not clipped)
+        assert _error(other, theirs) > 0.02
+
+
+@pytest.mark.parametrize("num_steps", [7, 25])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"timestep_spacing": "linspace"},
+        {"steps_offset": 1, "set_alpha_to_one": False},
+        {"timestep_spacing": "trailing", "set_alpha_to_one": False},
+    ],
+    ids=["as-published", "linspace", "offset", "trailing"],
+)
+def test_the_timesteps_of_a_folder_are_diffusers(options, num_steps, tmp_path):
+    """With as many timesteps as the steps divide, and twice as many as they do not."""
+    # Catches: options that are read and not followed.
+    trailing = options.get("timestep_spacing") == "trailing"
+    model = _randomise(diffusers.UNet2DModel(**NETWORK))
+    model.save_pretrained(tmp_path)
+    last = num_steps * 4 if trailing else 100
+    options = {"num_train_timesteps": last, "beta_end": 0.1, "clip_sample": False, **options}
+    diffusers.DDIMScheduler(**options).save_pretrained(tmp_path)
+    out = _ddim_here(interop.load(tmp_path), START, num_steps)
+    theirs = _ddim_there(model, tmp_path, START, num_steps)
+    print(f"parity {_error(out, theirs):.1e}")
+    assert _error(out, theirs) < 1e-4
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
+def test_ancestral_steps_are_ddpm(variance_type, tmp_path, monkeypatch):
     """With the same noise in every step, so that means and variances are compared."""
-    options = {"num_train_timesteps": 20, "beta_start": 0.01, "beta_end": 0.3, "clip_sample": True}
+    options = {"num_train_timesteps": 20, "beta_start": 0.01, "beta_end": 0.3, "variance_type": variance_type}
     model, here = _saved(tmp_path, NETWORK, **options)
     rng = np.random.default_rng(5)
     start, noise = rng.standard_normal((2, 2, 8, 8, 3)).astype(np.float32)
@@ -278,7 +329,8 @@ def test_ancestral_steps_are_ddpm(tmp_path, monkeypatch):
 
     def sample(params):
         eps_fn, schedule = backbone.null_eps(here.backbone(), params), here.scheduler.schedule()
-        return sampling.ancestral(eps_fn, schedule, start, jax.random.key(0), clip=here.scheduler.clip)
+        assert (here.scheduler.clip, here.scheduler.variance_type) == (1.0, variance_type)
+        return sampling.ancestral(eps_fn, schedule, start, jax.random.key(0), clip=1.0, variance_type=variance_type)
 
     out = jax.jit(sample)(here.params)
     print(f"parity {_error(out, _numpy(x)):.1e}")
@@ -370,3 +422,64 @@ def test_an_adapter_in_peft_is_the_adapter_here(tmp_path, patch):
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         np.testing.assert_array_equal(ours[name], tensor)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"use_rslora": True, "alpha_pattern": {"to_q": 3}, "rank_pattern": {"conv1": 2}}]
+)
+def test_an_adapter_of_peft_is_the_same_here(options, tmp_path):
+    """On kernels of every kind, with the asymmetric padding of the published networks."""
+    # Catches: a scale for all layers, axes of the factors of a convolution.
+    model, here = _saved(tmp_path / "base", {**NETWORK, "downsample_padding": 0})
+    targets = ["to_q", "to_out.0", "conv1", "conv", "conv_in", "conv_out", "conv_shortcut", "time_emb_proj", "linear_1"]
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets, lora_dropout=0.2, **options)
+    adapted = peft.get_peft_model(model, config).eval()
+    rng = np.random.default_rng(7)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.tensor(0.3 * rng.standard_normal(tuple(parameter.shape))))
+    adapted.save_pretrained(tmp_path / "peft")
+    adapter, embedding = interop.load_adapter(tmp_path / "peft", here.network)
+    assert embedding is None and len(adapter.factors) > 20
+    x, t, _ = _inputs(here.network)
+    with torch.no_grad():
+        theirs = _numpy(_forward(adapted, _torch(x), t, None))
+        with adapted.disable_adapter():
+            base = _numpy(_forward(adapted, _torch(x), t, None))
+    apply = jax.jit(lambda params, adapter: denoiser.apply(here.network, params, x, t + 1, None, adapter))
+    for out in (apply(here.params, adapter), apply(lora.merge(here.params, adapter), None)):
+        print(f"parity {_error(out, theirs):.1e}")
+        assert _error(out, theirs) < 2e-5
+    assert _error(theirs, base) > 0.1
+
+
+def test_a_rectangular_grey_network_is_diffusers(tmp_path):
+    model, here = _saved(tmp_path, {**NETWORK, "sample_size": (8, 20), "in_channels": 1, "out_channels": 1})
+    assert here.network.picture_shape == (8, 20, 1)
+    x, t = np.random.default_rng(8).standard_normal((2, 8, 20, 1)).astype(np.float32), np.asarray([0, 701])
+    with torch.no_grad():
+        theirs = _numpy(_forward(model, _torch(x), t, None))
+    out = jax.jit(lambda params: denoiser.apply(here.network, params, x, t + 1))(here.params)
+    print(f"parity {_error(out, theirs):.1e}")
+    assert _error(out, theirs) < 2e-5
+
+
+@pytest.mark.parametrize("large", [100.0, 1000.0])
+def test_a_large_mean_before_a_norm_costs_no_accuracy(large, tmp_path):
+    # Catches: the variance as a difference of two large numbers.
+    model = _randomise(diffusers.UNet2DModel(**NETWORK))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("conv1.bias", "conv_in.bias")):
+                parameter += large
+    model.save_pretrained(tmp_path)
+    diffusers.DDPMScheduler().save_pretrained(tmp_path)
+    here = interop.load(tmp_path)
+    x, t, _ = _inputs(here.network)
+    with torch.no_grad():
+        theirs = _numpy(_forward(model, _torch(x), t, None))
+        exact = _numpy(model.double()(_torch(x).double(), torch.tensor(t)).sample)
+    out = jax.jit(lambda params: denoiser.apply(here.network, params, x, t + 1))(here.params)
+    print(f"parity {_error(out, exact):.1e}, diffusers {_error(theirs, exact):.1e}")
+    assert _error(out, exact) < 2e-5

@@ -114,7 +114,7 @@ def test_fields_that_may_be_none_take_a_value_and_none(monkeypatch, tmp_path, ar
         ),
         (
             ("--config.discover.timesteps=(0,)",),
-            "config.discover.timesteps is (0,): use whole timesteps from 1 to T, or shares of T below 1",
+            "config.discover.timesteps is (0,): name at least one timestep, each from 1 to T",
         ),
         (("--config.discover.probes=0",), "config.discover.probes is 0: use whole numbers from 1 on."),
         (
@@ -213,18 +213,21 @@ def test_pictures_that_cannot_be_used(picture, tmp_path):
     cut.write_bytes(picture(32, 32).read_bytes()[:1500])
     text = tmp_path / "text.png"
     text.write_text("no picture")
+    os.mkfifo(tmp_path / "pipe")
     for path, sentence in (
         (tmp_path / "none.png", "does not exist"),
         (tmp_path, "is a folder"),
         (cut, "cannot be read"),
         (text, "is no picture in a known format"),
         (picture(5, 5), "too small for 32x32"),
-        (picture(200, 40), "too elongated for 32x32"),
+        (tmp_path / "pipe", "does not exist or is no file"),
     ):
         error = refused(TINY, workdir, f"--query={path}")
         assert f"{path} " in error
         assert sentence in error
     assert not (tmp_path / "run").exists()
+    assert "a query is empty: give the path" in refused(TINY, workdir, "--query=")
+    assert "download the picture first" in refused(TINY, workdir, "--query=https://a.org/b.png")
     error = refused(f"--config={ROOT}/configs/mixture.py", workdir, f"--query={picture(32, 32)}")
     assert "data are points: leave --query out" in error
 
@@ -271,6 +274,8 @@ def test_a_workdir_that_is_no_folder(tmp_path, monkeypatch):
     assert refused(TINY, "--workdir=gs://bucket/run").startswith("cdisc: --workdir is 'gs://bucket/run', and only")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert f"{tmp_path}/run/pretrain" in refused(TINY, "--workdir=~/run", "--stages=report")
+    shutil.copy(ROOT / "configs" / "colormnist.py", tmp_path / "mine.py")
+    assert f"{tmp_path}/run/pretrain" in refused("--config=~/mine.py:tiny", "--workdir=~/run", "--stages=report")
 
 
 def test_a_process_without_a_coordinator(tmp_path):

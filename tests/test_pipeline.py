@@ -131,6 +131,35 @@ def test_a_damaged_or_missing_piece_is_made_again_alone(planar_run, tmp_path):
         np.testing.assert_array_equal(made[name], array, err_msg=name)
 
 
+def test_what_is_advised_leads_on(planar_run, tmp_path):
+    """A damaged checkpoint, figures that were edited, and a record of the configuration that is gone."""
+    # Catches: a page drawn from any of them, advice that leads nowhere, other figures at the end.
+    workdir, stages = tmp_path / "run", ["report"]
+    shutil.copytree(planar_run, workdir)
+    (workdir / "evaluate" / "query_0000" / "manifest.json").write_text("{")
+    results = workdir / "results.json"
+    results.write_text(results.read_text().replace('"joint_accuracy": 1.0', '"joint_accuracy": 0.0'))
+    (workdir / "config.json").unlink()
+
+    def advised():
+        with pytest.raises(UserError) as error:
+            pipeline.run(planar_config(), workdir, stages, [])
+        return str(error.value)
+
+    assert advised().endswith("choose another --workdir, or remove discover and adapt from this one.")
+    shutil.copy(planar_run / "config.json", workdir)
+    assert advised().endswith(
+        "results.json is not as this version wrote it: add evaluate to --stages, which measures anew."
+    )
+    stages = ["evaluate", "report"]
+    assert "evaluate/query_0000 holds no finished checkpoint: delete that folder and run again" in advised()
+    shutil.rmtree(workdir / "evaluate" / "query_0000")
+    pipeline.run(planar_config(), workdir, stages, [])
+    found, expected = (results_lib.read(folder / "results.json") for folder in (workdir, planar_run))
+    assert found["methods"] == expected["methods"]
+    assert found["queries"] == expected["queries"]
+
+
 def test_a_query_is_made_again_in_the_same_company(tmp_path):
     # Side by side with others, its last bits may differ. Catches: batches of what is missing, or writing again what
     # is there.
@@ -190,6 +219,32 @@ def test_one_result_is_in_memory_at_a_time(tmp_path, monkeypatch):
     assert left[1]["x"].tolist() == [1.0, 1.0]
     assert read == ["query_0001"]
     assert [result["x"][0] for result in left] == [0.0, 1.0, 2.0]
+
+
+def test_what_another_host_has_written_may_be_shown_late(tmp_path, monkeypatch):
+    # Catches: not waiting for it, waiting for ever, or waiting where nobody else writes.
+    there, late, waits = tmp_path / "there", tmp_path / "late", []
+    there.mkdir()
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            there.rename(late)
+
+    monkeypatch.setattr(checkpoints, "exists", lambda path: path.exists())
+    monkeypatch.setattr(saved.hosts, "gather", lambda: [""])
+    monkeypatch.setattr(saved.time, "sleep", sleep)
+    monkeypatch.setattr(saved.time, "monotonic", lambda: sum(waits))
+    saved.meet([there])
+    with pytest.raises(UserError, match=r"late was written and is not there: .*that all hosts share"):
+        saved.meet([late])
+    assert not waits
+    monkeypatch.setattr(saved.hosts, "several", lambda: True)
+    saved.meet([late])
+    assert len(waits) == 3
+    with pytest.raises(UserError, match=r"there was written and is not there"):
+        saved.meet([late, there])
+    assert sum(waits) == pytest.approx(91.5)
 
 
 def test_the_seconds_of_a_stopped_stage_add_up(tmp_path, monkeypatch):

@@ -19,8 +19,9 @@ from cdisc.app.config import read
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import prepare
 from cdisc.app.stages import pretrain
+from cdisc.diffusion import sampling
 from cdisc.errors import UserError
-from cdisc.networks import denoiser, interop
+from cdisc.networks import denoiser, interop, lora
 
 UNCONDITIONAL = dataclasses.replace(tiny.ONE_LEVEL, patch_size=1, num_class_embeds=None, add_attention=False)
 CONDITIONAL = dataclasses.replace(UNCONDITIONAL, num_class_embeds=4)
@@ -103,7 +104,7 @@ def test_its_report_shows_the_modes_and_their_tree(readme_run):
     run, _ = readme_run
     tree = json.loads((run / "discover" / "hierarchy.json").read_text())
     config = config_of("pretrained.py")
-    assert [level["t"] for level in tree["levels"]] == [1000 * share for share in config.discover.hierarchy]
+    assert [level["t"] for level in tree["levels"]] == list(config.discover.hierarchy)
     assert tree["nfe"] > 0
     last = tree["levels"][-1]["modes"]
     assert last and all(mode["parent"] is None and mode["sources"] == ["face.png"] for mode in last)
@@ -135,12 +136,6 @@ def test_what_it_learnt_goes_to_diffusers(readme_run, tmp_path):
         assert (folder / interop.ADAPTER_FILE).exists() == (settings.rank > 0)
     adapter = json.loads((folder / interop.ADAPTER_CONFIG_FILE).read_text())
     assert (level, adapter["r"], adapter["lora_alpha"]) == ("lora", 4, 8.0)
-
-
-def test_the_default_timesteps_follow_the_length_of_the_chain(picture, tmp_path):
-    # Catches: timesteps of T = 1000, for which a shorter chain has no place.
-    this = prepared(save(tmp_path / "short", num_train_timesteps=400), picture, tmp_path)
-    assert this.config.discover.timesteps == this.config.discover.hierarchy == (20, 40, 80, 120, 160, 200)
 
 
 def test_another_network_in_the_same_folder_is_noticed(folder, picture, tmp_path):
@@ -238,3 +233,80 @@ def test_a_stage_alone_needs_the_import(folder, picture, tmp_path):
     this = prepared(folder, picture, tmp_path)
     with pytest.raises(UserError, match=r"imported\.json is not there: add pretrain to --stages\.$"):
         pretrain.pretrain(this, active=False)
+
+
+def test_what_the_folder_says_of_its_sampler_is_what_happens(tmp_path, picture):
+    # Catches: a range, a spacing or a last step that is read and not followed; the configuration's range in its place.
+    there = {"clip": 3.0, "timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}
+    this = prepared(save(tmp_path / "network", **there), picture, tmp_path, sampling__num_steps=4)
+    x = np.random.default_rng(1).standard_normal((2, 8, 8, 3)).astype(np.float32)
+
+    def eps_fn(x, t):
+        return 0.1 * x * (t[:, None, None, None] / 500.0)
+
+    expected = sampling.ddim(eps_fn, this.schedule, x, num_steps=4, **there)
+    np.testing.assert_array_equal(this.sample(eps_fn, x), expected)
+    own = sampling.ddim(eps_fn, this.schedule, x, num_steps=4, clip=1.0)
+    assert np.abs(np.asarray(own) - expected).max() > 0.1
+    assert set(config_of("pretrained.py").sampling) == {"num_steps", "batch", "use_clipped_model_output"}
+
+
+def test_timesteps_are_scaled_to_the_folder_s_schedule(tmp_path, picture, capsys):
+    # Catches: timesteps of 1,000 on a schedule of 400, and ones that the person gave for it scaled too.
+    folder = save(tmp_path / "network", num_train_timesteps=400)
+    this = prepared(folder, picture, tmp_path)
+    assert this.config.discover.timesteps == (20, 40, 80, 120, 160, 200)
+    assert this.config.discover.hierarchy == (20, 40, 80, 120, 160, 200)
+    assert "has 400 timesteps: config.discover's, given for 1000, become (20, 40" in capsys.readouterr().out
+    meant = {"network__num_timesteps": 400, "discover__timesteps": (7, 300), "discover__hierarchy": ()}
+    assert prepared(folder, picture, tmp_path, **meant).config.discover.timesteps == (7, 300)
+    with pytest.raises(UserError, match=r"config\.discover\.timesteps has 500: the schedule has 400 timesteps"):
+        prepared(folder, picture, tmp_path, network__num_timesteps=400)
+    few = prepared(save(tmp_path / "few", num_train_timesteps=30), picture, tmp_path)
+    assert few.config.discover.timesteps == (2, 3, 6, 9, 12, 15)
+
+
+def test_an_offset_that_leads_out_of_the_schedule_is_refused_before_any_work(tmp_path, picture):
+    folder = save(tmp_path / "network", timestep_spacing="leading", steps_offset=50)
+    with pytest.raises(
+        UserError, match=r"config\.sampling\.steps_offset is 50: with 25 steps it leads out of 1\.\.1000"
+    ):
+        prepared(folder, picture, tmp_path)
+
+
+def test_an_adapter_of_peft_is_merged_into_the_network(folder, picture, tmp_path):
+    before = interop.load(folder)
+    adapter = lora.init(before.params, jax.random.key(0), 2, 4.0)
+    adapter = jax.tree.map(lambda leaf: leaf + 0.1, adapter)
+    interop.save_adapter(tmp_path / "adapter", before.network, adapter, jax.numpy.ones(32))
+    (tmp_path / "adapter" / interop.EMBEDDING_FILE).unlink()
+    this = prepared(folder, picture, tmp_path, network__adapter=str(tmp_path / "adapter"))
+    jax.tree.map(np.testing.assert_array_equal, pretrain.pretrain(this, True), lora.merge(before.params, adapter))
+    with pytest.raises(UserError, match="is not the network that"):
+        pretrain.pretrain(prepared(folder, picture, tmp_path), active=True)
+
+
+def test_a_whole_run_on_a_rectangular_grey_network_of_400_timesteps(tmp_path):
+    """A network that predicts one picture whatever it is given: that picture is the only mode, and every sample."""
+    # Catches: a stage that takes pictures for squares, or for coloured ones; a schedule of 1,000 timesteps.
+    network = dataclasses.replace(UNCONDITIONAL, in_channels=1, out_channels=1, sample_size=(8, 12))
+    params = tiny.random_params(network)
+    params["conv_out"] = {"kernel": jax.numpy.zeros((3, 3, 8, 1)), "bias": jax.numpy.asarray([0.4])}
+    scheduler = interop.SchedulerConfig(prediction_type="sample", num_train_timesteps=400)
+    interop.save(tmp_path / "network", network, params, scheduler)
+    config = config_with(tmp_path / "network", sampling__num_steps=4, evaluate__samples=2, adapt__pool_size=2)
+    del config.adapt.levels.lora, config.evaluate.methods.lora
+    config.adapt.levels.embedding.steps = 2
+    run = tmp_path / "run"
+    picture = tmp_path / "grey.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 12), np.uint8)).save(picture)
+    pipeline.run(read(config), run, pipeline.STAGES, [str(picture)])
+    found = checkpoints.arrays_of(run / "discover" / "query_0000")
+    points, valid = found["pool/m"], found["pool/mask"]
+    assert points.shape[1:] == (8, 12, 1) and valid.any()
+    np.testing.assert_allclose(points[valid], 0.4, atol=1e-3)
+    tree = json.loads((run / "discover" / "hierarchy.json").read_text())
+    assert [level["t"] for level in tree["levels"]] == [20, 40, 80, 120, 160, 200]
+    results = results_lib.read(run / "results.json")
+    assert set(results["methods"]) == {"poe", "product", "embedding", "query_only sigma=0.3"}
+    assert (run / "report" / "index.html").exists()

@@ -9,14 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import README, ROOT, marked
+from commands import PAGES, README, ROOT, marked
 
+import cdisc
 from cdisc import bundled
+from cdisc.diffusion import gaussian
 from cdisc.evaluation import judge
+from cdisc.networks.backbone import null_eps
 
 
 def test_every_shell_command_is_run_by_ci_or_a_test():
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", PAGES, re.DOTALL)
     ran = re.findall(r"\$\(readme ([a-z-]+)\)", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
     # tests/test_pretrained.py and tests/test_folder.py run those that need a network or pictures of the person's own,
     # tests/test_launch.py those that need a cluster.
@@ -35,20 +38,21 @@ def test_commands_name_files_that_exist(name):
 def test_extras_that_are_named_exist():
     metadata = configparser.ConfigParser(interpolation=None)
     metadata.read(ROOT / "setup.cfg")
-    text = README + (ROOT / "launch" / "slurm.sh").read_text(encoding="utf-8")
+    text = PAGES + (ROOT / "launch" / "slurm.sh").read_text(encoding="utf-8")
     named = set(re.findall(r"'\.\[(\w+)\]'", text))
     assert {"cuda", "tpu", "faces", "test"} <= named <= set(metadata["options.extras_require"])
 
 
 def test_commands_for_celeba_say_where_it_is():
-    texts = [README, *((ROOT / "launch" / name).read_text(encoding="utf-8") for name in ("slurm.sh", "tpu_pod.sh"))]
+    texts = [PAGES, *((ROOT / "launch" / name).read_text(encoding="utf-8") for name in ("slurm.sh", "tpu_pod.sh"))]
     lines = [line for text in texts for line in re.sub(r"\\\n#?\s*", "", text).splitlines()]
     commands = [line for line in lines if re.search(r"--config=configs/celeba\.py .*--workdir", line)]
     assert len(commands) == 4
     assert all("--config.data.root=" in command for command in commands)
 
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+FUNCTIONS = (ROOT / "docs" / "functions.md").read_text(encoding="utf-8")
+EIGHT_LINES, ANY_MODEL, *EXAMPLES = re.findall(r"```python\n(.*?)```", FUNCTIONS, re.DOTALL)
 FEWER = {
     "DiscoveryOptions(n": "DiscoveryOptions(timesteps=(100, 300), starts_per_t=4, max_steps=10, lanes=8, capacity=8, "
     "curvature_iterations=1, probes=4, max_residual=1.0, n",
@@ -57,6 +61,43 @@ FEWER = {
     "batch_size=16": "batch_size=8",
 }
 """What makes the examples with the bundled network quick."""
+
+
+def judged(*pictures: jax.Array) -> list[np.ndarray]:
+    """What the bundled judge sees in digits."""
+    network = judge.JudgeNetwork(num_values=(10, 4, 4))
+    like = jax.eval_shape(functools.partial(judge.init, network, shape=(32, 32, 3)), jax.random.key(0))
+    params = bundled.restore_npz(bundled.FOLDER / "colormnist_small_judge.npz", like, {})
+    judged_by = judge.network_judge(network, params, ("digit", "digit_colour", "background"))
+    return [np.asarray(judge.verdict(judged_by, jnp.asarray(each))) for each in pictures]
+
+
+def test_the_readme_s_eight_lines_are_those_of_the_page():
+    assert re.findall(r"```python\n(.*?)```", README, re.DOTALL) == [EIGHT_LINES]
+    assert len([line for line in EIGHT_LINES.splitlines() if line]) <= 8
+
+
+@pytest.mark.slow
+def test_the_eight_lines_compose():
+    # Catches: settings that are not those of the command, a class that is not the query's.
+    names: dict = {}
+    exec(EIGHT_LINES, names)
+    query, samples, varied = judged(names["query"][None], names["samples"], names["varied"])
+    assert (samples == query).all(axis=1).mean() >= 0.75
+    assert (varied == query).all(axis=1).mean() >= 0.75
+    assert np.std(names["varied"], axis=0).mean() > 2 * np.std(names["samples"], axis=0).mean()
+
+
+def test_any_function_is_a_model():
+    names: dict = {"cdisc": cdisc}
+    exec(ANY_MODEL, names)
+    x, t = jnp.ones((2, 2)), jnp.array([10, 500])
+    for model in names["models"]:
+        assert null_eps(model.backbone, model.params)(x, t).shape == x.shape
+    closed = null_eps(names["models"][0].backbone, None)(x, t)
+    np.testing.assert_allclose(
+        closed, gaussian.Gaussian(jnp.zeros(2), jnp.ones(2)).eps(names["noise"])(x, t), rtol=1e-5
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +123,7 @@ def test_the_examples_with_the_bundled_network_compose(plane, whole, monkeypatch
         for text, fewer in {} if whole else FEWER.items():
             example = example.replace(text, fewer)
         exec(example, names)
-    network = judge.JudgeNetwork(num_values=(10, 4, 4))
-    like = jax.eval_shape(functools.partial(judge.init, network, shape=(32, 32, 3)), jax.random.key(0))
-    params = bundled.restore_npz(bundled.FOLDER / "colormnist_small_judge.npz", like, {})
-    judged_by = judge.network_judge(network, params, ("digit", "digit_colour", "background"))
-    query, samples, varied = (
-        np.asarray(judge.verdict(judged_by, jnp.asarray(pictures)))
-        for pictures in (names["query"][None], names["samples"], names["varied"])
-    )
+    query, samples, varied = judged(names["query"][None], names["samples"], names["varied"])
     assert (samples == query).all(axis=1).mean() >= 0.75
     # One start alone composes the colours, and may end at another digit.
     assert (varied == query)[:, 0 if whole else 1 :].all(axis=1).mean() >= 0.75

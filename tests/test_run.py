@@ -8,6 +8,7 @@ from commands import config_of
 
 from cdisc.app import run
 from cdisc.app.config import read
+from cdisc.data import planar
 from cdisc.errors import UserError
 
 
@@ -15,7 +16,7 @@ from cdisc.errors import UserError
 def asked(monkeypatch):
     """What `prepare` asks of the data of a mixture."""
     asked = []
-    load = run.planar.load
+    load = planar.load
 
     def listening(config):
         dataset = load(config)
@@ -29,7 +30,7 @@ def asked(monkeypatch):
 
         return dataclasses.replace(dataset, queries=part("queries"), references=part("references"))
 
-    monkeypatch.setattr(run.planar, "load", listening)
+    monkeypatch.setattr(planar, "load", listening)
     return asked
 
 
@@ -54,7 +55,7 @@ def test_every_composition_is_asked_for_once(asked, tmp_path, count):
 def test_what_needs_no_data_is_checked_before_they_are_loaded(monkeypatch, tmp_path):
     # Catches: minutes of decoding before a mistyped number is reported.
     config = config_of("mixture.py")
-    monkeypatch.setattr(run.planar, "load", lambda config: pytest.fail("the data were loaded"))
+    monkeypatch.setattr(planar, "load", lambda config: pytest.fail("the data were loaded"))
     config.sampling.num_steps = 1001
     with pytest.raises(UserError, match=r"config\.sampling\.num_steps has 1001"):
         run.prepare(read(config), tmp_path, [])

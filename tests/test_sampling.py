@@ -36,14 +36,39 @@ def _check_moments(samples):
 
 
 def test_timesteps_run_from_the_end_of_the_schedule_to_the_clean_picture():
-    visited = sampling.timesteps(1000, 50)
-    np.testing.assert_array_equal(visited, np.arange(1000, -1, -20))
-    np.testing.assert_array_equal(sampling.timesteps(4, 4), [4, 3, 2, 1, 0])
-    np.testing.assert_array_equal(sampling.timesteps(1000, 1), [1000, 0])
+    steps = sampling.timesteps(1000, 50)
+    np.testing.assert_array_equal(steps[:, 0], np.arange(1000, 0, -20))
+    np.testing.assert_array_equal(steps[:, 1], np.arange(980, -1, -20))
+    np.testing.assert_array_equal(sampling.timesteps(4, 4), [[4, 3], [3, 2], [2, 1], [1, 0]])
+    np.testing.assert_array_equal(sampling.timesteps(1000, 1), [[1000, 0]])
     uneven = sampling.timesteps(1000, 7)
     assert uneven.dtype == np.int32
-    assert (np.diff(uneven) < 0).all()
-    assert np.ptp(np.diff(uneven)) <= 1
+    np.testing.assert_array_equal(uneven[1:, 0], uneven[:-1, 1])
+    assert np.ptp(uneven[:, 0] - uneven[:, 1]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # As `DDIMScheduler` of 10 timesteps has them, from 0 there and from 1 here; it steps back by 10 // 4.
+        (("leading",), [[7, 5], [5, 3], [3, 1], [1, 0]]),
+        (("leading", 1), [[8, 6], [6, 4], [4, 2], [2, 0]]),
+        (("leading", 1, False), [[8, 6], [6, 4], [4, 2], [2, 1]]),
+        (("leading", 0, False), [[7, 5], [5, 3], [3, 1], [1, 1]]),
+        (("linspace",), [[10, 8], [7, 5], [4, 2], [1, 0]]),
+        (("trailing", 0, False), [[10, 8], [8, 5], [5, 2], [2, 1]]),
+    ],
+)
+def test_timesteps_of_other_samplers(options, expected):
+    # Catches: an offset that is left out, or moves the last step too; a step that ends where the next one begins.
+    np.testing.assert_array_equal(sampling.timesteps(10, 4, *options), expected)
+
+
+def test_timesteps_stay_in_the_schedule():
+    with pytest.raises(ValueError, match=r"steps_offset is 4: with 4 steps it leads out of 1\.\.10"):
+        sampling.timesteps(10, 4, "leading", 4)
+    with pytest.raises(ValueError, match="timestep_spacing has 'even'"):
+        sampling.timesteps(10, 4, "even")
 
 
 @pytest.mark.parametrize("num_steps", [0, -1, 11])
@@ -148,17 +173,42 @@ def test_clip_bounds_the_predicted_picture(sampler):
     np.testing.assert_allclose(unclipped, np.tile([[3.0, -0.2]], (4, 1)), atol=1e-4)
 
 
-def test_clip_takes_the_noise_that_goes_with_the_clipped_picture():
+@pytest.mark.parametrize("use_clipped_model_output", [True, False])
+def test_which_noise_goes_with_the_clipped_picture(use_clipped_model_output):
     """Two steps by hand: a prediction far outside at t = T, and nothing to clip afterwards."""
+    # Catches: the one reading taken for the other.
     schedule = linear_beta(4, 0.1, 0.4)
     x = jnp.asarray([[0.3], [-0.7]])
-    samples = sampling.ddim(lambda x, t: jnp.where(t[:, None] == 4, -5.0, 0.1 * x), schedule, x, num_steps=2, clip=1.0)
+    samples = sampling.ddim(
+        lambda x, t: jnp.where(t[:, None] == 4, -5.0, 0.1 * x),
+        schedule,
+        x,
+        num_steps=2,
+        clip=1.0,
+        use_clipped_model_output=use_clipped_model_output,
+    )
     a = np.asarray(schedule.alpha_bar, np.float64)
-    eps = (np.asarray(x) - np.sqrt(a[4])) / np.sqrt(1 - a[4])
+    eps = (np.asarray(x) - np.sqrt(a[4])) / np.sqrt(1 - a[4]) if use_clipped_model_output else -5.0
     middle = np.sqrt(a[2]) + np.sqrt(1 - a[2]) * eps
     expected = (middle - np.sqrt(1 - a[2]) * 0.1 * middle) / np.sqrt(a[2])
-    assert np.abs(expected).max() < 1.0, "this test clips in its first step alone"
-    np.testing.assert_allclose(samples, expected, rtol=1e-4)
+    if use_clipped_model_output:
+        assert np.abs(expected).max() < 1.0, "this test clips in its first step alone"
+    np.testing.assert_allclose(samples, np.clip(expected, -1.0, 1.0), rtol=1e-4)
+
+
+def test_the_large_variance_is_that_of_the_forward_step():
+    """Two steps on white noise, whose chain backwards is the chain forwards: N(0, 1) at every timestep."""
+    # Catches: the small variance taken, noise in the last step.
+    schedule = linear_beta(2, 0.3, 0.5)
+    x, key = jax.random.normal(jax.random.key(0), (40_000, 1)), jax.random.key(1)
+    noise = exact.GaussianMixture(weights=jnp.ones(1), means=jnp.zeros((1, 1)), variances=jnp.ones((1, 1)))
+    eps_fn, betas = exact.mixture_eps(noise, schedule), np.asarray([0.3, 0.5])
+    for variance_type, middle in (("fixed_large", 1.0), ("fixed_small", 1.0 - 0.5 + 0.5 * 0.3 / 0.65)):
+        end = sampling.ancestral(eps_fn, schedule, x, key, variance_type=variance_type)
+        # The last step, without noise, multiplies by sqrt(1 - beta_1).
+        np.testing.assert_allclose(np.var(end), (1 - betas[0]) * middle, rtol=0.03)
+    with pytest.raises(ValueError, match="variance_type has 'learned'"):
+        sampling.ancestral(eps_fn, schedule, x, key, variance_type="learned")
 
 
 def test_ddim_wants_a_key_for_its_noise():

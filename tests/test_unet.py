@@ -61,6 +61,18 @@ def test_group_norm_is_the_library_s():
         blocks.GroupNorm(5, 1e-2, jnp.float32).init(jax.random.key(0), x)
 
 
+@pytest.mark.parametrize("large", [0.0, 1e3, 1e4])
+def test_group_norm_keeps_its_accuracy_where_the_mean_is_large(large):
+    # Catches: the variance as the mean of squares less the squared mean, which is off by 8 at 1,000.
+    x = np.random.default_rng(0).standard_normal((2, 16, 16, 4)).astype(np.float32) + np.float32(large)
+    norm = blocks.GroupNorm(2, 1e-5, jnp.float32)
+    ours = norm.apply({"params": {"scale": jnp.ones(4), "bias": jnp.zeros(4)}}, x)
+    groups = x.astype(np.float64).reshape(2, 16, 16, 2, 2)
+    axes = (1, 2, 4)
+    exact = (groups - groups.mean(axes, keepdims=True)) / np.sqrt(groups.var(axes, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(ours, exact.reshape(x.shape), atol=1e-6 + 1e-6 * large)
+
+
 class Reference:
     """`UNet2DModel` in float64 numpy: NHWC pictures, parameters by path."""
 
@@ -409,7 +421,10 @@ def test_halve_averages_and_double_repeats():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"down_block_types": ("DownBlock2D", "AttnDwonBlock2D")}, "did you mean 'AttnDownBlock2D'"),
+        (
+            {"down_block_types": ("DownBlock2D", "AttnDwonBlock2D")},
+            "has 'AttnDwonBlock2D', which cdisc does not have: it has DownBlock2D, AttnDown",
+        ),
         ({"up_block_types": ("SkipUpBlock2D", "UpBlock2D")}, "up_block_types has 'SkipUpBlock2D'"),
         ({"norm_num_groups": 3}, "norm_num_groups is 3, which does not divide the 64 channels of level 0"),
         ({"attention_head_dim": -8}, "attention_head_dim is -8: use whole numbers from 1 on"),

@@ -17,8 +17,7 @@ import pathlib
 import re
 import shutil
 import socket
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -56,7 +55,7 @@ def _checksums(folder: pathlib.Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _of_system(error: BaseException) -> OSError | None:
+def _of_system(error: BaseException | None) -> OSError | None:
     """What the system has said, if it was the system: Orbax's storage layer wraps it in the words of a ValueError."""
     if isinstance(error, OSError):
         return error
@@ -118,9 +117,9 @@ def save(path: pathlib.Path, tree: Any, about: Mapping[str, Any] | None = None) 
             path.rename(old)
         partial.rename(path)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UserError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        system = _of_system(error)
+        system = _of_system(error.__cause__ if isinstance(error, UserError) else error)
         if system is None:
             raise
         raise storage.unwritable(path, system) from error
@@ -137,27 +136,6 @@ def sweep(workdir: pathlib.Path) -> None:
 def exists(path: pathlib.Path) -> bool:
     """Whether `path` holds a finished checkpoint."""
     return (path / _MANIFEST).is_file()
-
-
-def require(paths: Iterable[pathlib.Path], seconds: float) -> None:
-    """Makes sure that checkpoints which were written, here or by another host, are there.
-
-    Args:
-      paths: their folders.
-      seconds: how long to wait for them: a network folder may show late what another host has written.
-
-    Raises:
-      UserError: naming the first one that is not.
-    """
-    until = time.monotonic() + seconds
-    for path in paths:
-        while not exists(path):
-            if time.monotonic() >= until:
-                raise UserError(
-                    f"{path} was written and is not there: let nothing remove it while a run goes on, and choose a "
-                    "--workdir that all hosts share; then run again."
-                )
-            time.sleep(0.5)
 
 
 def _manifest(path: pathlib.Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 import cdisc
-from cdisc import console, runtime, signals
+from cdisc import console, runtime, signals, storage
 from cdisc.errors import UserError, nearest
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -134,7 +134,7 @@ def _folder(flag: flags.FlagHolder[str | None]) -> pathlib.Path | None:
             f"--{flag.name} is {flag.value!r}, and only folders can be written: mount the bucket as one, or copy the "
             "results there when the run is done."
         )
-    return pathlib.Path(flag.value).expanduser()  # no shell does so after a "="
+    return storage.user_path(flag.value)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -160,10 +160,11 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def _file(config: str) -> str:
-    """The file of a configuration that is given by a name, such as "colormnist:small"; a path stays."""
+    """The file of a configuration that is given by a name, such as "colormnist:small"; a path stays, but for a "~"."""
     name, *variant = config.split(":")
     file = _CONFIGS / f"{name}.py"
-    return ":".join([str(file), *variant]) if file.is_file() and not pathlib.Path(name).is_file() else config
+    named = file.is_file() and not pathlib.Path(name).is_file()
+    return ":".join([str(file), *variant]) if named else os.path.expanduser(config)
 
 
 def _require_fields(file: str, argv: list[str]) -> None:

@@ -16,6 +16,7 @@ from ml_collections import config_dict
 
 from cdisc import storage
 from cdisc.data import avatars, celeba, colormnist, folder, planar, queries
+from cdisc.diffusion.sampling import DDIMOptions
 from cdisc.discovery.concepts import DiscoveryOptions
 from cdisc.discovery.poe import Guidance
 from cdisc.errors import about, nearest, require_known, require_positive
@@ -23,6 +24,7 @@ from cdisc.evaluation.options import Evaluate, Judge, Method  # noqa: F401 (conf
 from cdisc.learning.adapt import AdaptOptions
 from cdisc.learning.pretrain import PretrainOptions
 from cdisc.networks import interop
+from cdisc.networks.diffusers_options import DDIM_OPTIONS
 from cdisc.networks.unet import UNetConfig
 
 _Section = TypeVar("_Section")
@@ -31,7 +33,7 @@ BACKBONE_SECTIONS = ("data", "diffusion", "network", "pretrain")
 """The sections that decide the weights of a trained backbone."""
 
 _NOT_IN_WEIGHTS = {
-    "data": ("cache",),
+    "data": ("cache", "outside"),
     "network": ("remat",),
     "pretrain": ("from_scratch", "bundle", "save_every", "samples_every", "keep", "result", "restore", "accumulate"),
 }
@@ -70,16 +72,16 @@ class Diffusion:
     def __post_init__(self) -> None:
         """Refuses what is no forward process."""
         require_positive(num_timesteps=self.num_timesteps)
-        self.scheduler(None)
+        self.scheduler()
 
-    def scheduler(self, clip: float | None) -> interop.SchedulerConfig:
-        """The same in diffusers' words, with the range to which samplers clip."""
+    def scheduler(self, **sampler: Any) -> interop.SchedulerConfig:
+        """The same in diffusers' words, with the options of its sampler."""
         return interop.SchedulerConfig(
             num_train_timesteps=self.num_timesteps,
             beta_start=self.beta_start,
             beta_end=self.beta_end,
             prediction_type=self.prediction_type,
-            clip=clip,
+            **sampler,
         )
 
 
@@ -94,11 +96,19 @@ class DiffusersFolder:
 
     Attributes:
       path: its folder, or its pipeline's.
+      adapter: a folder of a LoRA adapter that PEFT saved, which is merged into its weights; empty for none.
       null_class: of a network with classes, the row that stands for none of them; None for one without.
+      num_timesteps: the T for which `discover` names timesteps; where the folder's is another, they are scaled to it.
     """
 
     path: str = ""
+    adapter: str = ""
     null_class: int | None = None
+    num_timesteps: int = 1000
+
+    def __post_init__(self) -> None:
+        """Refuses a schedule without timesteps."""
+        require_positive(num_timesteps=self.num_timesteps)
 
 
 Data = colormnist.Options | avatars.Options | celeba.Options | planar.Options | folder.Options | queries.Options
@@ -138,24 +148,19 @@ class Pretrain(PretrainOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How samples are drawn, with DDIM.
+class Sampling(DDIMOptions):
+    """How samples are drawn. A folder of diffusers says most of it itself.
 
     Attributes:
-      num_steps: of the sampler.
-      clip: the predicted clean picture is clipped to [-clip, clip]; None leaves it.
       batch: pictures of a device at once, each of them under the null model and a method's classes.
     """
 
-    num_steps: int = 50
-    clip: float | None = 1.0
     batch: int = 64
 
     def __post_init__(self) -> None:
-        """Refuses counts below one and a range without inside."""
-        require_positive(num_steps=self.num_steps, batch=self.batch)
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip is {self.clip}: use a positive number, or None.")
+        """Refuses batches of none."""
+        super().__post_init__()
+        require_positive(batch=self.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,7 +235,7 @@ class Config:
                 "data.name and network.kind do not match: 'queries' and 'diffusers' go together, as in "
                 "configs/pretrained.py."
             )
-        if isinstance(self.network, UNetConfig) and self.network.sample_size % 2:
+        if isinstance(self.network, UNetConfig) and any(side % 2 for side in self.network.picture_shape[:2]):
             raise ValueError(
                 f"network.sample_size is {self.network.sample_size}: the judge of the samples needs an even number of "
                 "pixels."
@@ -246,8 +251,8 @@ class Config:
                 raise ValueError(f"evaluate.methods.{name}.level names no level: {method.level!r}{hint}")
 
     def scheduler(self) -> interop.SchedulerConfig:
-        """The forward process, what the network predicts, and where samplers clip, in diffusers' words."""
-        return self.diffusion.scheduler(self.sampling.clip)
+        """The forward process, what the network predicts, and how it is sampled, in diffusers' words."""
+        return self.diffusion.scheduler(**{name: getattr(self.sampling, name) for name in DDIM_OPTIONS})
 
 
 KINDS: dict[str, tuple[str, dict[str, type]]] = {
@@ -282,7 +287,7 @@ def tree(section: Any) -> ml_collections.ConfigDict:
             )
         elif dataclasses.is_dataclass(value):
             content[name] = tree(value)
-        elif isinstance(kind, types.UnionType):
+        elif isinstance(kind, types.UnionType) and types.NoneType in typing.get_args(kind):
             content[name] = config_dict.FieldReference(value, field_type=object)
         else:
             content[name] = value
@@ -334,8 +339,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(value):
         return value
-    if isinstance(kind, types.UnionType):  # with None
-        return None if value is None else _value(arguments[0], value, where)
+    if isinstance(kind, types.UnionType):
+        return None if value is None and types.NoneType in arguments else _value(arguments[0], value, where)
     if dataclasses.is_dataclass(kind):
         return _section(kind, value, f"{where}.")  # type: ignore[arg-type]
     if origin is dict and isinstance(value, Mapping):

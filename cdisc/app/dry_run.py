@@ -1,9 +1,11 @@
 """What `--dry_run` says of a configuration before anything of it is allocated: memory, operations, hours on chips."""
 
+import math
+
 import jax
 
+from cdisc import options
 from cdisc.app.config import Config, as_dict
-from cdisc.app.model import with_timesteps
 from cdisc.errors import UserError, about
 from cdisc.learning import cost
 from cdisc.networks import backbone
@@ -78,7 +80,7 @@ def report(config: Config, devices: int) -> str:
     schedule = scheduler.schedule()
     with about("config.network."):
         model = backbone.unet(network, schedule, scheduler.prediction_type)
-    config = with_timesteps(config, schedule)
+    options.check_timesteps(config, schedule.num_timesteps)
     learning, lanes = config.pretrain, config.discover.lanes
     step = cost.training(network, model, learning, schedule, devices)
     single, evaluated = cost.evaluation(network, model, lanes)
@@ -93,7 +95,7 @@ def report(config: Config, devices: int) -> str:
     at_once = pictures_at_once(config, classes)
     of_each = {"discover": derivative, "adapt": derivative, "evaluate": cost.temporaries(evaluated) / lanes}
     later = {stage: 4 * step.parameters + of_each[stage] * pictures for stage, pictures in at_once.items()}
-    picture = 4 * network.sample_size**2 * network.in_channels
+    picture = 4 * math.prod(network.picture_shape)
     later["discover"] += _PICTURES_A_CHAIN * picture * config.discover.chains
     trained = step.kept + step.temporaries
     peak = max(trained, *later.values())

@@ -12,6 +12,7 @@ Every number that is not given is the command's: that of `configs/colormnist.py:
 `configs/avatars.py:small` for "faces", of `configs/pretrained.py` for any other network or function.
 """
 
+import base64
 import dataclasses
 import functools
 import importlib
@@ -24,61 +25,23 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from cdisc import bundled, console
+from cdisc import bundled, console, options
 from cdisc.app import config as config_lib
 from cdisc.app import plot
-from cdisc.app.containers import restore, save
-from cdisc.app.model import imported_network, picture_shape
 from cdisc.data import avatars, colormnist, compositions, stored
 from cdisc.data import pictures as pictures_lib
-from cdisc.diffusion import parameterization
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.sampling import ddim
 from cdisc.diffusion.schedule import Schedule, linear_beta
 from cdisc.discovery import concepts as concepts_lib
-from cdisc.discovery.algebra import (
-    Concepts,
-    Library,
-    collect,
-    conjunction,
-    exclude,
-    largest_exclusion,
-    replace,
-    restrict,
-    search,
-)
+from cdisc.discovery.algebra import Concepts
 from cdisc.errors import UserError, require_known
 from cdisc.evaluation import baselines, methods
 from cdisc.keys import named
 from cdisc.learning import adapt as adapt_lib
 from cdisc.networks import denoiser, interop
-from cdisc.networks.backbone import Backbone, null_eps
-
-__all__ = [
-    "Concepts",
-    "Found",
-    "Library",
-    "Model",
-    "adapt",
-    "collect",
-    "conjunction",
-    "discover",
-    "example",
-    "exclude",
-    "largest_exclusion",
-    "load",
-    "model",
-    "picture",
-    "plot",
-    "replace",
-    "restore",
-    "restrict",
-    "sample",
-    "save",
-    "search",
-]
+from cdisc.networks.backbone import Backbone, function, null_eps
 
 _BUNDLED = {"digits": "colormnist", "faces": "avatars"}
 
@@ -137,7 +100,8 @@ class Found:
         return f"<{len(self.concepts)} concepts of {int(pool.mask.sum())} points, {int(info.nfe):,} evaluations>"
 
     def _repr_html_(self) -> str:
-        return plot.concepts(self)._repr_html_()
+        drawn = base64.b64encode(plot.concepts(self)._repr_png_()).decode()
+        return f'<img src="data:image/png;base64,{drawn}" alt="the concepts of a query">'
 
 
 def load(what: str | os.PathLike[str], null_class: int | None = None) -> Model:
@@ -155,15 +119,13 @@ def load(what: str | os.PathLike[str], null_class: int | None = None) -> Model:
         config = config_lib.read(settings)
         network = bundled.load(config.pretrain.bundle)
     else:
-        if not pathlib.Path(what).is_dir():
+        if not pathlib.Path(what).expanduser().is_dir():
             raise UserError(f'{what} is no folder: give one that diffusers saved, or "digits" or "faces".')
         source = config_lib.DiffusersFolder(path=str(what), null_class=null_class)
-        config = dataclasses.replace(_any_network(), network=source)
-        imported_network(source, config.adapt.levels)
+        config, *_ = options.resolve(dataclasses.replace(_any_network(), network=source))
         network = interop.load(what)
     params = network.params if null_class is None else denoiser.null_last(network.params, null_class)
-    config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, clip=network.scheduler.clip))
-    schedule, shape = network.scheduler.schedule(), picture_shape(network.network)
+    schedule, shape = network.scheduler.schedule(), network.network.picture_shape
     return Model(str(what), network.backbone(), params, schedule, shape, config)
 
 
@@ -189,22 +151,7 @@ def model(
       ValueError: for another kind of prediction.
     """
     schedule = linear_beta() if schedule is None else schedule
-    to_eps: dict[str, Callable[..., jax.Array]] = {
-        "epsilon": lambda x, out, t: out,
-        "score": lambda x, out, t: parameterization.eps_from_score(schedule, out, t),
-        "v_prediction": functools.partial(parameterization.eps_from_v, schedule),
-        "sample": functools.partial(parameterization.eps_from_x0, schedule),
-    }
-    require_known("predicts", predicts, tuple(to_eps))
-
-    def apply(given: Any, x: jax.Array, t: jax.Array, embeddings: jax.Array, adapter: Any = None) -> jax.Array:
-        del embeddings, adapter  # there is no class
-        out = predict(x, t) if params is None else predict(given, x, t)
-        if getattr(out, "shape", None) != x.shape:
-            raise ValueError(f"the model made {out!r} of x with the shape {x.shape}: it must return one of that shape.")
-        return to_eps[predicts](x, out, t)
-
-    backbone = Backbone(apply=apply, table=lambda _: jnp.zeros((0, 0)), null=lambda _: jnp.zeros(0))
+    backbone = function(predict, schedule, predicts, with_params=params is not None)
     config = _any_network()
     config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, clip=clip))
     return Model(getattr(predict, "__name__", type(predict).__name__), backbone, params, schedule, None, config)
@@ -235,7 +182,7 @@ def example(what: str, attributes: str, index: int = 0) -> jax.Array:
 
 
 def picture(of: Any, like: Model) -> jax.Array:
-    """A picture or point as a model takes it: (*shape) float32.
+    """A picture or a point as a model takes it: (*shape) float32; a warning says what had to be changed.
 
     Args:
       of: a file's path, an image of Pillow, bytes (H, W, C), or numbers, pictures in [-1, 1].
@@ -245,26 +192,10 @@ def picture(of: Any, like: Model) -> jax.Array:
       TypeError, ValueError: for what is no finite array of that shape.
       UserError: for a file that cannot be read, or not without guessing.
     """
-    if isinstance(of, str | os.PathLike):
-        if like.shape is None:
-            raise ValueError("this model takes pictures of any shape, so a file cannot be fitted to it: give an array.")
-        shape: Any = like.shape
-        read, warning = pictures_lib.read_query(pathlib.Path(of), shape)
-        if warning is not None:
-            console.warn(warning)
-        return jnp.asarray(read)
-    if isinstance(of, Image.Image) or not hasattr(of, "dtype"):
-        of = np.asarray(of)
-    if of.dtype == np.uint8:
-        of = stored.to_float(np.asarray(of))
-    if of.dtype.kind not in "fiu":
-        raise TypeError(f"the query is {of.dtype} of shape {of.shape}: give a picture or a point as numbers.")
-    if of.ndim not in (1, 2, 3) or (like.shape is not None and of.shape != like.shape):
-        wanted = "one picture (H, W, C) or point (d,)" if like.shape is None else f"one of {like.shape}"
-        raise ValueError(f"the query has the shape {of.shape}: give {wanted}.")
-    if not np.isfinite(np.asarray(of)).all():
-        raise ValueError("the query has entries that are not finite: give numbers.")
-    return jnp.asarray(of, jnp.float32)
+    read, warning = pictures_lib.as_query(of, like.shape)
+    if warning is not None:
+        console.warn(warning)
+    return jnp.asarray(read)
 
 
 def discover(query: Any, model: Model | Callable[..., Any], seed: int = 0, **changes: Any) -> Found:
@@ -381,33 +312,21 @@ def _draw(model: Model, density: methods.GuidedDensity, count: int, seed: int) -
     shape = model.shape if density.teacher is None else density.teacher.mean.shape
     assert shape is not None  # what has no shape of its own has learnt nothing
     x = jax.random.normal(named(jax.random.key(seed), "sample"), (count, *shape))
-    settings = model.config.sampling
-    return _ddim(model.backbone, settings.num_steps, settings.clip, model.params, model.schedule, density, x)
+    return _ddim(model.backbone, model.config.sampling, model.params, model.schedule, density, x)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _discover(
-    backbone: Backbone,
-    options: concepts_lib.DiscoveryOptions,
-    params: Any,
-    schedule: Schedule,
-    query: jax.Array,
-    key: jax.Array,
-) -> concepts_lib.Discovery:
+    backbone: Backbone, options: Any, params: Any, schedule: Schedule, query: jax.Array, key: jax.Array
+) -> Any:
     return concepts_lib.discover(null_eps(backbone, params), schedule, query, key, options)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _ddim(
-    backbone: Backbone,
-    num_steps: int,
-    clip: float | None,
-    params: Any,
-    schedule: Schedule,
-    density: methods.GuidedDensity,
-    x: jax.Array,
+    backbone: Backbone, settings: config_lib.Sampling, params: Any, schedule: Schedule, density: Any, x: jax.Array
 ) -> jax.Array:
-    return ddim(methods.guided_eps(backbone, params, schedule, density), schedule, x, num_steps=num_steps, clip=clip)
+    return ddim(methods.guided_eps(backbone, params, schedule, density), schedule, x, **settings.ddim_options)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

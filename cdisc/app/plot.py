@@ -1,6 +1,5 @@
 """Pictures of what was found and drawn, as matplotlib's figures, which a notebook shows."""
 
-import base64
 import io
 from typing import Any
 
@@ -21,10 +20,6 @@ class Drawing(Figure):
         buffer = io.BytesIO()
         FigureCanvasAgg(self).print_png(buffer)
         return buffer.getvalue()
-
-    def _repr_html_(self) -> str:
-        """The same as an element of a page."""
-        return f'<img src="data:image/png;base64,{base64.b64encode(self._repr_png_()).decode()}">'
 
 
 def concepts(found: Any) -> Drawing:

@@ -11,14 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from cdisc import console, storage
+from cdisc import console, options, storage
 from cdisc.app import checkpoints, devices, hosts
 from cdisc.app import config as config_lib
 from cdisc.app import workdir as workdir_lib
-from cdisc.app.model import imported_network, picture_shape, trained_network, with_timesteps
-from cdisc.data import Dataset, avatars, celeba, colormnist, compositions, folder, pictures, planar
-from cdisc.data import queries as queries_data
+from cdisc.data import Dataset, compositions, pictures
 from cdisc.diffusion import schedule as schedule_lib
+from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.sampling import ddim
 from cdisc.errors import UserError, about
 from cdisc.evaluation import methods
@@ -86,11 +85,13 @@ class Run:
 
         def one(item: tuple[methods.GuidedDensity, jax.Array], params: Any) -> jax.Array:
             density, x = item
-            eps_fn = methods.guided_eps(self.backbone, params, self.schedule, density)
-            sampling = self.config.sampling
-            return ddim(eps_fn, self.schedule, x, num_steps=sampling.num_steps, clip=sampling.clip)
+            return self.sample(methods.guided_eps(self.backbone, params, self.schedule, density), x)
 
         return devices.one_by_one(one, num_shared=1)
+
+    def sample(self, eps_fn: EpsFn, x: jax.Array) -> jax.Array:
+        """Samples from noise `x` (B, *shape) by DDIM, as the configuration has it."""
+        return ddim(eps_fn, self.schedule, x, **self.config.sampling.ddim_options)
 
     def path(self, *parts: str) -> pathlib.Path:
         """A path in the workdir."""
@@ -107,27 +108,14 @@ def prepare(config: config_lib.Config, workdir: pathlib.Path, query_paths: Seque
     Raises:
       UserError: for anything in the configuration or the queries that cannot be used.
     """
-    source = config.network
-    network: UNetConfig | None = None
-    if isinstance(source, config_lib.DiffusersFolder):
-        network, scheduler = imported_network(source, config.adapt.levels)
-    else:
-        scheduler = config.scheduler()
+    config, dataset, network, scheduler = options.resolve(config)
     schedule = scheduler.schedule()
-    config = with_timesteps(config, schedule)
-    if isinstance(source, config_lib.DiffusersFolder) and network is not None:
-        dataset = queries_data.load(pathlib.Path(source.path).resolve().name, picture_shape(network))
-    else:
-        with hosts.first_alone():  # some data are made once and kept, which takes minutes
-            loaders: dict[type, Any] = {of.Options: of.load for of in (colormnist, avatars, celeba, planar, folder)}
-            dataset = loaders[type(config.data)](config.data)
-    if isinstance(source, UNetConfig):
-        network = trained_network(source, dataset)
-    if network is None:
-        backbone = backbone_lib.mixture(schedule)
-    else:
-        with about(f"{source.path}: " if isinstance(source, config_lib.DiffusersFolder) else "config.network."):
-            backbone = backbone_lib.unet(network, schedule, scheduler.prediction_type)
+    with about("config.network."):
+        backbone = (
+            backbone_lib.mixture(schedule)
+            if network is None
+            else backbone_lib.unet(network, schedule, scheduler.prediction_type)
+        )
     queries = own_queries(query_paths, dataset.shape) if query_paths else held_out_queries(config, dataset)
     for composition in dict.fromkeys(query.composition for query in queries):
         if composition is not None:
@@ -145,6 +133,7 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequen
         that processes do not share.
     """
     run = prepare(config, workdir, query_paths)
+    config = run.config
     crcs = [f"{zlib.crc32(query.image.tobytes()):08x}" for query in run.queries]
     hosts.require_alike(data=run.dataset.fingerprint[:12], queries=storage.digest(crcs)[:12])
     storage.writable(workdir)

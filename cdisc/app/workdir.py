@@ -26,6 +26,7 @@ from cdisc.errors import UserError
 _FREE = (
     "config.data.cache",
     "config.data.manifest",
+    "config.data.outside",
     "config.data.root",
     "config.network.path",
     "config.network.remat",

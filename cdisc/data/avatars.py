@@ -237,7 +237,7 @@ def load(config: Options) -> Dataset:
     }
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     shape = (len(plan), config.size, config.size, 3)
-    images = cache.pictures(cache.folder(config.cache, "avatars") / digest[:16], about, shape, draw, "drawing avatars")
+    kept = cache.pictures(cache.folder(config.cache, "avatars") / digest[:16], about, shape, draw, "drawing avatars")
     first = dict(zip(everything, itertools.count(0, sum(counts)), strict=False))
     offsets = dict(zip(PARTS, np.cumsum([0, *counts[:-1]]), strict=True))
 
@@ -246,7 +246,7 @@ def load(config: Options) -> Dataset:
 
     return stored.dataset(
         "avatars",
-        images,
+        kept.images,
         split,
         train=rows("train", split.trained),
         query=rows("query", everything),

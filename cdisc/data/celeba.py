@@ -12,21 +12,21 @@ import pathlib
 import threading
 import zipfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cdisc import console, storage
-from cdisc.data import Dataset, cache, compositions, decoding, prepared, stand_in, stored
+from cdisc.data import Dataset, cache, compositions, decoding, prepared, stand_in, stored, tables
 from cdisc.data import manifest as manifest_lib
-from cdisc.errors import UserError, about, nearest, require_positive
+from cdisc.errors import UserError, about, nearest, require_positive, short
 
-_IMAGES = "img_align_celeba"
+_IMAGES = ("img_align_celeba", "img_align_celeba_png")
 _SPLITS = ("train", "validation", "test")
 
 _HELP = (
     "CelebA is free for non-commercial research: take it from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (or as "
-    f"jessicali9530/celeba-dataset from Kaggle) and set --config.data.root to the folder that has {_IMAGES}/ or "
+    f"jessicali9530/celeba-dataset from Kaggle) and set --config.data.root to the folder that has {_IMAGES[0]}/ or "
     "its zip, list_attr_celeba.txt and list_eval_partition.txt (or .csv). Drawn faces need no download: "
     "pip install '.[faces]' && python -m cdisc.main --config=configs/avatars.py:small --workdir=runs/avatars"
 )
@@ -55,30 +55,40 @@ def _find(root: pathlib.Path, stem: str) -> pathlib.Path | None:
     return next((path for f in folders for end in ("txt", "csv") if (path := f / f"{stem}.{end}").is_file()), None)
 
 
+def _stem(file: str) -> str:
+    """What the files of one photograph share, be they JPEG or PNG, with or without a folder before the name."""
+    return pathlib.PurePosixPath(file.replace("\\", "/")).stem
+
+
+def _number(cell: str) -> float | None:
+    """The number that a cell says, however pandas writes it; None if it says none."""
+    try:
+        return {"true": 1.0, "false": 0.0}[cell.lower()] if cell.isalpha() else float(cell)
+    except (KeyError, ValueError):
+        return None
+
+
 def _columns(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
     """The names of the columns after the file name's, and all columns, of a .txt or a .csv of the same content.
 
     The authors' attribute file begins with the count, which some copies lack, and the names, their partition file with
     neither.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): fetch it anew.") from error
-    lines = [line for line in lines if line.strip()]
+    rows = [row.cells for row in tables.read(path)]
     count, names = None, []
-    if lines and lines[0].strip().isdecimal():
-        count = int(lines.pop(0))
-    if lines and path.suffix == ".csv":
-        names = [name.strip() for name in lines.pop(0).split(",")][1:]
-        lines = [line.replace(",", " ") for line in lines]
-    elif lines and not lines[0].split()[-1].lstrip("-").isdecimal():
-        names = lines.pop(0).split()
-    rows = [line.split() for line in lines]
-    width = 1 + len(names) if names else 2
-    wrong = next((row for row in rows if len(row) != width), None)
+    if rows and len(rows[0]) == 1 and rows[0][0].isdecimal():
+        count = int(rows.pop(0)[0])
+    if rows and _number(rows[0][-1]) is None:
+        names = rows.pop(0)
+    width = len(rows[0]) if rows else 0
+    if len(names) == width:  # the authors give the file's column no name
+        names = names[1:]
+    wanted = 1 + len(names) if names else 2
+    wrong = next((row for row in rows if len(row) != wanted), None)
     if wrong is not None:
-        raise UserError(f"{path} has {len(wrong)} columns at {wrong[0]} where {width} are expected: fetch it anew.")
+        raise UserError(
+            f"{path} has {len(wrong)} columns at {short(wrong[0])} where {wanted} are expected: fetch it anew."
+        )
     if not rows or count not in (None, len(rows)):
         said = f" and says {count}" if count is not None else ""
         raise UserError(f"{path} has {len(rows)} lines of files{said}: fetch it anew.")
@@ -114,12 +124,13 @@ def read_attributes(root: pathlib.Path, wanted: Sequence[str]) -> Attributes:
     names, (files, *columns) = _columns(path)
     _require(wanted, names, path)
     chosen = [columns[names.index(name)] for name in wanted]
-    values = {value for column in chosen for value in set(column)}
-    if not values <= {"1", "-1"}:
-        raise UserError(f"{path} has the value {min(values - {'1', '-1'})!r}: attributes are 1 or -1; fetch it anew.")
-    if len(set(files)) < len(files):
+    values = {value: _number(value) for value in {value for column in chosen for value in column}}
+    if not (set(values.values()) <= {1.0, -1.0} or set(values.values()) <= {1.0, 0.0}):
+        wrong = min(value for value, number in values.items() if number not in (1.0, -1.0))
+        raise UserError(f"{path} has the value {short(wrong)!r}: attributes are 1 or -1; fetch it anew.")
+    if len(set(map(_stem, files))) < len(files):
         raise UserError(f"{path} names a file twice: fetch it anew.")
-    table = np.stack([np.asarray(column) == "1" for column in chosen], axis=1).astype(np.int8)
+    table = np.stack([[values[value] == 1.0 for value in column] for column in chosen], axis=1).astype(np.int8)
     return Attributes(tuple(files), tuple(wanted), table, path)
 
 
@@ -136,54 +147,98 @@ def read_partition(root: pathlib.Path, files: Sequence[str]) -> np.ndarray:
             "training files and queries."
         )
         return np.zeros(len(files), np.int8)
-    _, columns = _columns(path)
-    known = dict(zip(*columns, strict=True))
-    missing = next((name for name in files if known.get(name) not in ("0", "1", "2")), None)
+    _, (named, *parts) = _columns(path)
+    known = dict(zip(map(_stem, named), map(_number, parts[0]), strict=True))
+    found = [known.get(_stem(name)) for name in files]
+    missing = next((name for name, part in zip(files, found, strict=True) if part not in (0, 1, 2)), None)
     if missing is not None:
         raise UserError(f"{path} gives no partition 0, 1 or 2 for {missing}: fetch it anew, or take it away.")
-    return np.asarray([int(known[name]) for name in files], np.int8)
+    return np.asarray(found, np.int8)
 
 
 def open_images(root: pathlib.Path, files: Sequence[str]) -> Callable[[str], bytes]:
     """A function from a file's name to its bytes, for use in many threads.
 
     Args:
-      root: has the folder `img_align_celeba` (Kaggle has it twice) or `img_align_celeba.zip`.
-      files: what will be read.
+      root: has the folder `img_align_celeba` (Kaggle has it twice) or `img_align_celeba.zip`, or those of the PNG
+        copies, `img_align_celeba_png`.
+      files: what will be read. A picture of another format stands for one that is not there.
 
     Raises:
-      UserError: if there is neither, or one of the files is not in it.
+      UserError: if there is neither, one of the files is not in it, or an archive has two that may be meant.
     """
-    archive = next((p for p in (root / f"{_IMAGES}.zip", root / "Img" / f"{_IMAGES}.zip") if p.is_file()), None)
-    folders = (root / _IMAGES / _IMAGES, root / _IMAGES, root / "Img" / _IMAGES)
-    folder = next((path for path in folders if path.is_dir()), None)
-    if folder is None and archive is None:
-        raise UserError(f"{root} has neither the folder {_IMAGES} nor {_IMAGES}.zip. {_HELP}")
-    zipped, lock = None, threading.Lock()
-    if folder is not None:
-        where, inside = folder, {entry.name: entry.name for entry in os.scandir(folder)}
-    else:
-        assert archive is not None
-        try:
-            # One for all threads: its index of 202,599 files takes 100 MB. What takes time is decoding.
-            zipped = zipfile.ZipFile(archive)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{archive} cannot be read ({error}): fetch it anew.") from error
-        where, inside = archive, {pathlib.PurePosixPath(name).name: name for name in zipped.namelist()}
-    missing = [name for name in files if name not in inside]
-    if missing:
-        raise UserError(
-            f"{where} lacks {len(missing)} of the {len(files)} images of the benchmark, such as {missing[0]}: unpack "
-            "or fetch it anew."
+    around = [root / name for name in _IMAGES] + [root / "Img" / name for name in _IMAGES]
+    folders = [folder for one in around for folder in (one / one.name, one) if folder.is_dir()]
+    archives = [archive for one in around if (archive := one.with_name(f"{one.name}.zip")).is_file()]
+    complaint = f"{root} has neither the folder {_IMAGES[0]} nor {_IMAGES[0]}.zip. {_HELP}"
+    for place in reversed((*folders, *archives)):
+        members, read = _in_archive(place) if place in archives else _in_folder(place)
+        by_stem: dict[str, list[_Member]] = {}
+        for member in members:
+            if tables.PICTURE.search(member.path.name):
+                by_stem.setdefault(member.path.stem, []).append(member)
+        missing = [name for name in files if _stem(name) not in by_stem]
+        if not missing:
+            chosen = {name: _meant(name, by_stem[_stem(name)], place).name for name in files}
+            return lambda name: read(chosen[name])
+        complaint = (
+            f"{place} lacks {len(missing)} of the {len(files)} images of the benchmark, such as {short(missing[0])}: "
+            "unpack or fetch it anew."
         )
+    raise UserError(complaint)
+
+
+class _Member(NamedTuple):
+    """A picture in a folder or an archive: where, what reads it, and what those of the same content share."""
+
+    path: pathlib.PurePosixPath
+    name: Any
+    content: Any
+
+
+def _in_folder(folder: pathlib.Path) -> tuple[list[_Member], Callable[[Any], bytes]]:
+    """The files of a folder, not of those in it, and what reads one."""
 
     def read(name: str) -> bytes:
-        if zipped is None:
-            return (where / name).read_bytes()
-        with lock:
-            return zipped.read(inside[name])
+        with (folder / name).open("rb") as file:
+            return decoding.read_bytes(file)
 
-    return read
+    names = [entry.name for entry in os.scandir(folder)]
+    return [_Member(pathlib.PurePosixPath(name), name, name) for name in names], read
+
+
+def _in_archive(archive: pathlib.Path) -> tuple[list[_Member], Callable[[Any], bytes]]:
+    """The files of an archive, and what reads one."""
+    try:
+        # One for all threads: its index of 202,599 files takes 100 MB. What takes time is decoding.
+        zipped, lock = zipfile.ZipFile(archive), threading.Lock()
+    except Exception as error:  # whatever a damaged index makes the module raise
+        raise UserError(f"{archive} cannot be read ({error}): fetch it anew.") from error
+
+    def read(member: zipfile.ZipInfo) -> bytes:
+        with lock, zipped.open(member) as file:
+            return decoding.read_bytes(file)
+
+    members = zipped.infolist()
+    return [_Member(pathlib.PurePosixPath(m.filename), m, (m.CRC, m.file_size)) for m in members], read
+
+
+def _meant(file: str, found: Sequence[_Member], place: pathlib.Path) -> _Member:
+    """Of the pictures that a name may mean: one of that format, in the folder of the photographs, in the fewest others.
+
+    Raises:
+      UserError: if two are equally near and not the same.
+    """
+
+    def rank(one: _Member) -> tuple[bool, bool, int]:
+        path = one.path
+        return path.suffix != pathlib.PurePosixPath(file).suffix, path.parent.name not in _IMAGES, len(path.parts)
+
+    best, *others = sorted(found, key=rank)
+    twin = next((one for one in others if rank(one) == rank(best) and one.content != best.content), None)
+    if twin is not None:
+        raise UserError(f"{place} has {best.path} and {twin.path}, either of which may be {short(file)}: remove one.")
+    return best
 
 
 def read_prepared(root: pathlib.Path, wanted: Sequence[str]) -> tuple[Attributes, np.ndarray, Callable[[str], bytes]]:
@@ -280,7 +335,7 @@ def _root(config: Options) -> pathlib.Path:
         return stand_in.folder(config.stand_in, config.seed)
     if not config.root:
         raise UserError(f"config.data.root names no folder. {_HELP}")
-    root = pathlib.Path(config.root).expanduser()
+    root = storage.user_path(config.root)
     if not root.exists():
         raise UserError(f"the folder config.data.root={config.root!r} was looked for and is not there. {_HELP}")
     return _copy_at(root)
@@ -289,7 +344,7 @@ def _root(config: Options) -> pathlib.Path:
 def _copy_at(root: pathlib.Path) -> pathlib.Path:
     """The folder of the copy, for those who name its pictures, their zip, or the folder that it lies in."""
     around = [root, root / "celeba", *sorted(root.glob("[0-9]*")), *sorted(root.glob("celeb_a/[0-9]*"))]
-    if root.name in (_IMAGES, f"{_IMAGES}.zip"):
+    if root.name.removesuffix(".zip") in _IMAGES:
         around = list(root.parents[:2])
     known = (p for p in around if _find(p, "list_attr_celeba") or (p / prepared.INFO).is_file())
     return next(known, around[0])
@@ -297,7 +352,7 @@ def _copy_at(root: pathlib.Path) -> pathlib.Path:
 
 def _benchmark(config: Options, known: Attributes, partition: np.ndarray) -> manifest_lib.Manifest:
     """The frozen manifest, or what the rule gives."""
-    frozen = pathlib.Path(config.manifest).expanduser()
+    frozen = storage.user_path(config.manifest)
     if not config.manifest or not frozen.exists():
         return manifest_lib.choose(known.names, known.files, known.table, partition, config.sizes, config.seed)
     manifest = manifest_lib.read(frozen)
@@ -339,7 +394,7 @@ def load(config: Options) -> Dataset:
     }
     decoded_by = identity | decoding.VERSIONS
     kept = cache.folder(config.cache, "celeba") / storage.digest([decoded_by, config.size])[:16]
-    written = pathlib.Path(config.manifest).expanduser() if config.manifest else kept / "manifest.json"
+    written = storage.user_path(config.manifest) if config.manifest else kept / "manifest.json"
     if not written.exists():  # it may be read-only, and other processes may be reading it
         manifest_lib.write(written, manifest)
 

@@ -5,35 +5,45 @@ import functools
 import io
 import os
 import pathlib
-import struct
-import zipfile
-import zlib
+import warnings
 from collections.abc import Callable, Sequence
+from typing import IO
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps
+from PIL import Image
 
-from cdisc import console, storage
-from cdisc.data import cache
+from cdisc import console
+from cdisc.data import cache, pictures
 from cdisc.errors import UserError
 
-VERSIONS = {"decoding": "1", "pillow": PIL.__version__}
+VERSIONS = {"decoding": "2", "pillow": PIL.__version__}
 """What decides a decoded picture beside its file: a cache of other versions is another cache."""
 
-_MAX_UNREADABLE = 0.01
-_UNREADABLE = "unreadable.txt"
-"""Beside the decoded pictures, where there are such: the files that could not be read, a line each."""
+MAX_BYTES = 2**27
+"""A longer file is no picture."""
 
-# What Pillow and zip files raise where they are damaged, depending on the format, or encrypted.
-_DAMAGED = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, RuntimeError),
-    *(struct.error, Image.DecompressionBombError, zipfile.BadZipFile, zlib.error),
-)
+_MAX_UNREADABLE = 0.01
+_LARGE, _alone = 2**24, concurrent.futures.ThreadPoolExecutor(1)
+"""Pictures of more pixels are decoded one at a time, by one thread: each keeps the memory that it once took."""
+
+
+def read_bytes(file: IO[bytes]) -> bytes:
+    """The content of a file or of an archive's member, which may be small and unpack to more than memory holds.
+
+    Raises:
+      ValueError: if it is longer than `MAX_BYTES`.
+    """
+    content = bytearray()
+    while piece := file.read(4096):  # small pieces: some compressions unpack what they are given in one go
+        content += piece
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    return bytes(content)
 
 
 def decode(data: bytes, size: int) -> np.ndarray:
-    """The middle square of a picture, upright as its camera says and on white where it is transparent.
+    """The middle square of a picture, as `pictures.fit` makes it.
 
     Args:
       data: a file of any format that Pillow reads.
@@ -43,24 +53,12 @@ def decode(data: bytes, size: int) -> np.ndarray:
       (size, size, 3) uint8.
 
     Raises:
-      OSError, SyntaxError or another one: what Pillow raises for a damaged file.
-      ValueError: if it has more than 8 bits a channel.
+      Exception: what Pillow raises for a damaged file, which can be anything.
     """
     with Image.open(io.BytesIO(data)) as image:
-        # Decodes a JPEG at a half or a quarter where that is still large enough.
-        image.draft("RGB", (size, size))
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith(("I", "F")):
-            raise ValueError("more than 8 bits a channel")
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = (left, top, left + side, top + side)
-        opaque: Image.Image = image
-        if image.has_transparency_data:
-            opaque = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        if opaque.mode != "RGB":  # else it would be copied, which takes a tenth of the time
-            opaque = opaque.convert("RGB")
-        return np.asarray(opaque.resize((size, size), Image.Resampling.BILINEAR, box=square))
+        pixels = image.width * image.height // (8 if image.format in ("JPEG", "MPO") else 1)  # decoded at a part of it
+        fit = functools.partial(pictures.fit, image, (size, size, 3))
+        return (_alone.submit(fit).result() if pixels > _LARGE else fit())[0]
 
 
 def decode_all(
@@ -86,47 +84,36 @@ def decode_all(
     Raises:
       UserError: if more than one in a hundred is damaged, the system cannot read one, or the cache cannot be used.
     """
-    note = folder / _UNREADABLE
-
-    def unreadable() -> list[str]:
-        return note.read_text(encoding="utf-8").splitlines() if note.exists() else []
-
     opened = functools.cache(open_files)
 
-    def one(name: str, read: Callable[[str], bytes]) -> np.ndarray | None:
+    def one(name: str, read: Callable[[str], bytes]) -> np.ndarray | str:
         try:
             return decode(read(name), size)
-        except _DAMAGED as error:
+        except Exception as error:
             if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's: it may go away
                 raise UserError(
                     f"{name} cannot be read ({error.strerror}): see to the folder or the disk that it lies on, then "
                     "run again: what was decoded before is kept."
                 ) from error
-            return None
+            return pictures.reason(error)
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        begun: dict[str, concurrent.futures.Future[np.ndarray | None]] = {}
+    # Pillow's warnings are about metadata.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings(action="ignore"):
+        begun: dict[str, concurrent.futures.Future[np.ndarray | str]] = {}
 
-        def make(rows: range) -> np.ndarray:
+        def make(rows: range) -> list[np.ndarray | str]:
             # The next rows are begun as well: they are decoded while these are written.
             for name in files[rows.start : rows.stop + len(rows)]:
                 if name not in begun:
                     begun[name] = pool.submit(one, name, opened())
-            made = {name: begun.pop(name).result() for name in files[rows.start : rows.stop]}
-            lost = [name for name, image in made.items() if image is None]
-            if lost:  # noted before the rows are: a run that is stopped in between makes them again
-                storage.write_text(note, "\n".join(dict.fromkeys([*unreadable(), *lost])), cache.INSTEAD)
-            black = np.zeros((size, size, 3), np.uint8)
-            return np.stack([black if image is None else image for image in made.values()])
+            return [begun.pop(name).result() for name in files[rows.start : rows.stop]]
 
-        images = cache.pictures(folder, about, (len(files), size, size, 3), make, "decoding pictures")
-    bad = unreadable()
-    left_out = set(bad)
-    rows = {name: row for row, name in enumerate(files) if name not in left_out}
+        kept = cache.pictures(folder, about, (len(files), size, size, 3), make, "decoding pictures")
+    bad = {files[row]: why for row, why in kept.missing.items()}
     if bad:
-        named = ", ".join(bad[:3]) + (" and others" if len(bad) > 3 else "")
-        sentence = f"{len(bad)} of {len(files)} images cannot be read"
+        named = ", ".join(list(bad)[:3]) + (" and others" if len(bad) > 3 else "")
+        sentence, first = f"{len(bad)} of {len(files)} images cannot be read", f"The first: {next(iter(bad.values()))}."
         if len(bad) > _MAX_UNREADABLE * len(files):
-            raise UserError(f"{sentence} ({named}): replace them and delete {folder}.")
-        console.warn(f"{sentence} and are left out: {named}. To try these again, delete {folder}.")
-    return images, rows
+            raise UserError(f"{sentence} ({named}): replace them and delete {folder}. {first}")
+        console.warn(f"{sentence} and are left out: {named}. To try these again, delete {folder}. {first}")
+    return kept.images, {name: row for row, name in enumerate(files) if name not in bad}

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cdisc import errors
+from cdisc import errors, storage
 from cdisc.data import prepared
 
 BUNDLED = pathlib.Path(__file__).with_name("mnist_10k.npz")
@@ -63,7 +63,7 @@ def load(source: str, root: str | None = None) -> Digits:
         if not root:
             raise errors.UserError(f'the digit source "{source}" needs a folder: set config.data.root.')
         halves = [
-            _checked(*_READERS[source](pathlib.Path(root), half), f"{root} ({half})") for half in ("train", "test")
+            _checked(*_READERS[source](storage.user_path(root), half), f"{root} ({half})") for half in ("train", "test")
         ]
         return Digits(
             images=np.concatenate([half.images for half in halves]),
@@ -129,38 +129,58 @@ def _checked(images: np.ndarray, labels: np.ndarray, where: str) -> Digits:
 
 
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
+_MAX_PICTURES = 2**19
 
 
 def _read_idx(root: pathlib.Path, half: str) -> tuple[np.ndarray, np.ndarray]:
     """Pictures and labels of one half of the original files."""
     prefix = _IDX_PREFIX[half]
-    images = _read_idx_array(root / f"{prefix}-images-idx3-ubyte", rank=3)
-    labels = _read_idx_array(root / f"{prefix}-labels-idx1-ubyte", rank=1)
+    images = _read_idx_array(_find_idx(root, f"{prefix}-images", "idx3-ubyte"), (28, 28))
+    labels = _read_idx_array(_find_idx(root, f"{prefix}-labels", "idx1-ubyte"), ())
     return images, labels
 
 
-def _read_idx_array(path: pathlib.Path, rank: int) -> np.ndarray:
-    """One IDX file of bytes: two zeros, the type 8, the rank, `rank` big-endian sizes, then the bytes."""
-    zipped = path.with_name(path.name + ".gz")
-    if not path.exists() and not zipped.exists():
-        raise errors.UserError(f"{path} does not exist, nor with .gz: put the four MNIST files into config.data.root.")
-    if not path.exists():
-        path = zipped
+def _find_idx(root: pathlib.Path, stem: str, kind: str) -> pathlib.Path:
+    """One of the four files as they are published, unpacked by various programs, or laid out by torchvision."""
+    names = [f"{stem}{dot}{kind}{end}" for end in ("", ".gz") for dot in "-."]
+    around = root.parent if root.is_file() else root
+    for folder in (around, around / "raw", around / "MNIST" / "raw", around / "MNIST"):
+        for name in names:
+            for path in (folder / name, folder / name / name):  # some programs unpack into a folder of that name
+                if path.is_file():
+                    return path
+    raise errors.UserError(
+        f"{root / names[0]} does not exist, nor with .gz: put the four MNIST files into config.data.root."
+    )
+
+
+def _read_idx_array(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
+    """One IDX file of bytes: two zeros, the type 8, the rank, big-endian sizes (N, *shape), then the bytes.
+
+    No more is read, and unpacked, than the sizes say.
+    """
+    rank, length = 1 + len(shape), math.prod(shape)
     try:
-        content = path.read_bytes()
-        if path == zipped:
-            content = gzip.decompress(content)
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"  # browsers unpack and leave the name as it was
+        with gzip.open(path) if packed else path.open("rb") as file:
+            header = file.read(4 + 4 * rank)
+            if len(header) < 4 + 4 * rank or header[:4] != bytes((0, 0, 8, rank)):
+                raise errors.UserError(f"{path} is no IDX file of bytes with {rank} axes: fetch it anew.")
+            count, *found = (int(size) for size in np.frombuffer(header, ">u4", rank, offset=4))
+            if tuple(found) != shape:
+                raise errors.UserError(f"{path} holds pictures of {tuple(found)} pixels: give {shape} ones.")
+            if count > _MAX_PICTURES:
+                raise errors.UserError(f"{path} says that it has {count} pictures: it may have {_MAX_PICTURES}.")
+            content = file.read(count * length + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise errors.UserError(f"{path} cannot be read ({error}): fetch it anew.") from error
-    start = 4 + 4 * rank
-    if len(content) < start or content[:4] != bytes((0, 0, 8, rank)):
-        raise errors.UserError(f"{path} is no IDX file of bytes with {rank} axes: fetch it anew.")
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", rank, offset=4))
-    if len(content) - start != math.prod(shape):
+    if len(content) != count * length:
+        least = "at least " if len(content) > count * length else ""
         raise errors.UserError(
-            f"{path} holds {len(content) - start} bytes of data and its header says {math.prod(shape)}: fetch it anew."
+            f"{path} holds {least}{len(content)} bytes of data and its header says {count * length}: fetch it anew."
         )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(count, *shape)
 
 
 def _read_tfds(root: pathlib.Path, half: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,63 +1,117 @@
 """Pictures of the user's own, labelled by a table: a line for each picture, a column for each factor."""
 
-import csv
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from cdisc import storage
-from cdisc.data import Dataset, cache, compositions, decoding, stored
-from cdisc.errors import UserError, about, require_positive
+from cdisc.data import Dataset, cache, compositions, decoding, stored, tables
+from cdisc.errors import UserError, about, require_positive, short
 
 _VALIDATED = 8
 """Of so many pictures of a trained class, one is not trained on."""
 
 
-def read_table(table: pathlib.Path, root: pathlib.Path) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+def read_table(
+    table: pathlib.Path, root: pathlib.Path, outside: bool = False
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """Reads which picture shows what.
 
     Args:
-      table: a CSV file. Its first line names the columns: the file, then the factors.
+      table: a table as `tables.read` reads it. Its first line names the columns: the file, then the factors.
       root: the folder that the files' names start from.
+      outside: whether files may lie elsewhere: by "..", an absolute path or a link.
 
     Returns:
       The F names of the factors, and for each file its F values.
 
     Raises:
-      UserError: if the table cannot be read, a line of it is wrong, or a file is not there.
+      UserError: if the table cannot be read, a line of it is wrong, a file is not there or is outside of the folder, or
+        two names or values differ in no more than how they are written.
     """
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.reader(opened, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if "".join(row).strip()]
-    except (OSError, ValueError, csv.Error) as error:
+    said, inside = short(table), root.resolve()
+    if _place(root, str(table)) is None:
         raise UserError(
-            f"{table} cannot be read ({error}): it must be CSV in UTF-8 with a first line such as file,shape,colour "
-            "and then a line such as one.png,square,red for each picture."
-        ) from error
-    header = lines[0][1] if lines else []
+            f"{said} is not there: write a table with a first line such as file,shape,colour and then a line such as "
+            "one.png,square,red for each picture."
+        )
+    lines = tables.read(table)
+    header = lines[0].cells if lines else []
+    if header and tables.PICTURE.search(header[0]):
+        raise UserError(
+            f"{said} begins with the picture {short(header[0])}: put a line before it that names the columns, such as "
+            "file,shape,colour."
+        )
     if len(lines) < 2 or len(header) < 2 or "" in header or len(set(header)) < len(header):
         raise UserError(
-            f"{table} has {max(len(lines) - 1, 0)} pictures and the columns {', '.join(header)}: name the file and at "
-            "least one factor in the first line, each once and commas between them, then give each picture a line."
+            f"{said} has {max(len(lines) - 1, 0)} pictures and the columns {short(', '.join(header))}: name the file "
+            "and at least one factor in the first line, each once and commas between them, then give each picture a "
+            "line."
         )
     values: dict[str, tuple[str, ...]] = {}
+    places: set[pathlib.Path] = set()
     for number, row in lines[1:]:
-        where = f"{table}, line {number}"
+        where = f"{said}, line {number}"
         if len(row) != len(header):
             raise UserError(f"{where}, has {len(row)} columns and the first line {len(header)}: give it as many.")
         if "" in row:
             raise UserError(f"{where}, has nothing in the column {header[row.index('')]}: fill it or delete the line.")
-        file = str(pathlib.PurePath(row[0]))
-        if file in values:
-            raise UserError(f"{where}, names {file} for the second time: delete one of the lines.")
-        if not (root / file).is_file():
-            raise UserError(f"{where}, names {file}, which is not in {root}: mend the name or delete the line.")
-        values[file] = tuple(row[1:])
+        file, place = str(pathlib.PurePath(row[0])), _place(root, row[0])
+        if place is None and "\\" in file:  # as Windows writes it
+            file = str(pathlib.PurePath(file.replace("\\", "/")))
+            place = _place(root, file)
+        if place is None:
+            meant = _meant(root, file)
+            near = "mend the name or delete the line." if meant is None else f"did you mean {meant}?"
+            raise UserError(f"{where}, names {short(file)}, which is not in {root}: {near}")
+        if not outside and not place.is_relative_to(inside):
+            raise UserError(
+                f"{where}, names {short(file)}, which lies outside of {root}: move it there, or allow it with "
+                "--config.data.outside=True."
+            )
+        if place in places:
+            raise UserError(f"{where}, names {short(file)} for the second time: delete one of the lines.")
+        places.add(place)
+        values[file] = tuple(" ".join(value.split()) for value in row[1:])
+    _refuse_twins(said, "the column", header)
+    for name, column in zip(header[1:], zip(*values.values(), strict=True), strict=True):
+        _refuse_twins(said, f"in the column {name} the value", sorted(set(column)))
     return tuple(header[1:]), values
+
+
+def _place(root: pathlib.Path, name: str) -> pathlib.Path | None:
+    """Where a file is, links followed; None where there is none."""
+    try:
+        return (root / name).resolve(strict=True) if (root / name).is_file() else None
+    except (OSError, ValueError):  # such as a name that is too long, or a loop of links
+        return None
+
+
+def _alike(text: str) -> str:
+    """What two words share that a reader takes for the same, such as Red and red."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def _meant(root: pathlib.Path, file: str) -> str | None:
+    """A file that is there and differs in no more than capitals and ending from one that is not."""
+    try:
+        beside = list((root / file).parent.iterdir())
+    except (OSError, ValueError):
+        return None
+    stem = _alike(pathlib.PurePath(file).stem)
+    return next((str(pathlib.PurePath(file).with_name(p.name)) for p in beside if _alike(p.stem) == stem), None)
+
+
+def _refuse_twins(said: str, what: str, words: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for word in words:
+        other = seen.setdefault(_alike(word), word)
+        if other != word:
+            raise UserError(f"{said} has {what} {short(word)!r} and also {short(other)!r}: write them alike.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +121,7 @@ class Options:
     Attributes:
       root: the pictures' folder.
       table: a CSV file in it (`read_table`).
+      outside: whether the table may name pictures that lie outside of the folder.
       held_out: partial assignments such as "shape=square colour=red" (`compositions.parse`); a factor left out means
         all of its values.
       seed: of the order of a class's files.
@@ -78,6 +133,7 @@ class Options:
 
     root: str = ""
     table: str = "labels.csv"
+    outside: bool = False
     held_out: tuple[str, ...] = ()
     seed: int = 0
     query: int = 8
@@ -103,11 +159,11 @@ def load(config: Options) -> Dataset:
     """
     with about("config.data."):
         require_positive(query=config.query, reference=config.reference, size=config.size)
-    root = pathlib.Path(config.root).expanduser()
+    root = storage.user_path(config.root)
     if not config.root or not root.is_dir():
         raise UserError(f"config.data.root is {config.root!r}, which is no folder: set it to that of your pictures.")
-    table = root / config.table
-    names, values_of = read_table(table, root)
+    table = root / storage.user_path(config.table)
+    names, values_of = read_table(table, root, config.outside)
     factors = compositions.Factors(
         names, tuple(tuple(sorted(set(column))) for column in zip(*values_of.values(), strict=True))
     )
@@ -148,18 +204,16 @@ def load(config: Options) -> Dataset:
     made_from = {"folder": str(root.resolve()), "files": storage.digest(stats), **decoding.VERSIONS}
     kept = cache.folder(config.cache, "pictures") / storage.digest([made_from, config.size])[:16]
 
-    def open_files() -> Callable[[str], bytes]:
-        return lambda file: (root / file).read_bytes()
+    def read(file: str) -> bytes:
+        with (root / file).open("rb") as opened:
+            return decoding.read_bytes(opened)
 
-    images, row_of = decoding.decode_all(kept, made_from, config.size, files, open_files)
-    note = kept / "content.sha256"
-    if not note.exists():  # found once: it takes reading the whole cache
-        storage.write_text(note, hashlib.sha256(images.data).hexdigest(), cache.INSTEAD)
+    images, row_of = decoding.decode_all(kept, made_from, config.size, files, lambda: read)
 
     def rows(of: Mapping[compositions.Composition, Sequence[str]]) -> stored.Rows:
         return {c: np.asarray([row_of[file] for file in of[c] if file in row_of], int) for c in of}
 
-    content = [note.read_text(encoding="utf-8"), images.shape, sorted(values_of.items())]
+    content = [hashlib.sha256(images.data).hexdigest(), images.shape, sorted(values_of.items())]
     return stored.dataset(
         root.resolve().name,
         images,

@@ -254,7 +254,7 @@ def read(path: pathlib.Path) -> Manifest:
         )
         manifest = Manifest(names, classes, tuple(content["judge"]))
         written = content["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no manifest ({error}): give another config.data.manifest, or none.") from error
     if fingerprint(manifest) != written:
         raise UserError(f"{path} is not what was written: its fingerprint differs; fetch it anew.")

@@ -1,29 +1,41 @@
-"""Pictures as files and pixels: the query that a user brings, and what a user is shown."""
+"""Pictures as files and pixels: how one is read, for data sets and queries alike, and what a user is shown."""
 
+import contextlib
 import io
 import math
+import os
 import pathlib
+import re
+import struct
 import warnings
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageCms
 
-from cdisc import errors
+from cdisc import storage
+from cdisc.errors import UserError, short
 
 Pixels = NDArray[np.uint8]
 
-# Of a picture this much wider or higher than wanted the middle is taken, as of the pictures that a network is trained
-# on; beyond it the user had better choose. CelebA's, 178 x 218, are within.
-_MAX_ELONGATION = 1.25
-# Narrower than a quarter of the wanted side there is too little to enlarge; the upper bound catches posters.
-_MIN_SCALE, _MAX_SCALE = 0.25, 64
-_MIN_SIDE = 8
+# Narrower than a quarter of the wanted side there is too little to enlarge.
+_MIN_SCALE, _MIN_SIDE = 0.25, 8
 _MODES = {1: "L", 3: "RGB"}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What shows a picture upright, by its EXIF orientation."""
 
 
 def read_query(path: str | pathlib.Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, str | None]:
-    """Reads a picture and brings it to the shape that a network was trained on.
+    """Reads a picture and brings it to the shape that a network was trained on, as `fit` does with data sets' pictures.
 
     Args:
       path: A picture file of any format that Pillow reads.
@@ -34,88 +46,230 @@ def read_query(path: str | pathlib.Path, shape: tuple[int, int, int]) -> tuple[n
       mistaken, None if there is nothing to say.
 
     Raises:
-      UserError: If the file is missing, damaged, no picture, or one that cannot be made to fit without guessing:
-        transparent, more than 8 bits a channel, far too small, far too large or too elongated.
+      UserError: If the file is missing, damaged, no picture, far too small, or has more pixels than Pillow opens.
     """
     height, width, channels = shape
     if channels not in _MODES:
         raise ValueError(f"pictures have 1 or 3 channels, not {channels}")
-    path = pathlib.Path(path)
-    picture, notes = _open(path)
-    scale = (picture.width / width, picture.height / height)
-    if min(picture.size) < _MIN_SIDE or min(scale) < _MIN_SCALE:
-        raise errors.UserError(
-            f"{path} is {picture.width}x{picture.height} pixels, too small for {width}x{height}: give a larger picture."
-        )
-    if max(scale) > _MAX_SCALE:
-        raise errors.UserError(
-            f"{path} is {picture.width}x{picture.height} pixels, too large for {width}x{height}: scale it down."
-        )
-    if max(scale) > _MAX_ELONGATION * min(scale):
-        raise errors.UserError(
-            f"{path} is {picture.width}x{picture.height} pixels, too elongated for {width}x{height}: crop it to shape."
-        )
-    picture, mode_notes = _to_mode(picture, _MODES[channels], path)
-    notes += mode_notes
-    crop = (round(width * min(scale)), round(height * min(scale)))
-    if picture.size != crop:
-        notes.append(f"its middle of {crop[0]}x{crop[1]} pixels was taken")
-        left, top = (picture.width - crop[0]) // 2, (picture.height - crop[1]) // 2
-        picture = picture.crop((left, top, left + crop[0], top + crop[1]))
-    if picture.size != (width, height):
-        notes.append(f"it was resized from {picture.width}x{picture.height} to {width}x{height} pixels")
-        # Averaging whole blocks gives back an enlarged pixel picture exactly; enlarging needs a smooth filter.
-        resample = Image.Resampling.BOX if min(scale) >= 1.0 else Image.Resampling.BICUBIC
-        picture = picture.resize((width, height), resample)
-    pixels = np.asarray(picture, np.uint8).reshape(shape)
-    if (pixels == pixels[:1, :1]).all():
-        notes.append("all its pixels have the same colour")
-    warning = f"{path}: {', and '.join(notes)}." if notes else None
+    if not str(path).strip():
+        raise UserError("a query is empty: give the path of a picture.")
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):  # a `Path` of one has a single slash
+        raise UserError(f"{short(path)} is an address: download the picture first and give the file's path.")
+    path = storage.user_path(str(path))
+    said = short(path)
+    try:
+        if path.is_dir():
+            raise UserError(f"{said} is a folder: give one picture file.")
+        if not path.is_file():
+            raise UserError(f"the picture {said} does not exist or is no file: check the path.")
+        # Pillow's warnings are about metadata and size: what matters of these is refused or said.
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            if min(image.size) < _MIN_SIDE or min(image.width / width, image.height / height) < _MIN_SCALE:
+                raise UserError(
+                    f"{said} is {image.width}x{image.height} pixels, too small for {width}x{height}: give a larger "
+                    "picture."
+                )
+            # The second picture of a photograph is its preview.
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            pixels, notes = fit(image, shape)
+    except UserError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{said} is no picture in a known format: give a PNG or JPEG file.") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{said} has too many pixels to open: scale it down.") from error
+    # Pillow raises whatever its decoders do for damaged files.
+    except Exception as error:
+        system = isinstance(error, OSError) and error.errno is not None
+        advice = "see to the path, and that you may read it" if system else "save it anew as PNG"
+        raise UserError(f"{said} cannot be read ({reason(error)}): {advice}.") from error
+    if frames > 1:
+        notes.insert(0, f"it has {frames} frames, of which the first is used")
+    if np.ptp(pixels, axis=(0, 1)).max() < 8:
+        notes.append("all its pixels have nearly the same colour")
+    warning = f"{said}: {', and '.join(notes)}." if notes else None
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0), warning
 
 
-def _open(path: pathlib.Path) -> tuple[Image.Image, list[str]]:
-    """Decodes the file completely, upright as its camera says."""
-    if not path.exists():
-        raise errors.UserError(f"the picture {path} does not exist: check the path.")
-    if path.is_dir():
-        raise errors.UserError(f"{path} is a folder: give one picture file.")
-    notes = []
-    try:
-        with warnings.catch_warnings():
-            # A size that Pillow warns about is refused by `read_query` anyway, but only after decoding it.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                frames = getattr(file, "n_frames", 1)
-                if frames > 1:
-                    notes.append(f"it has {frames} frames, of which the first is used")
-                file.load()
-                return ImageOps.exif_transpose(file), notes
-    except Image.UnidentifiedImageError as error:
-        raise errors.UserError(f"{path} is no picture in a known format: give a PNG or JPEG file.") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise errors.UserError(f"{path} has too many pixels to open: scale it down.") from error
-    # Pillow raises any of these for damaged files, depending on the format.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError) as error:
-        raise errors.UserError(f"{path} cannot be read ({error}): save it anew as PNG.") from error
+def as_query(of: Any, shape: tuple[int, ...] | None) -> tuple[np.ndarray, str | None]:
+    """A picture or a point from whatever a person has it in.
+
+    Args:
+      of: a file's path, an image of Pillow, bytes (H, W, C), or numbers, pictures in [-1, 1].
+      shape: wanted; None for any, which a file cannot be fitted to.
+
+    Returns:
+      It, `shape` float32; and a sentence about what had to be changed, as `read_query` has it.
+
+    Raises:
+      TypeError, ValueError: for what is no finite array of that shape.
+      UserError: as `read_query`.
+    """
+    if isinstance(of, str | os.PathLike):
+        if shape is None or len(shape) != 3:
+            raise ValueError("this model takes arrays of any shape, so a file cannot be fitted to it: give an array.")
+        return read_query(str(of), shape)
+    values = np.asarray(of)
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"the query is {values.dtype} of shape {values.shape}: give a picture or a point as numbers.")
+    if values.ndim not in (1, 2, 3) or (shape is not None and values.shape != shape):
+        wanted = "one picture (H, W, C) or point (d,)" if shape is None else f"one of {shape}"
+        raise ValueError(f"the query has the shape {values.shape}: give {wanted}.")
+    if not np.isfinite(values).all():
+        raise ValueError("the query has entries that are not finite: give numbers.")
+    scaled = values / np.float32(127.5) - np.float32(1.0) if values.dtype == np.uint8 else values
+    return scaled.astype(np.float32), None
 
 
-def _to_mode(picture: Image.Image, mode: str, path: pathlib.Path) -> tuple[Image.Image, list[str]]:
-    """Converts to grey ("L") or colour ("RGB"), refusing what would need a guess."""
-    if picture.mode.startswith(("I", "F")):
-        raise errors.UserError(f"{path} has more than 8 bits a channel: save it with 8 bits a channel.")
-    if picture.has_transparency_data:
-        if np.asarray(picture.convert("RGBA").getchannel("A")).min() < 255:
-            raise errors.UserError(f"{path} has transparent pixels: save it on an opaque background.")
-        picture = picture.convert("RGBA").convert("L" if picture.mode in ("L", "LA") else "RGB")
-    if picture.mode == mode:
-        return picture, []
-    is_grey = picture.mode in ("1", "L")
-    if mode == "RGB":
-        notes = ["it is grey and the network expects colour"] if is_grey else []
-    else:
-        notes = [] if is_grey else ["its colours were turned into grey"]
+def fit(image: Image.Image, shape: tuple[int, int, int]) -> tuple[Pixels, list[str]]:
+    """The middle of a picture at a network's size: upright as its camera says, in sRGB, and on white.
+
+    Areas are averaged, so that an enlarged pixel picture shrinks to itself; a small picture is enlarged smoothly.
+
+    Args:
+      image: as it was opened.
+      shape: wanted height, width and channels (1 or 3).
+
+    Returns:
+      (H, W, C) uint8, and what had to be changed, in clauses.
+
+    Raises:
+      Image.DecompressionBombError: if it has more pixels than Pillow's `MAX_IMAGE_PIXELS`.
+      ValueError: if its channels have 32 bits.
+      Exception: whatever a decoder raises for a damaged file.
+    """
+    height, width, channels = shape
+    size = image.size
+    # Decodes a JPEG at a half or less where that is still large enough, whichever side is up.
+    drafted = image.draft("RGB", (max(height, width),) * 2)
+    if Image.MAX_IMAGE_PIXELS is not None and math.prod(image.size) > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(f"it has {math.prod(image.size)} pixels")
+    orientation, profile = _load(image), image.info.get("icc_profile")
+    picture = _eight_bits(image)
+    size = size if drafted else picture.size
+    # Turned last, when there are few pixels; until then, what is wanted lies as the file does.
+    across = orientation in (5, 6, 7, 8)
+    wanted = (height, width) if across else (width, height)
+    picture, notes = _srgb(_resized(picture, wanted), profile, _MODES[channels])
+    if orientation in _TURNS:
+        picture = picture.transpose(_TURNS[orientation])
+    if across:
+        size = (size[1], size[0])
+    left, top, right, bottom = _middle(size, (width, height))
+    crop = (right - left, bottom - top)
+    if crop != size:
+        notes.append(f"its middle of {crop[0]}x{crop[1]} pixels was taken")
+    if crop != (width, height):
+        notes.append(f"it was resized from {crop[0]}x{crop[1]} to {width}x{height} pixels")
+    return np.asarray(picture).reshape(shape), notes
+
+
+def _middle(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The box (left, top, right, bottom) around the middle of a picture of `size` that has the shape of `wanted`."""
+    scale = min(size[0] / wanted[0], size[1] / wanted[1])
+    width, height = round(wanted[0] * scale), round(wanted[1] * scale)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return left, top, left + width, top + height
+
+
+def _resized(picture: Image.Image, wanted: tuple[int, int]) -> Image.Image:
+    """The middle of a picture, in steps: averages of whole blocks, as small as leaves enough, then what remains."""
+    box = _middle(picture.size, wanted)
+    width, height = box[2] - box[0], box[3] - box[1]
+    factor = max(1, min(width // wanted[0], height // wanted[1]))
+    blocks = picture.reduce(factor, box) if factor > 1 else picture.crop(box)
+    smooth = Image.Resampling.BILINEAR if width >= wanted[0] else Image.Resampling.BICUBIC
+    return blocks.resize(wanted, smooth, box=(0, 0, width / factor, height / factor))
+
+
+def _load(image: Image.Image) -> int | None:
+    """Decodes a picture, and gives its EXIF orientation: no more of its metadata is read, for it may be wrong."""
+    with contextlib.suppress(Exception):  # whatever Pillow raises for metadata that it cannot read
+        if image.format == "TIFF":  # it would read on in them while it decodes
+            image.info.pop("xmp", None)
+            exif = image.getexif()
+            for tag in set(exif) - {ExifTags.Base.Orientation}:
+                del exif[tag]
+    image.load()
+    with contextlib.suppress(Exception):
+        given = image.info.get("exif")
+        return _orientation(given) if given else image.getexif().get(ExifTags.Base.Orientation)
+    return None
+
+
+def _orientation(exif: bytes) -> int | None:
+    """The orientation that EXIF data say, whatever the other tags say: Pillow leaves out what follows a wrong one."""
+    exif = exif.removeprefix(b"Exif\0\0")
+    order = "<" if exif.startswith(b"II") else ">"
+    (start,) = struct.unpack_from(f"{order}I", exif, 4)
+    (count,) = struct.unpack_from(f"{order}H", exif, start)
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(f"{order}HH", exif, entry)
+        if tag == ExifTags.Base.Orientation:  # two bytes, but some write one or four
+            return struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}[kind], exif, entry + 8)[0]
+    return None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A decoded picture as L, LA, RGB, RGBA, CMYK or LAB: those whose pixels can be averaged."""
+    mode, clear = image.mode, image.info.get("transparency")
+    if mode == "F" or (mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ValueError("its channels have 32 bits and an unknown range")
+    if mode.startswith("I"):
+        values = np.asarray(image)
+        grey = Image.fromarray((values // 257 + (values % 257 > 128)).astype(np.uint8))
+        if clear is not None:
+            grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+        return grey
+    wanted = mode if mode in ("CMYK", "LAB") else "L" if mode in ("1", "L", "LA", "La") else "RGB"
+    wanted += "A" if image.has_transparency_data else ""
+    return image if mode == wanted else image.convert(wanted)
+
+
+def _srgb(picture: Image.Image, profile: bytes | None, mode: str) -> tuple[Image.Image, list[str]]:
+    """What `_eight_bits` gave in the colours of sRGB, grey ("L") or not ("RGB"), on white; and what is said of it."""
+    notes, alpha = [], None
+    if picture.mode in ("LA", "RGBA"):
+        alpha = picture.getchannel("A")
+        picture = picture.convert(picture.mode[:-1])
+    is_grey = picture.mode == "L"
+    if picture.mode == "LAB":
+        picture = _converted(picture, ImageCms.createProfile("LAB"))
+    elif profile:
+        try:
+            given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            # A grey picture may have a profile for colours; any other mismatch is refused.
+            of_colours = given.profile.xcolor_space.strip() == "RGB"
+            picture = _converted(picture.convert("RGB") if is_grey and of_colours else picture, given)
+        except (OSError, ImageCms.PyCMSError):
+            notes.append("its colour profile cannot be used and was left out")
+    elif picture.mode == "CMYK":
+        notes.append("it has CMYK colours without a profile, which are shown as nearly as can be")
+    if picture.mode == "CMYK":
+        picture = picture.convert("RGB")
+    if alpha is not None and np.asarray(alpha).min() < 255:
+        notes.append("it was put on white where it is transparent")
+        picture = Image.composite(picture, Image.new(picture.mode, picture.size, "white"), alpha)
+    if is_grey and mode == "RGB":
+        notes.append("it is grey and the network expects colour")
+    if not is_grey and mode == "L":
+        notes.append("its colours were turned into grey")
     return picture.convert(mode), notes
+
+
+def _converted(picture: Image.Image, profile: Any) -> Image.Image:
+    """A picture with the colours of a profile, in sRGB."""
+    found = ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert found is not None  # which it is where a picture is changed in place
+    return found
+
+
+def reason(error: Exception) -> str:
+    """Why a picture cannot be read, in a line, from what was raised."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "it is no picture in a known format"
+    system = error.strerror if isinstance(error, OSError) else None
+    return short(" ".join(str(system or error).split())) or type(error).__name__
 
 
 def png(pixels: Pixels) -> bytes:

@@ -32,7 +32,7 @@ class DiscoveryOptions:
     The defaults make at most 2,720 evaluations of the network a query (`max_evaluations`).
 
     Attributes:
-      timesteps: noise levels at which modes are sought: timesteps from 1 to T, or shares of T below 1.
+      timesteps: noise levels at which modes are sought, each in 1..T.
       starts_per_t: chains at each noise level.
       rounds: parts of these chains that are climbed one after the other, each merged with what the earlier ones found.
         Bounds the memory: a chain takes five pictures besides those in `lanes`.
@@ -64,14 +64,14 @@ class DiscoveryOptions:
         likelihood.
       background_mean: mean of the background that every expert must beat.
       background_variance: its variance. The background is also the teacher when no expert beats it.
-      hierarchy: noise levels through which the modes are then followed (`hierarchy.follow`), given likewise; () follows
+      hierarchy: noise levels through which the modes are then followed (`hierarchy.follow`), each in 1..T; () follows
         none.
 
     Raises:
       ValueError: for a value that cannot be run, naming the field.
     """
 
-    timesteps: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+    timesteps: tuple[int, ...] = (50, 100, 150, 200, 250, 300, 350, 400)
     starts_per_t: int = 6
     rounds: int = 1
     start_mode: modes.StartMode = "hybrid"
@@ -97,12 +97,12 @@ class DiscoveryOptions:
     one_per_t: bool = False
     background_mean: float = 0.0
     background_variance: float = 1.0
-    hierarchy: tuple[float, ...] = ()
+    hierarchy: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be run; lists become tuples, and whole numbers integers."""
+        """Refuses what cannot be run; lists become tuples."""
         for field in ("timesteps", "hierarchy"):
-            object.__setattr__(self, field, tuple(_whole(t) for t in getattr(self, field)))
+            object.__setattr__(self, field, tuple(getattr(self, field)))
         for field, allowed in (
             ("start_mode", modes.START_MODES),
             ("ascent", ASCENTS),
@@ -143,34 +143,14 @@ class DiscoveryOptions:
                 raise ValueError(f"{field} is nan: use a number.")
         if not 0 < self.delta < 0.5:
             raise ValueError(f"delta is {self.delta}: use a number between 0 and 0.5.")
-        if not self.timesteps:
-            raise ValueError("timesteps is (): name at least one timestep.")
-        for field in ("timesteps", "hierarchy"):
-            if not all(is_count(t) or (isinstance(t, float) and 0 < t < 1) for t in getattr(self, field)):
-                raise ValueError(
-                    f"{field} is {getattr(self, field)}: use whole timesteps from 1 to T, or shares of T below 1."
-                )
+        if not self.timesteps or not all(map(is_count, self.timesteps)):
+            raise ValueError(f"timesteps is {self.timesteps}: name at least one timestep, each from 1 to T.")
+        if not all(map(is_count, self.hierarchy)):
+            raise ValueError(f"hierarchy is {self.hierarchy}: name timesteps from 1 to T, or none.")
         for field in ("timesteps", "hierarchy"):
             repeated = [t for t, times in collections.Counter(getattr(self, field)).items() if times > 1]
             if repeated:
                 raise ValueError(f"{field} has {repeated[0]} more than once: name each timestep once.")
-
-    def at(self, schedule: Schedule) -> "DiscoveryOptions":
-        """These options, with shares of T as timesteps of a schedule.
-
-        Raises:
-          ValueError: for timesteps beyond the schedule.
-        """
-        last = schedule.num_timesteps
-
-        def whole(field: str) -> tuple[int, ...]:
-            given = (max(round(t * last), 1) if t < 1 else int(t) for t in getattr(self, field))
-            timesteps = tuple(dict.fromkeys(given))  # shares of a small T may be one timestep
-            if max(timesteps, default=0) > last:
-                raise ValueError(f"{field} has {max(timesteps)}: the schedule has {last} timesteps, use at most that.")
-            return timesteps
-
-        return dataclasses.replace(self, timesteps=whole("timesteps"), hierarchy=whole("hierarchy"))
 
     @property
     def chains(self) -> int:
@@ -193,11 +173,6 @@ class DiscoveryOptions:
     def linearised(self) -> int:
         """The most evaluations for the curvature and the variances of a mode."""
         return 1 + self.curvature_iterations + self.probes
-
-
-def _whole(number: Any) -> Any:
-    """A float that is a whole number as one; anything else as it is."""
-    return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 @flax.struct.dataclass
@@ -294,7 +269,11 @@ def discover(
       ValueError: for a query with a batch axis, and for timesteps beyond the schedule.
     """
     require_array("query", query, "float32", (1, 2, 3), "one float32 picture (H, W, C) or point (d,), without a batch")
-    options = options.at(schedule)
+    if max(options.timesteps) > schedule.num_timesteps:
+        raise ValueError(
+            f"timesteps has {max(options.timesteps)}, but the schedule ends at {schedule.num_timesteps}: "
+            "use timesteps up to that."
+        )
     query = sharding.varying(query, axis_name)
     pool, smallest, counts = _find(eps_fn, schedule, query, named(key, "starts"), options, axis_name)
     chains, unconverged, dropped, leaders_dropped, ascent_nfe = counts

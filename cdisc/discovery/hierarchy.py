@@ -66,7 +66,11 @@ def follow(
     require_array("t", t, "int", (1,), "one integer timestep for each point, (N,)")
     if t.shape[0] != points.shape[0]:
         raise ValueError(f"t has {t.shape[0]} timesteps and points {points.shape[0]} rows: give one for each row.")
-    options = options.at(schedule)
+    if max(options.hierarchy, default=0) > schedule.num_timesteps:
+        raise ValueError(
+            f"hierarchy has {max(options.hierarchy)}, but the schedule ends at {schedule.num_timesteps}: "
+            "use timesteps up to that."
+        )
     count = points.shape[0]
     levels = jnp.asarray(sorted(options.hierarchy), jnp.int32)
 

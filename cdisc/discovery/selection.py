@@ -66,24 +66,27 @@ def greedy(
     count = likelihood.shape[0]
     index = sharding.local_rows(count, axis_name)
     row = jnp.minimum(index, count - 1)
-    margin = (likelihood.reshape(count, -1) - b.reshape(1, -1))[row]
+    own_likelihood = likelihood.reshape(count, -1)
+    if axis_name is not None:  # else it would be a copy of all rows
+        own_likelihood = own_likelihood[row]
     kind = (jnp.arange(count) if t is None else t)[row]  # a pick excludes its kind
 
     def pick(
         carry: tuple[jax.Array, jax.Array], _: None
     ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
-        covered, allowed = carry  # (D,) the margin over the background reached so far; (n,)
-        gains = jnp.sum(jnp.maximum(margin - covered[None], 0.0), axis=1)
+        reached, allowed = carry  # (D,) the log likelihood of each entry under the best so far; (n,)
+        gains = jnp.sum(jnp.maximum(own_likelihood - reached[None], 0.0), axis=1)
         gains = jnp.where(allowed, gains, -jnp.inf)
         own = jnp.argmax(gains)
-        best = sharding.best_of_all(sharding.Candidate(gains[own], index[own], (margin[own], kind[own])), axis_name)
-        best_margin, best_kind = best.content
+        content = (own_likelihood[own], kind[own])
+        best = sharding.best_of_all(sharding.Candidate(gains[own], index[own], content), axis_name)
+        best_likelihood, best_kind = best.content
         picked = best.value > 0.0
-        covered = jnp.where(picked, jnp.maximum(covered, best_margin), covered)
+        reached = jnp.where(picked, jnp.maximum(reached, best_likelihood), reached)
         out = (jnp.where(picked, best.row, 0), picked, jnp.where(picked, best.value, 0.0))
-        return (covered, allowed & ~((kind == best_kind) & picked)), out
+        return (reached, allowed & ~((kind == best_kind) & picked)), out
 
     # Padding repeats the last candidate, which comes before its copies and excludes them.
-    start = (jnp.zeros(margin.shape[1], margin.dtype), candidates[row])
-    _, (indices, mask, gains) = jax.lax.scan(pick, sharding.varying_as(start, margin), None, length=num_experts)
+    start = sharding.varying_as((b.reshape(-1), candidates[row]), likelihood)
+    _, (indices, mask, gains) = jax.lax.scan(pick, start, None, length=num_experts)
     return Selection(indices=indices, mask=mask, gains=gains)

@@ -140,7 +140,7 @@ def training(
     options = dataclasses.replace(options, batch_size=size * options.accumulate)
     state = jax.eval_shape(functools.partial(pretrain.init, network, options), jax.random.key(0))
     total = jax.eval_shape(pretrain.zero_total, state.params)
-    picture = (network.sample_size, network.sample_size, network.in_channels)
+    picture = network.picture_shape
 
     def share(count: int) -> tuple[pretrain.Pictures, pretrain.StepNoise]:
         known = dataclasses.replace(options, batch_size=count, accumulate=1)
@@ -166,7 +166,7 @@ def training(
 def evaluation(network: UNetConfig, model: backbone.Backbone, pictures: int) -> tuple[Program, jax.stages.Lowered]:
     """The cost of one evaluation of the null model on `pictures` pictures; and the program itself, to compile."""
     params = jax.eval_shape(functools.partial(denoiser.init, network), jax.random.key(0))
-    picture = (network.sample_size, network.sample_size, network.in_channels)
+    picture = network.picture_shape
     x = jax.ShapeDtypeStruct((pictures, *picture), jnp.float32)
     t = jax.ShapeDtypeStruct((pictures,), jnp.int32)
     return account(lambda params, x, t: backbone.null_eps(model, params)(x, t), params, x, t)

@@ -1,6 +1,7 @@
 """Training the class-conditional backbone on the compositions that are not held out."""
 
 import dataclasses
+import functools
 
 import flax.struct
 import jax
@@ -103,8 +104,9 @@ def optimizer(options: PretrainOptions) -> optax.GradientTransformation:
     )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def init(network: UNetConfig, options: PretrainOptions, key: jax.Array) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step, by one program: else each shape of a parameter would compile some of its own."""
     params = denoiser.init(network, key)
     # A copy, so that a jitted step may overwrite the whole state.
     ema = jax.tree.map(jnp.copy, params)

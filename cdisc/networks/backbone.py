@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cdisc.diffusion import exact
-from cdisc.diffusion.parameterization import EpsFn, eps_from_v, eps_from_x0
+from cdisc.diffusion.parameterization import EpsFn, eps_from_score, eps_from_v, eps_from_x0
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import require_array, require_known
 from cdisc.networks import denoiser, lora
@@ -77,11 +77,7 @@ def unet(config: UNetConfig, schedule: Schedule, prediction_type: str = "epsilon
     ) -> jax.Array:
         require_array("x", x, "float32", (4,), "pictures (B, H, W, C) as float32")
         _require_rows(x, t, embeddings)
-        out = denoiser.apply(config, params, x, t, embeddings, adapter)
-        if prediction_type == "epsilon":
-            return out
-        to_eps = eps_from_v if prediction_type == "v_prediction" else eps_from_x0
-        return to_eps(schedule, x, out, t)
+        return _to_eps(prediction_type, schedule, x, denoiser.apply(config, params, x, t, embeddings, adapter), t)
 
     blocks = len(residual_blocks(config))
     return Backbone(apply=apply, table=denoiser.class_table, null=denoiser.null_embedding, num_blocks=blocks)
@@ -111,6 +107,43 @@ def mixture(schedule: Schedule) -> Backbone:
         return jnp.eye(params.weights.shape[0])
 
     return Backbone(apply=apply, table=table, null=lambda params: params.weights)
+
+
+def function(
+    predict: Callable[..., jax.Array], schedule: Schedule, prediction_type: str = "epsilon", with_params: bool = False
+) -> Backbone:
+    """Any function as a model without classes, whose embeddings have no entries.
+
+    Args:
+      predict: `predict(x, t)`, or `predict(params, x, t)`, from `x` (B, *shape) and `t` (B,) to (B, *shape).
+      schedule: the forward process.
+      prediction_type: what it predicts: one of `PREDICTION_TYPES`, or "score", the gradient of `log p_t`.
+      with_params: whether it takes parameters.
+
+    Raises:
+      ValueError: for another prediction type; when it is called, for a result of another shape.
+    """
+    require_known("predicts", prediction_type, (*PREDICTION_TYPES, "score"))
+
+    def apply(
+        params: Any, x: jax.Array, t: jax.Array, embeddings: jax.Array, adapter: lora.Adapter | None = None
+    ) -> jax.Array:
+        del embeddings, adapter
+        out = predict(params, x, t) if with_params else predict(x, t)
+        if getattr(out, "shape", None) != x.shape:
+            raise ValueError(f"the model made {out!r} of x with the shape {x.shape}: it must return one of that shape.")
+        return _to_eps(prediction_type, schedule, x, out, t)
+
+    return Backbone(apply=apply, table=lambda _: jnp.zeros((0, 0)), null=lambda _: jnp.zeros(0))
+
+
+def _to_eps(prediction_type: str, schedule: Schedule, x: jax.Array, out: jax.Array, t: jax.Array) -> jax.Array:
+    """The noise in `x`, from whatever a network predicts."""
+    if prediction_type == "epsilon":
+        return out
+    if prediction_type == "score":
+        return eps_from_score(schedule, out, t)
+    return (eps_from_v if prediction_type == "v_prediction" else eps_from_x0)(schedule, x, out, t)
 
 
 def _require_rows(x: jax.Array, t: jax.Array, embeddings: jax.Array) -> None:

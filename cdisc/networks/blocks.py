@@ -18,7 +18,7 @@ Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), padding=((1, 1), (1, 1)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018) with the parameters of `nn.GroupNorm`, in two passes over the picture.
+    """Group normalisation (Wu & He 2018) with the parameters of `nn.GroupNorm`.
 
     The statistics of a group are averages of those of its channels, so the picture is never reshaped. XLA's CPU
     backend compiles and runs the small network's sampler in three quarters of the time that it needs with
@@ -47,10 +47,12 @@ class GroupNorm(nn.Module):
             mean = jnp.mean(statistic.reshape(b, self.num_groups, -1), axis=-1)
             return jnp.repeat(mean, channels // self.num_groups, axis=-1)
 
-        mean = of_group(jnp.mean(x, axis=(1, 2)))
-        variance = of_group(jnp.mean(jnp.square(x), axis=(1, 2))) - jnp.square(mean)
-        factor = scale[None, :] * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + self.epsilon)
-        return ((x - mean[:, None, None, :]) * factor[:, None, None, :] + bias[None, None, None, :]).astype(self.dtype)
+        # Not the mean of squares less the squared mean, which cancel where the mean is large. It costs a third pass, 2%
+        # of the time of a prediction of the small network and none of that of its gradient.
+        centred = x - of_group(jnp.mean(x, axis=(1, 2)))[:, None, None, :]
+        variance = of_group(jnp.mean(jnp.square(centred), axis=(1, 2)))
+        factor = scale[None, :] * jax.lax.rsqrt(variance + self.epsilon)
+        return (centred * factor[:, None, None, :] + bias[None, None, None, :]).astype(self.dtype)
 
 
 def double(x: jax.Array) -> jax.Array:

@@ -38,7 +38,7 @@ def init(config: UNetConfig, key: jax.Array) -> Params:
 @functools.partial(jax.jit, static_argnums=0)
 def _init_unet(config: UNetConfig, key: jax.Array) -> Params:
     """The parameters of `UNet2D`, by one program: operation by operation they take much longer."""
-    x = jnp.zeros((1, config.sample_size, config.sample_size, config.in_channels))
+    x = jnp.zeros((1, *config.picture_shape))
     return dict(UNet2D(config).init(key, x, jnp.zeros((1,), jnp.int32))["params"])
 
 

@@ -13,15 +13,14 @@ Published folders leave out options whose values were the defaults of their day,
 are diffusers', not `UNetConfig`'s. Checkpoints of 2022 name the projections of attention as `_LEGACY` lists.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
 import pathlib
 import re
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import flax.traverse_util
@@ -31,11 +30,18 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from cdisc.diffusion import schedule as schedule_lib
-from cdisc.diffusion.schedule import Schedule
-from cdisc.errors import UserError, about, nearest, require_known, require_positive
+from cdisc.errors import UserError, about, nearest
 from cdisc.networks import denoiser
-from cdisc.networks.backbone import PREDICTION_TYPES, Backbone, unet
+from cdisc.networks.backbone import Backbone, unet
+from cdisc.networks.diffusers_options import (
+    NAMED,
+    NOT_IN_DIFFUSERS,
+    SchedulerConfig,
+    fits,
+    named,
+    network_config,
+    scheduler_config,
+)
 from cdisc.networks.lora import Adapter
 from cdisc.networks.unet import UNetConfig, residual_blocks
 
@@ -44,131 +50,56 @@ _Options = TypeVar("_Options")
 NETWORK_FILE = "config.json"
 SCHEDULER_FILE = "scheduler_config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+PIPELINE_FILE = "model_index.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 EMBEDDING_FILE = "class_embedding.safetensors"
 BLOCKS_FILE = "block_embeddings.safetensors"
 
-BETA_SCHEDULES: Mapping[str, Callable[[int, float, float], Schedule]] = types.MappingProxyType(
-    {
-        "linear": schedule_lib.linear_beta,
-        "scaled_linear": schedule_lib.scaled_linear_beta,
-        "squaredcos_cap_v2": lambda num_timesteps, beta_start, beta_end: schedule_lib.squared_cosine(num_timesteps),
-    }
-)
-
-# Schedulers whose forward process is variance-preserving, and whether they clip where their file does not say.
-_SCHEDULERS = {
-    "DDPMScheduler": True,
-    "DDIMScheduler": True,
-    "PNDMScheduler": False,
-    "DPMSolverMultistepScheduler": False,
-}
-
-# Options that say how that scheduler samples, not what the network was trained on: cdisc has its own samplers.
-_SAMPLING_OPTIONS = frozenset(
-    {
-        "algorithm_type",
-        "dynamic_thresholding_ratio",
-        "euler_at_final",
-        "final_sigmas_type",
-        "flow_shift",
-        "lambda_min_clipped",
-        "lower_order_final",
-        "sample_max_value",
-        "set_alpha_to_one",
-        "skip_prk_steps",
-        "solver_order",
-        "solver_type",
-        "steps_offset",
-        "tensor_format",
-        "time_shift_type",
-        "timestep_spacing",
-        "timestep_values",
-        "use_beta_sigmas",
-        "use_dynamic_shifting",
-        "use_exponential_sigmas",
-        "use_karras_sigmas",
-        "use_lu_lambdas",
-    }
-)
-
-# Options of which cdisc supports only some values.
-_NETWORK_KNOWN = {"act_fn": ("silu", "swish"), "mid_block_type": ("UNetMidBlock2D",)}
-_SCHEDULER_KNOWN = {
-    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-    "thresholding": (False,),
-    "rescale_betas_zero_snr": (False,),
-    "use_flow_sigmas": (False,),
-}
-
-# Dropout is off once a network is trained; num_train_timesteps belongs to learned time embeddings.
-_NETWORK_IGNORED = frozenset({"dropout", "num_train_timesteps"})
-
-# Where diffusers' defaults differ from those of `UNetConfig`. It has none for the size, which its networks do not need.
-_NETWORK_DEFAULTS = {
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (224, 448, 672, 896),
-    "layers_per_block": 2,
-}
-_NOT_IN_DIFFUSERS = ("patch_size", "dtype", "remat")
+# What turns latents into pictures, by the beginning of its folder's name or of its class.
+_DECODERS = ("vae", "vqvae", "vqmodel", "movq", "Autoencoder", "AsymmetricAutoencoder", "VQModel")
 
 _LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _NUMBERED = re.compile(r"(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out)_(\d+)")
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+# Parts of a name that stand for a module around the network or around a part of it.
+_WRAPPERS = re.compile(r"(?<!\w)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
 _FLOATS = ("F64", "F32", "F16", "BF16")
+
+# Options of PEFT's LoRA, besides those that are followed, that do not change what trained factors are added to.
+_ADAPTER_IGNORED = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "exclude_modules",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_dropout",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        # The factors' shapes have the ranks, of every layer.
+        "r",
+        "rank_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+    }
+)
+# Other starts change the network's own weights, which the adapter then no longer fits.
+_ADAPTER_KNOWN = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
+}
 
 # The axes of a kernel in PyTorch's order, in terms of Flax's, by the kernel's rank: HWIO to OIHW, and (in, out) turned.
 _KERNEL_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SchedulerConfig:
-    """What a scheduler's file says of the model: its forward process and what it predicts. Names are diffusers'.
-
-    Attributes:
-      num_train_timesteps: T.
-      beta_start: the first beta, of the linear schedules.
-      beta_end: the last beta, of the linear schedules.
-      beta_schedule: one of `BETA_SCHEDULES`.
-      trained_betas: all betas, in place of a named schedule; None for the named one.
-      prediction_type: one of `cdisc.networks.backbone.PREDICTION_TYPES`.
-      clip: samplers clip the predicted clean picture to [-clip, clip]; None leaves it.
-
-    Raises:
-      ValueError: for a beta schedule or prediction type that cdisc does not know.
-    """
-
-    num_train_timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 2e-2
-    beta_schedule: str = "linear"
-    trained_betas: tuple[float, ...] | None = None
-    prediction_type: str = "epsilon"
-    clip: float | None = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuses values from which no schedule can be made."""
-        require_known("beta_schedule", self.beta_schedule, tuple(BETA_SCHEDULES))
-        require_known("prediction_type", self.prediction_type, PREDICTION_TYPES)
-        require_positive(num_train_timesteps=self.num_train_timesteps)
-        for name in ("beta_start", "beta_end", "trained_betas"):
-            betas = getattr(self, name)
-            if betas is not None and (np.min(betas) <= 0.0 or np.max(betas) >= 1.0):
-                raise ValueError(f"{name} is {betas}: a beta lies between 0 and 1.")
-        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
-            raise ValueError(
-                f"trained_betas has {len(self.trained_betas)} values, but num_train_timesteps is "
-                f"{self.num_train_timesteps}: give one for each."
-            )
-
-    def schedule(self) -> Schedule:
-        """The forward process."""
-        if self.trained_betas is not None:
-            return schedule_lib.from_betas(np.asarray(self.trained_betas))
-        return BETA_SCHEDULES[self.beta_schedule](self.num_train_timesteps, self.beta_start, self.beta_end)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,22 +125,36 @@ def load(folder: str | os.PathLike[str]) -> Pretrained:
     """Reads a network that diffusers saved.
 
     Args:
-      folder: of a `UNet2DModel` with its `scheduler_config.json`, or of a pipeline with `unet/` and `scheduler/`.
+      folder: of a `UNet2DModel` with its `scheduler_config.json`, of a pipeline with `unet/` and `scheduler/`, or of
+        either in a hub's cache; `~` is the home folder.
 
     Raises:
-      UserError: for a file that is missing, damaged or pickled, an option that cdisc does not have, or weights that are
-        not those of the options: all that are missing, left over or of another shape are named.
+      UserError: for a file that is missing, damaged or pickled, an option that cdisc does not have, a network of
+        latents, or weights that are not finite or not those of the options: the first few that are missing, left over
+        or of another shape are named.
     """
     network, scheduler = load_options(folder)
-    return Pretrained(network, _read_params(_weights_file(_part(folder, "unet")), network), scheduler)
+    return Pretrained(network, _read_params(_network_folder(folder), network), scheduler)
 
 
 def load_options(folder: str | os.PathLike[str]) -> tuple[UNetConfig, SchedulerConfig]:
     """What `load` finds in a folder, without reading the weights; raises as it does."""
-    if not pathlib.Path(folder).is_dir():
-        raise UserError(f"{folder} is no folder: give one that diffusers saved.")
-    network = _read(network_config, _file(_part(folder, "unet"), NETWORK_FILE))
-    return network, _read(scheduler_config, _file(_part(folder, "scheduler"), SCHEDULER_FILE))
+    root, part = _existing(folder), _network_folder(folder)
+    for pipeline in {root, part.parent if part.name.startswith("unet") else root}:
+        _require_pixels(pipeline)
+    file = part / NETWORK_FILE
+    if not file.is_file():
+        raise UserError(f"{part} has no {NETWORK_FILE}: give the folder of a UNet2DModel, or of a pipeline with unet/.")
+    network = _read(network_config, file)
+    for place in (root / "scheduler", part, part.parent / "scheduler", root.parent / "scheduler"):
+        if (place / SCHEDULER_FILE).is_file():
+            return network, _read(scheduler_config, place / SCHEDULER_FILE)
+    raise UserError(
+        f"{root} has no {SCHEDULER_FILE}, and there is none in a scheduler/ of it or beside it: write "
+        f"{part / SCHEDULER_FILE} with the noise that the network was trained on, such as "
+        '{"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear", '
+        '"prediction_type": "epsilon"}.'
+    )
 
 
 def save(
@@ -238,17 +183,14 @@ def save(
     turned = {path: _turned(path, np.asarray(leaf, np.float32)) for path, leaf in leaves.items()}
     if {path: array.shape for path, array in turned.items()} != dict(expected.values()):
         raise ValueError("the parameters are not those of the network's options")
-    options = {k: v for k, v in dataclasses.asdict(network).items() if k not in _NOT_IN_DIFFUSERS}
-    process = {k: v for k, v in dataclasses.asdict(scheduler).items() if k != "clip"}
-    process |= {"clip_sample": scheduler.clip is not None}
-    process |= {} if scheduler.clip is None else {"clip_sample_range": scheduler.clip}
+    options = {k: v for k, v in dataclasses.asdict(network).items() if k not in NOT_IN_DIFFUSERS}
     texts = {
         NETWORK_FILE: {"_class_name": "UNet2DModel", "act_fn": "silu", **options},
-        SCHEDULER_FILE: {"_class_name": "DDPMScheduler", **process},
+        SCHEDULER_FILE: scheduler.content(),
     }
     if network.num_class_embeds is None and network.class_embed_type is None:
         parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
-        texts["model_index.json"] = {"_class_name": "DDPMPipeline", **parts}
+        texts[PIPELINE_FILE] = {"_class_name": "DDPMPipeline", **parts}
     tensors = {name: turned[path] for name, (path, _) in expected.items()}
     _write(pathlib.Path(folder), texts, {WEIGHTS_FILE: tensors})
 
@@ -305,43 +247,33 @@ def save_adapter(folder: str | os.PathLike[str], network: UNetConfig, adapter: A
     _write(pathlib.Path(folder), texts, tensors)
 
 
-def network_config(options: Mapping[str, Any]) -> UNetConfig:
-    """The options of a `config.json`.
+def load_adapter(folder: str | os.PathLike[str], network: UNetConfig) -> tuple[Adapter, jax.Array | None]:
+    """Reads a LoRA adapter that PEFT saved, and the class that `save_adapter` may have written beside it.
+
+    A layer's change is `lora_B @ lora_A`, times alpha / rank or, with `use_rslora`, alpha / sqrt(rank). Where layers
+    have an alpha or a rank of their own, that is made part of the second factor.
+
+    Args:
+      folder: with `adapter_config.json` and `adapter_model.safetensors`; `~` is the home folder.
+      network: the options of the network that it adapts.
+
+    Returns:
+      The adapter, and the new class embedding, (E,) or (L, E) as `save_adapter` takes it, or None.
 
     Raises:
-      ValueError: for options that do not exist in diffusers or that cdisc does not have.
+      UserError: for a file that is missing, damaged or pickled, another kind of adapter, or factors that are not finite
+        or not those of the network.
     """
-    _of_class(options, ("UNet2DModel",))
-    for name in _NOT_IN_DIFFUSERS:
-        if name in options:
-            raise ValueError(f"{name} is an option of cdisc's own and none of diffusers': take it out.")
-    options = {**_NETWORK_DEFAULTS, **options}
-    size = options.get("sample_size")
-    if size is None:
-        raise ValueError("sample_size is missing: write the side of the pictures, in pixels, into the file.")
-    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
-        options["sample_size"] = size[0]
-    for name in ("down_block_types", "up_block_types"):
-        if _fits(options[name], tuple[str, ...]):
-            # The names of blocks in diffusers 0.0, which it still reads.
-            options[name] = [kind.removeprefix("UNetRes") for kind in options[name]]
-    return _options(UNetConfig, options, _NETWORK_KNOWN, _NETWORK_IGNORED)
-
-
-def scheduler_config(options: Mapping[str, Any]) -> SchedulerConfig:
-    """The options of a `scheduler_config.json`, as far as they concern the model and not how it is sampled.
-
-    Raises:
-      ValueError: for options that no scheduler of diffusers has, or processes that cdisc does not have.
-    """
-    name = _of_class(options, tuple(_SCHEDULERS))
-    options = dict(options)
-    clips = options.pop("clip_sample", _SCHEDULERS[name])
-    clip = options.pop("clip_sample_range", 1.0)
-    if not _fits(clips, bool) or not _fits(clip, float):
-        raise ValueError("clip_sample must be true or false, and clip_sample_range a number.")
-    options["clip"] = clip if clips else None
-    return _options(SchedulerConfig, options, _SCHEDULER_KNOWN, _SAMPLING_OPTIONS)
+    root, adapter, embedding = _existing(folder), Adapter(), None
+    if (root / EMBEDDING_FILE).is_file():
+        embedding = _read_class(root, network)
+    if embedding is None or (root / ADAPTER_FILE).is_file():
+        file = root / ADAPTER_CONFIG_FILE
+        if not file.is_file():
+            raise UserError(f"{root} has no {ADAPTER_CONFIG_FILE}: give the folder of an adapter that PEFT saved.")
+        path = _single(root, ADAPTER_FILE, f"PeftModel.from_pretrained(unet, {str(root)!r})")
+        adapter = _read_factors(path, network, _read(_adapter_scales, file))
+    return adapter, embedding
 
 
 def layout(network: UNetConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -357,22 +289,26 @@ def layout(network: UNetConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def _folded(network: UNetConfig) -> UNetConfig:
     """The same network without patches, on pictures whose patches have become channels."""
-    patch = network.patch_size
+    patch, (height, width, _) = network.patch_size, network.picture_shape
     return dataclasses.replace(
         network,
         patch_size=1,
-        sample_size=network.sample_size // patch,
+        sample_size=(height // patch, width // patch) if height != width else height // patch,
         in_channels=network.in_channels * patch**2,
         out_channels=network.out_channels * patch**2,
     )
 
 
-def _shuffled(network: UNetConfig, leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves whose axes of folded pixels are turned from (row, column, channel) to PyTorch's (channel, row, column)."""
+def _shuffled(network: UNetConfig, leaves: Mapping[str, Any], back: bool = False) -> dict[str, Any]:
+    """Leaves whose axes of folded pixels are turned from (row, column, channel) to PyTorch's (channel, row, column).
+
+    With `back`, from there to here.
+    """
     patch, shuffled = network.patch_size, dict(leaves)
 
     def turn(channels: int, axis: int, paths: Iterable[str]) -> None:
         order = np.arange(patch**2 * channels).reshape(patch, patch, channels).transpose(2, 0, 1).ravel()
+        order = np.argsort(order) if back else order
         shuffled.update({path: np.take(np.asarray(leaves[path]), order, axis) for path in paths if path in leaves})
 
     turn(network.in_channels, -2, ("conv_in/kernel", "conv_in/a"))
@@ -395,40 +331,101 @@ def _turned(path: str, array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(_axes(path, array.ndim)))
 
 
-def _part(folder: str | os.PathLike[str], name: str) -> pathlib.Path:
-    """Where the files of a part are: in the folder itself or, in a whole pipeline, in a subfolder of that name."""
-    folder = pathlib.Path(folder)
-    return folder / name if (folder / "unet").is_dir() else folder
+def _existing(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """A folder that is there; of a hub's cache of one repository, the snapshot that it calls main."""
+    path = pathlib.Path(folder)
+    with contextlib.suppress(RuntimeError):  # a home that nobody has
+        path = path.expanduser()
+    if not path.is_dir():
+        kind = "is a file, and a folder is wanted" if path.exists() else "is no folder"
+        raise UserError(
+            f"{folder} {kind}: give one that diffusers or PEFT saved; what lies on a hub is downloaded first."
+        )
+    if not (path / "snapshots").is_dir() or (path / NETWORK_FILE).is_file():
+        return path
+    main = path / "refs" / "main"
+    known = sorted((path / "snapshots").iterdir())
+    if main.is_file():
+        known = [snapshot for snapshot in known if snapshot.name == main.read_text(encoding="utf-8").strip()]
+    if len(known) != 1:
+        raise UserError(f"{path / 'snapshots'} has {len(known)} snapshots that could be meant: give the folder of one.")
+    return known[0]
 
 
-def _file(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """The path of a file that must be there."""
+def _network_folder(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """Where the files of the network are: in the folder itself or, in a whole pipeline, in `unet/`."""
+    root = _existing(folder)
+    return root / "unet" if (root / "unet").is_dir() else root
+
+
+def _require_pixels(folder: pathlib.Path) -> None:
+    """Refuses the pipeline of a network whose pictures are another network's latents."""
+    index = folder / PIPELINE_FILE
+    parts = _read(dict, index) if index.is_file() else {}
+    found = [name for name in (path.name for path in folder.iterdir() if path.is_dir()) if name.startswith(_DECODERS)]
+    for name, kind in parts.items():
+        classes = [str(entry) for entry in kind if entry] if isinstance(kind, list) else []
+        if len(classes) == 2 and (name.startswith(_DECODERS) or classes[1].startswith(_DECODERS)):
+            found.append(name)
+    if found:
+        raise UserError(
+            f"{folder} is a pipeline of latent diffusion: its {found[0]} makes the pictures, and its network denoises "
+            "latents; give a network that denoises pictures."
+        )
+
+
+def _single(folder: pathlib.Path, name: str, loader: str) -> pathlib.Path:
+    """The path of a file of tensors, which must be there and not be pickled; `loader` is what reads it elsewhere."""
     path = folder / name
     if not path.is_file():
-        there = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-        hint = nearest(name, there) or ": give a whole folder that diffusers saved."
-        raise UserError(f"{folder} has no {name}{hint}")
+        alike = sorted(folder.glob(f"{name.removesuffix('.safetensors')}*"))
+        pickled = [p for p in alike if p.suffix in (".bin", ".ckpt", ".pt", ".pth")]
+        if pickled:
+            raise UserError(
+                f"{pickled[0]} is pickled, and opening it could run anything, so cdisc never does: where it can be "
+                f"opened, write {name} with {loader}.save_pretrained({str(folder)!r})."
+            )
+        raise UserError(f"{folder} has no {name}: copy it from where the other files came.")
     return path
 
 
-def _weights_file(folder: pathlib.Path) -> pathlib.Path:
-    """The path of the weights, which must not be pickled."""
-    if not (folder / WEIGHTS_FILE).is_file():
-        for path in sorted(folder.iterdir()):
-            if path.suffix in (".bin", ".ckpt", ".pt", ".pth"):
-                raise UserError(
-                    f"{path} is pickled, and opening it could run anything, so cdisc never does: where diffusers is "
-                    f"installed, write {WEIGHTS_FILE} with UNet2DModel.from_pretrained({str(folder)!r}, "
-                    f"use_safetensors=False).save_pretrained({str(folder)!r})."
-                )
-    return _file(folder, WEIGHTS_FILE)
+def _weights(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, str]]:
+    """The file of a network's weights, or their index; and the file of each tensor if there is an index."""
+    stem = WEIGHTS_FILE.removesuffix(".safetensors")
+    whole = [p for p in sorted(folder.glob(f"{stem}*.safetensors")) if not _SHARD.search(p.name)]
+    found = whole + sorted(folder.glob(f"{stem}*.safetensors.index*.json"))
+    # Variants, such as fp16, have a word more in their names.
+    plain = [p for p in found if p.name in (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json")] or found
+    if not plain:
+        loader = f"UNet2DModel.from_pretrained({str(folder)!r}, use_safetensors=False)"
+        return _single(folder, WEIGHTS_FILE, loader), {}
+    if len(plain) > 1:
+        raise UserError(f"{folder} has {named([p.name for p in plain])}: leave the one that is meant.")
+    if plain[0].suffix == ".safetensors":
+        return plain[0], {}
+    place = _read(_weight_map, plain[0])
+    for name in sorted(set(place.values())):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}, which {plain[0].name} names: copy it from where it came.")
+    return plain[0], place
+
+
+def _weight_map(content: Mapping[str, Any]) -> dict[str, str]:
+    """The file of each tensor, from the content of an index."""
+    place = content.get("weight_map")
+    if not isinstance(place, dict) or not place:
+        raise ValueError("weight_map is missing: it says which file holds which tensor.")
+    for name in place.values():
+        if not isinstance(name, str) or pathlib.Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"weight_map has {name!r}: use the name of a .safetensors file beside it.")
+    return place
 
 
 def _read(parse: Callable[[Mapping[str, Any]], _Options], path: pathlib.Path) -> _Options:
     """What `parse` makes of a JSON file; its errors name the file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_bytes())  # of any Unicode, with or without a byte order mark
+    except (OSError, RecursionError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): copy it again from where it came.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object: copy it again from where it came.")
@@ -436,101 +433,176 @@ def _read(parse: Callable[[Mapping[str, Any]], _Options], path: pathlib.Path) ->
         return parse(content)
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of the type with which a field is annotated."""
-    if isinstance(kind, types.UnionType):
-        return any(_fits(value, part) for part in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, list | tuple) and all(_fits(item, typing.get_args(kind)[0]) for item in value)
-    if kind in (int, float):
-        # In Python True is a number.
-        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _options(
-    cls: type[_Options], content: Mapping[str, Any], limited: Mapping[str, Sequence[Any]], ignored: Iterable[str]
-) -> _Options:
-    """The dataclass `cls` from the options of a file.
-
-    Args:
-      cls: whose fields are named as in the file.
-      content: the file's.
-      limited: other options, and those of their values that change nothing.
-      ignored: options that may have any value.
-
-    Raises:
-      ValueError: for options that do not exist, all of them, or a value that `cls` or `limited` refuses.
-    """
-    kinds = {field.name: field.type for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    content = {name: value for name, value in content.items() if not name.startswith("_")}
-    known = [*kinds, *limited, *ignored]
-    unknown = [_named(name, known) for name in content if name not in known]
-    if unknown:
-        raise ValueError(f"cdisc does not know {', '.join(unknown)}.")
-    for name, value in content.items():
-        if name in limited:
-            require_known(name, value, limited[name])
-        elif name in kinds and not _fits(value, kinds[name]):
-            kind = kinds[name]
-            raise ValueError(f"{name} is {value!r}, which is not {kind.__name__ if isinstance(kind, type) else kind}.")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items() if k in kinds})
-
-
-def _named(name: str, known: Iterable[str]) -> str:
-    """A name that is not one of `known`, with the nearest that is."""
-    hint = nearest(name, known).removeprefix("; ")
-    return f"{name!r} ({hint})" if hint else repr(name)
-
-
-def _of_class(content: Mapping[str, Any], known: Sequence[str]) -> str:
-    """The class whose options a file holds; where it does not say, the first of `known`."""
-    name = content.get("_class_name", known[0])
-    require_known("_class_name", name, known)
-    return str(name)
+def _opened(path: pathlib.Path) -> Any:
+    """An open file of tensors; raises UserError for one that is damaged."""
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except (OSError, safetensors.SafetensorError) as error:
+        with path.open("rb") as file:
+            if file.read(20).startswith(b"version https://git"):
+                raise UserError(f"{path} stands for a file of Git LFS: run 'git lfs pull' where it is.") from error
+        raise UserError(f"{path} is damaged or cut short ({error}): copy it again from where it came.") from error
 
 
 def _current_name(name: str) -> str:
-    """The present name of a key of a 2022 checkpoint."""
-    module, _, leaf = name.rpartition(".")
+    """The name of a tensor without its wrappers, and the present one if it is of a 2022 checkpoint."""
+    module, _, leaf = _WRAPPERS.sub("", name).rpartition(".")
     block, _, layer = module.rpartition(".")
-    return f"{block}.{_LEGACY[layer]}.{leaf}" if layer in _LEGACY and ".attentions." in block + "." else name
+    if layer in _LEGACY and ".attentions." in block + ".":
+        module = f"{block}.{_LEGACY[layer]}"
+    return f"{module}.{leaf}" if module else leaf
 
 
-def _read_params(path: pathlib.Path, network: UNetConfig) -> denoiser.Params:
-    """The parameters from a safetensors file, one tensor at a time."""
+def _current_names(names: Iterable[str]) -> dict[str, str]:
+    """The names of a file's tensors by those that they have in a network, without a prefix that all have."""
+    current = {_current_name(name): name for name in names}
+    prefix = next((name.removesuffix("conv_in.weight") for name in current if name.endswith(".conv_in.weight")), "")
+    if all(name.startswith(prefix) for name in current):
+        return {name.removeprefix(prefix): old for name, old in current.items()}
+    return current
+
+
+def _float32(path: pathlib.Path, name: str, array: np.ndarray) -> np.ndarray:
+    """A tensor of a file as float32; raises UserError for one that holds what is no number."""
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(
+            f"{path}: {name} has values that are not finite in float32: the network was broken when it was saved, so "
+            "take an earlier checkpoint."
+        )
+    return array
+
+
+def _read_params(folder: pathlib.Path, network: UNetConfig) -> denoiser.Params:
+    """The parameters in a network's folder, one tensor at a time."""
     keys = layout(network)
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            stored = {_current_name(name): name for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            _compare(path, keys, {name: file.get_slice(old) for name, old in stored.items()})
-            flat = {}
-            for name, (leaf, shape) in keys.items():
-                back = np.argsort(_axes(leaf, len(shape)))
-                flat[leaf] = jnp.asarray(file.get_tensor(stored[name]).transpose(back), jnp.float32)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is damaged or cut short ({error}): copy it again from where it came.") from error
+    path, place = _weights(folder)
+    with contextlib.ExitStack() as stack:
+        shards = sorted(set(place.values())) or [path.name]
+        files = {shard: stack.enter_context(_opened(folder / shard)) for shard in shards}
+        there = {shard: set(file.keys()) for shard, file in files.items()}
+        held = place or dict.fromkeys(there[path.name], path.name)
+        if wrong := [f"{name} is not in {shard}" for name, shard in held.items() if name not in there[shard]]:
+            raise UserError(f"{path} does not fit the files that it names ({named(wrong)}): copy all of them again.")
+        stored = _current_names(held)
+        if len(stored) < len(held):
+            raise UserError(f"{path} holds tensors twice, with a wrapper's prefix and without: save the network anew.")
+        _compare(path, keys, {name: files[held[old]].get_slice(old) for name, old in stored.items()})
+        flat = {}
+        for name, (leaf, shape) in keys.items():
+            array = _float32(path, name, files[held[stored[name]]].get_tensor(stored[name]))
+            flat[leaf] = jnp.asarray(array.transpose(np.argsort(_axes(leaf, len(shape)))))
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _compare(path: pathlib.Path, keys: Mapping[str, tuple[str, tuple[int, ...]]], stored: Mapping[str, Any]) -> None:
-    """Names every tensor of a file that is not as the network needs it.
+    """Names the first tensors of a file that are not as the network needs them.
 
     Raises:
       UserError: one, for all of them.
     """
     missing = [name for name in keys if name not in stored]
-    wrong = [f"{name!r} is missing" for name in missing]
-    wrong += [f"{_named(name, missing or keys)} is not the network's" for name in stored if name not in keys]
+    more = [name for name in stored if name not in keys]
+    # Looking for the nearest of hundreds of names takes long, and few are shown.
+    more[:NAMED] = [name + nearest(name, missing).replace("; ", " (").replace("?", "?)") for name in more[:NAMED]]
+    wrong: dict[str, list[str]] = {"missing": missing, "not the network's": more}
+    shapes, kinds = wrong["of another shape"], wrong["of another type"] = [], []
     for name, (_, shape) in keys.items():
         if name in stored:
             given, kind = stored[name].get_shape(), stored[name].get_dtype()
             if given != list(shape):
-                wrong.append(f"{name!r} has the shape {given} instead of {list(shape)}")
+                shapes.append(f"{name} {given} instead of {list(shape)}")
             elif kind not in _FLOATS:
-                wrong.append(f"{name!r} holds {kind} instead of floating-point numbers")
-    if wrong:
-        raise UserError(f"{path} does not hold the weights of {NETWORK_FILE} beside it: {', '.join(wrong)}.")
+                kinds.append(f"{name} {kind} instead of {' or '.join(_FLOATS)}")
+    if any(wrong.values()):
+        said = "; ".join(f"{what}: {named(names)}" for what, names in wrong.items() if names)
+        raise UserError(f"{path} does not hold the weights of {NETWORK_FILE} beside it. {said[0].upper()}{said[1:]}.")
+
+
+def _adapter_scales(content: Mapping[str, Any]) -> Callable[[str, int], float]:
+    """What multiplies the product of a layer's factors, as a function of its name in PyTorch and its rank.
+
+    Raises:
+      ValueError: for another adapter than a LoRA, or options of PEFT that change more than that.
+    """
+    options = {"peft_type": "LORA", "lora_alpha": 8, "bias": "none", "init_lora_weights": True, **content}
+    for name, known in _ADAPTER_KNOWN.items():
+        if (value := options.pop(name)) not in known:
+            raise ValueError(f"{name} is {value!r}, which cdisc does not have: it has {', '.join(map(str, known))}.")
+    alpha, rooted = options.pop("lora_alpha"), options.pop("use_rslora", False)
+    alphas = options.pop("alpha_pattern", None) or {}
+    if not isinstance(alphas, dict) or not all(fits(value, float) for value in (alpha, *alphas.values())):
+        raise ValueError("lora_alpha must be a number, and alpha_pattern numbers by the names of layers.")
+    try:
+        # PEFT takes the first that is the end of the layer's name.
+        patterns = {re.compile(rf"(.*\.)?({pattern})$"): value for pattern, value in alphas.items()}
+    except re.error as error:
+        raise ValueError(
+            f"alpha_pattern has what is no regular expression ({error}): save the adapter anew."
+        ) from error
+    # Of options that switch something on, null and false switch nothing on.
+    if unknown := [name for name, value in options.items() if value and name not in _ADAPTER_IGNORED]:
+        raise ValueError(f"cdisc does not have {named(unknown)}: train an adapter without.")
+
+    def scale(layer: str, rank: int) -> float:
+        own = (value for pattern, value in patterns.items() if pattern.match(layer))
+        return float(next(own, alpha)) / (rank**0.5 if rooted else rank)
+
+    return scale
+
+
+def _tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """A small file's tensors as float32, by their names without wrappers."""
+    with _opened(path) as file:
+        stored = {_WRAPPERS.sub("", name): name for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        return {name: _float32(path, name, file.get_tensor(old)) for name, old in stored.items()}
+
+
+def _read_factors(path: pathlib.Path, network: UNetConfig, scale_of: Callable[[str, int], float]) -> Adapter:
+    """The adapter whose factors are in a file of PEFT."""
+    given = {name.removeprefix("base_model.model."): array for name, array in _tensors(path).items()}
+    flat: dict[str, np.ndarray] = {}
+    scales: dict[str, float] = {}
+    wrong: list[str] = []
+    for name, (leaf, shape) in layout(network).items():
+        layer = name.removesuffix(".weight")
+        a, b = (given.pop(f"{layer}.lora_{factor}.weight", None) for factor in "AB")
+        if not leaf.endswith("/kernel") or (a is None and b is None):
+            continue
+        rank = 0 if a is None or a.ndim != len(shape) else a.shape[0]
+        # In PEFT the second factor of a convolution is a convolution too, of one pixel.
+        ends = (shape[0], rank, *(1 for _ in shape[2:]))
+        if a is None or b is None or not rank or a.shape[1:] != shape[1:] or b.shape != ends:
+            wrong.append(layer)
+            continue
+        place = leaf.removesuffix("/kernel")
+        scales[place] = scale_of(layer, rank)
+        flat |= {f"{place}/a": a.transpose(np.argsort(_KERNEL_AXES[a.ndim])), f"{place}/b": b.reshape(-1, rank).T}
+    if wrong := wrong + list(given):
+        raise UserError(f"{path} has factors that are not of the network's kernels: {named(wrong)}.")
+    scale = max(scales.values(), key=abs, default=1.0)
+    for place, own in scales.items():
+        if own != scale:
+            flat[f"{place}/b"] = flat[f"{place}/b"] * (own / scale)
+    flat = _shuffled(network, flat, back=True)
+    factors = {place: {factor: jnp.asarray(flat[f"{place}/{factor}"]) for factor in "ab"} for place in scales}
+    return Adapter(factors, scale)
+
+
+def _read_class(folder: pathlib.Path, network: UNetConfig) -> jax.Array:
+    """The class embedding that `save_adapter` wrote: (E,), or (L, E)."""
+    tensors = _tensors(folder / EMBEDDING_FILE)
+    names: list[str] = []
+    if (folder / BLOCKS_FILE).is_file():
+        names = [_module_name(block) for block in residual_blocks(network)]
+        tensors |= _tensors(folder / BLOCKS_FILE)
+    shared = tensors.pop("class_embedding.weight", np.zeros(0))
+    width = network.embedding_dim
+    shapes = {name: array.shape for name, array in tensors.items()}
+    if shared.shape != (1, width) or shapes != dict.fromkeys(names, (width,)):
+        raise UserError(f"{folder / EMBEDDING_FILE} and {BLOCKS_FILE} are not a class of this network's, {width} wide.")
+    return jnp.asarray(shared[0] + np.stack([tensors[name] for name in names]) if names else shared[0])
 
 
 def _write(

@@ -26,7 +26,7 @@ class UNetConfig:
     """The options of `UNet2DModel` that cdisc has, under their published names, and `patch_size`, `dtype`, `remat`.
 
     Attributes:
-      sample_size: height and width of the pictures, in pixels.
+      sample_size: height and width of the pictures, in pixels; a pair where they differ.
       in_channels: channels of the pictures.
       out_channels: channels of the prediction.
       center_input_sample: whether pictures come in [0, 1] and are stretched to [-1, 1] first.
@@ -61,7 +61,7 @@ class UNetConfig:
       ValueError: for a value that no network can have, naming the option.
     """
 
-    sample_size: int = 32
+    sample_size: int | tuple[int, int] = 32
     in_channels: int = 3
     out_channels: int = 3
     center_input_sample: bool = False
@@ -108,7 +108,8 @@ class UNetConfig:
             raise ValueError("block_out_channels is empty: give the channels of at least one level.")
         for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
             for kind in getattr(self, name):
-                require_known(name, kind, known)
+                if kind not in known:  # the nearest name would be another network's
+                    raise ValueError(f"{name} has {kind!r}, which cdisc does not have: it has {', '.join(known)}.")
             given, levels = len(getattr(self, name)), len(self.block_out_channels)
             if given != levels:
                 raise ValueError(f"{name} has {given} blocks, but block_out_channels has {levels}: give one for each.")
@@ -143,10 +144,18 @@ class UNetConfig:
                 f"{self.block_out_channels[-1]} channels of the middle block."
             )
         shrink = self.patch_size * 2 ** (len(self.block_out_channels) - 1)
-        if self.sample_size % shrink:
+        if isinstance(self.sample_size, tuple) and len(self.sample_size) != 2:
+            raise ValueError(f"sample_size is {self.sample_size}: give a side, or height and width.")
+        if any(side % shrink for side in self.picture_shape[:2]):
             raise ValueError(
                 f"sample_size is {self.sample_size}: these levels and patches need a multiple of {shrink}."
             )
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of what the network denoises."""
+        sides = self.sample_size if isinstance(self.sample_size, tuple) else (self.sample_size,) * 2
+        return *sides, self.in_channels
 
     @property
     def embedding_dim(self) -> int:

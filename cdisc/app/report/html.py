@@ -116,20 +116,6 @@ def write(path: str | os.PathLike[str], page: Page) -> None:
     storage.write_bytes(pathlib.Path(path), (piece.encode("utf-8") for piece in _pieces(page)))
 
 
-def svg(chart: str, colours: Mapping[str, str], *values: Any) -> str:
-    """One of the page's charts as a file of its own, light or dark as the reader's system is.
-
-    Args:
-      chart: the macro of `charts.html`: "tradeoff", "intervals".
-      colours: method name to colour.
-      *values: what the macro takes.
-    """
-    charts: Any = _TEMPLATES.get_template("charts.html").make_module({"colours": colours})
-    style = pathlib.Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    before = f' xmlns="http://www.w3.org/2000/svg"><style>{style}</style>'
-    return str(getattr(charts, chart)(*values)).strip().replace(">", before, 1) + "\n"
-
-
 def _pieces(page: Page) -> Iterator[str]:
     """The document from its beginning to its end, a panel at a time."""
     methods = page.results["methods"]
@@ -141,7 +127,7 @@ def _pieces(page: Page) -> Iterator[str]:
         colours=figures.method_colours(list(methods)),
         panels=(_panel(panel, page) for panel in itertools.islice(page.panels, page.panels_shown)),
         plane=page.plane and _plane(page.plane),
-        comparable=comparable(methods),
+        comparable=[m for m in methods.items() if None not in (m[1]["joint_accuracy"], m[1]["recall"])],
         table=_table(methods, ("samples", "queries"), page.reference),
         pooled={
             title: _table({name: found | found[key] for name, found in pooled.items()}, ("classes",), page.reference)
@@ -151,11 +137,6 @@ def _pieces(page: Page) -> Iterator[str]:
         longest=max(page.results["seconds"].values(), default=0.0),
         evaluations=np.mean(evaluations) if evaluations else None,
     )
-
-
-def comparable(methods: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The methods that have both figures of the chart "tradeoff", with their figures."""
-    return [(name, of) for name, of in methods.items() if None not in (of["joint_accuracy"], of["recall"])]
 
 
 def _panel(panel: Panel, page: Page) -> dict[str, Any]:

@@ -20,13 +20,12 @@ from cdisc.app.run import Run
 from cdisc.app.stages.saved import meet, unfinished
 from cdisc.data import Dataset
 from cdisc.data.pictures import Pixels, grid, png
-from cdisc.diffusion import sampling
 from cdisc.diffusion.loss import draw_noise
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError
 from cdisc.keys import named
 from cdisc.learning import pretrain as pretrain_lib
-from cdisc.networks import denoiser, interop
+from cdisc.networks import denoiser, interop, lora
 from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
 
@@ -87,7 +86,7 @@ def restore_backbone(run: Run, like: Any) -> denoiser.Params:
     Raises:
       UserError: if none are there, or they were trained otherwise or on other data.
     """
-    folder = pathlib.Path(run.config.pretrain.restore).expanduser() / "pretrain" / "params"
+    folder = storage.user_path(run.config.pretrain.restore) / "pretrain" / "params"
     try:
         found = checkpoints.read_about(folder)
     except storage.DamagedError as error:
@@ -113,8 +112,14 @@ def import_backbone(run: Run, source: DiffusersFolder, active: bool) -> denoiser
     """
     folder, null = source.path, source.null_class
     pretrained = interop.load(folder)
+    params = pretrained.params
+    if source.adapter:
+        adapter, embedding = interop.load_adapter(source.adapter, pretrained.network)
+        params = lora.merge(params, adapter)
+        if embedding is not None:
+            console.warn(f"{source.adapter} has a class of its own besides its factors, which is not used.")
     digest = hashlib.sha256(repr((pretrained.network, pretrained.scheduler)).encode())
-    for leaf in jax.tree.leaves(pretrained.params):
+    for leaf in jax.tree.leaves(params):
         digest.update(np.asarray(leaf).tobytes())
     path, later = run.path("pretrain", "imported.json"), run.path("discover")
     with hosts.first_alone():
@@ -130,11 +135,11 @@ def import_backbone(run: Run, source: DiffusersFolder, active: bool) -> denoiser
             if not active:
                 raise unfinished("pretrain", path) from error
             storage.write_json(path, {"sha256 of weights": known})
-            count = sum(leaf.size for leaf in jax.tree.leaves(pretrained.params))
+            count = sum(leaf.size for leaf in jax.tree.leaves(params))
             console.say(f"pretrain: {folder}, {count:,} parameters")
         if known != digest.hexdigest():
             raise UserError(f"{folder} is not the network that {run.workdir} was made with: choose another --workdir.")
-    return pretrained.params if null is None else denoiser.null_last(pretrained.params, null)
+    return params if null is None else denoiser.null_last(params, null)
 
 
 def bundle_about(run: Run) -> dict[str, str]:
@@ -249,6 +254,7 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
         found = begin(key_init)
     state = devices.replicate(found.state)
     best, metrics = jax.tree.map(np.array, (found.best, found.metrics))
+    del found  # it is on a device
     train_step = compiled_step(backbone=run.backbone, options=options, schedule=run.schedule, shape=run.dataset.shape)
     read = read_share(run.dataset, options, key_train)
     every, samples_every = options.save_every, options.samples_every
@@ -310,8 +316,7 @@ def class_pictures(run: Run, key: jax.Array) -> Callable[[denoiser.Params], Pixe
         def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
             return run.backbone.apply(params, x, t, denoiser.embed(params, labels))
 
-        start, settings = jnp.repeat(noise, columns, axis=0), run.config.sampling
-        return sampling.ddim(eps_fn, run.schedule, start, num_steps=settings.num_steps, clip=settings.clip)
+        return run.sample(eps_fn, jnp.repeat(noise, columns, axis=0))
 
     return lambda params: grid(draw(devices.one_copy(params)), columns=columns)
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,7 +30,15 @@ def meet(paths: Sequence[pathlib.Path]) -> None:
       UserError: if one is not there.
     """
     hosts.gather()
-    checkpoints.require(paths, _SHOWN_LATE if hosts.several() else 0.0)
+    until = time.monotonic() + (_SHOWN_LATE if hosts.several() else 0.0)
+    for path in paths:
+        while not checkpoints.exists(path):
+            if time.monotonic() >= until:
+                raise UserError(
+                    f"{path} was written and is not there: let nothing remove it while a run goes on, and choose a "
+                    "--workdir that all hosts share; then run again."
+                )
+            time.sleep(0.5)
 
 
 class Saved(Sequence[Any]):
