@@ -8,6 +8,9 @@ UTF-8, gone. Then the run is asked for its report, or to go on; what it advises 
 It is silently wrong if it does so with another page, or with other arrays, metrics or modes, than without the fault,
 and a dead end if a sentence advises nothing, or five of them do not lead to the end. Each kind of file gets each fault
 before another of its kind gets one.
+
+Before, and without a run, every fault of every file of every checkpoint and record is given to what reads it, which
+must tell it or read what was written.
 """
 
 import collections
@@ -131,6 +134,8 @@ def main(argv: list[str]) -> int:
             shutil.copytree(root / case.whole, root / name)
         for path in (found for pattern in case.missing for found in (root / name).glob(pattern)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    alone = read_alone(root, choice)
+    console.say(f"read by themselves: {dict(alone)}")
     counts: collections.Counter[str] = collections.Counter()
     for number, (name, file, fault) in enumerate(faults(root, choice)[: _COUNT.value], 1):
         case, copy = CASES[name], root / "copy"
@@ -149,7 +154,34 @@ def main(argv: list[str]) -> int:
         if number % 20 == 0:
             jax.clear_caches()  # or all runs' programs stay in memory
         console.say(f"{number} faults: {dict(counts)}")
-    return 1 if set(counts) - {"ended well", "advice followed"} else 0
+    return 1 if alone["believed"] or set(counts) - {"ended well", "advice followed"} else 0
+
+
+def read_alone(root: pathlib.Path, choice: random.Random) -> collections.Counter[str]:
+    """What readers make of every fault in every checkpoint and record of the cases."""
+    from cdisc import storage
+    from cdisc.app import checkpoints
+
+    def arrays(folder: pathlib.Path) -> dict[str, bytes]:
+        return {name: bytes(array) for name, array in checkpoints.arrays_of(folder).items()}
+
+    pieces = [(manifest.parent, arrays) for name in CASES for manifest in (root / name).rglob("manifest.json")]
+    records = [root / name / f"{record}.json" for name in CASES for record in ("config", "results", "seconds")]
+    pieces += [(path, lambda record: storage.read_json(record, "")) for path in records if path.exists()]
+    outcomes: collections.Counter[str] = collections.Counter()
+    for piece, read in pieces:
+        expected = read(piece)
+        for file in [path for path in (piece, *piece.rglob("*")) if path.is_file() and path.stat().st_size]:
+            content = file.read_bytes()
+            for fault in FAULTS.values():
+                damaged = fault(content, choice)
+                file.unlink() if damaged is None else file.write_bytes(damaged)
+                try:
+                    outcomes["as written" if read(piece) == expected else "believed"] += 1
+                except (storage.DamagedError, FileNotFoundError):
+                    outcomes["told"] += 1
+            file.write_bytes(content)
+    return outcomes
 
 
 def faults(root: pathlib.Path, choice: random.Random) -> list[tuple[str, pathlib.Path, str]]:

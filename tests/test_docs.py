@@ -77,3 +77,12 @@ def test_the_citation_and_the_changelog_have_the_version():
     version = importlib.import_module("cdisc").__version__
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_command_s_page_has_every_flag_and_what_it_says():
+    # Catches: a flag that is new or gone, or whose meaning has changed.
+    source = (ROOT / "cdisc" / "app" / "cli.py").read_text(encoding="utf-8")
+    flags = re.findall(r'DEFINE_\w+\(\s*"(\w+)",\s*[^,]+,\s*"([^"]+)"', source)
+    page = (ROOT / "docs" / "api" / "command.md").read_text(encoding="utf-8")
+    assert flags == re.findall(r"\| `--(\w+)` \| (.+) \|", page)
+    assert len(flags) == len(re.findall(r"^_\w+ = \w*flags\.DEFINE_", source, re.MULTILINE))
