@@ -208,7 +208,8 @@ def test_long_steps_climb_a_flat_top_and_none_is_longer_than_said():
     assert np.abs(clean[-1]).max() < 0.03
     assert np.abs(short[-1][:2, 0]).min() > 0.05
     heights = exact.log_density(pair, SCHEDULE, jnp.asarray(long.reshape(-1, 2)), jnp.full(33, 300))
-    assert np.diff(np.asarray(heights).reshape(11, 3), axis=0).min() > -1e-4
+    heights = np.asarray(heights).reshape(11, 3)
+    assert (heights[2:] - heights[:-2]).min() > -1e-5  # a move that lowered the density is taken back at once
     # The second start lies off the ridge, to which a mean shift takes it.
     assert np.sqrt(np.mean(np.square(np.diff(clean, axis=0)), axis=-1))[1:].max() < 0.1 + 1e-5
 
