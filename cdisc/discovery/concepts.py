@@ -184,7 +184,6 @@ class DiscoveryInfo:
       unconverged: () int32, of them, those whose residual was not below the tolerance after all of their steps.
       dropped: () int32, those that were counted in no basin (`modes.MergeInfo`).
       leaders_dropped: () int32, distinct points for which the pool had no room.
-      smallest_residual: (M,), of the chains at each of the M noise levels; infinite where none is a number.
       saddles: () int32, points of the pool that were no candidates for their curvature.
       clipped_below: () share of the entries of the pool's variances that are `floor` (`covariance.ClipInfo`).
       clipped_above: () the share that is bounded by `delta`.
@@ -192,19 +191,20 @@ class DiscoveryInfo:
       experts_clipped_above: () the second one.
       nfe: () int32, evaluations of the network made, idle lanes included; a Jacobian product counts as one. It is the
         only number that depends on how many devices share the work.
+      smallest_residual: (M,), of the chains at each of the M noise levels; infinite where none is a number.
     """
 
     chains: jax.Array
     unconverged: jax.Array
     dropped: jax.Array
     leaders_dropped: jax.Array
-    smallest_residual: jax.Array
     saddles: jax.Array
     clipped_below: jax.Array
     clipped_above: jax.Array
     experts_clipped_below: jax.Array
     experts_clipped_above: jax.Array
     nfe: jax.Array
+    smallest_residual: jax.Array
 
 
 @flax.struct.dataclass
