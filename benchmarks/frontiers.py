@@ -117,13 +117,13 @@ def points(seeds: Sequence[dict[str, Any]], method: str) -> np.ndarray:
 
 def compare(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The methods' frontiers, and the differences of every two with their paired intervals."""
-    from cdisc.evaluation import frontier, protocol
+    from cdisc.evaluation import frontier, protocol, statistics
 
     def of(points: np.ndarray) -> frontier.Frontier:
         return frontier.frontier(*points.mean(axis=0).T)
 
     # A resample in which a dial never reaches the accuracy counts as no recall.
-    statistics = {"area": lambda points: frontier.area(of(points))} | {
+    figures = {"area": lambda points: frontier.area(of(points))} | {
         f"recall at {least:g}": lambda points, least=least: np.nan_to_num(frontier.recall_at(of(points), least))
         for least in _ACCURACIES
     }
@@ -141,15 +141,15 @@ def compare(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "points": table,
         "frontiers": {
-            method: {name: float(statistic(values)) for name, statistic in statistics.items()}
+            method: {name: float(statistic(values)) for name, statistic in figures.items()}
             for method, values in measured.items()
         },
         "differences": {
             f"{first} - {second}": {
-                name: frontier.paired_bootstrap(
+                name: statistics.paired_bootstrap(
                     measured[first], measured[second], np.random.default_rng(0), statistic=statistic
                 )._asdict()
-                for name, statistic in statistics.items()
+                for name, statistic in figures.items()
             }
             for first, second in itertools.combinations(_METHODS.value, 2)
         },

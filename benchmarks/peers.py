@@ -5,7 +5,8 @@
 Each contest has sides that do the same work: a process of its own each, one call at a time in turns, so that whatever
 else the machine does meets all of them alike. Printed are medians over the turns: wall seconds, the processor's
 seconds, both of the first call too, which compiles, and the largest resident set; then the ratios to the best of the
-other sides. `--only=greedy` does one contest.
+other sides. `--only=greedy` does one contest. Where other programs keep the machine busy, PyTorch's threads spin while
+they wait for each other, and its processor's seconds count that: compare the two on a quiet machine.
 
     training    a step of the small network on 64 pictures: noise, loss, gradient, clipping, AdamW, average
     prediction  an evaluation of the same

@@ -135,7 +135,7 @@ def _stage(workdir, monkeypatch, pictures, levels, chunk=1, params=TABLE, method
     config.guidance.update(w0=3.0, w_max=4.0, elementwise=True)
     config.adapt.update(guidance=guidance or config.adapt.guidance, class_draws=1, chunk=chunk, levels=levels)
     config.evaluate.methods = methods_ or {}
-    queries = tuple(Query(f"picture {i}", np.asarray(x), None, "a test") for i, x in enumerate(pictures))
+    queries = tuple(Query(f"picture {i}", np.asarray(x), None, "a test", 0) for i, x in enumerate(pictures))
     dataset = types.SimpleNamespace(shape=queries[0].image.shape)
     run = dataclasses.replace(RUN, config=read(config), workdir=workdir, dataset=dataset, queries=queries)
     teachers = [Gaussian(mean=jnp.asarray(q.image), variance=jnp.full_like(q.image, 0.1)) for q in queries]

@@ -110,3 +110,21 @@ def test_the_query_only_teacher_is_the_gaussian_around_the_query():
     np.testing.assert_allclose(
         teacher.eps(SCHEDULE)(x, t), exact.mixture_eps(mixture, SCHEDULE)(x, t), rtol=1e-4, atol=1e-5
     )
+
+
+def test_factors_are_told_exactly_where_losses_are_sums_of_parts():
+    # Catches: the mean over classes of a value, which held-out ones bias; the nearest class, which is never held out; a
+    # constant that moves between factors.
+    rng = np.random.default_rng(0)
+    sizes = (5, 4, 3)
+    cells = np.stack(np.meshgrid(*map(np.arange, sizes), indexing="ij"), axis=-1).reshape(-1, 3)
+    held_out = (cells[:, 1] + cells[:, 2]) % 4 == 0
+    parts = [rng.normal(size=(len(cells), size)) for size in sizes]
+    losses = sum(part[:, cells[~held_out][:, f]] for f, part in enumerate(parts)) + 7.0
+    expected = np.stack([part.argmin(axis=1) for part in parts], axis=1)
+    found = baselines.factor_verdict(jnp.asarray(losses, jnp.float32), jnp.asarray(cells[~held_out]), sizes)
+    np.testing.assert_array_equal(found, expected)
+    nearest = cells[~held_out][losses.argmin(axis=1)]
+    assert not (nearest == expected).all()
+    with pytest.raises(ValueError, match="no trained class shows"):
+        baselines.factor_verdict(jnp.zeros((1, 2)), jnp.asarray([[0, 0], [1, 0]]), (2, 2))

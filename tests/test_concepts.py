@@ -415,8 +415,8 @@ def test_what_is_no_picture_or_no_key_is_refused():
         (TypeError, "query is uint8", (query.astype(jnp.uint8), key)),
         (ValueError, r"query has the shape \(1, 4, 4, 3\): give one float32 picture", (query[None], key)),
         (TypeError, r"the key is int of shape \(\): give one made by", (query, 0)),
-        (TypeError, "(the )?key is uint32", (query, jax.random.PRNGKey(0))),
-        (ValueError, r"key has the shape \(2,\)", (query, jax.random.split(key))),
+        (TypeError, "the key is uint32", (query, jax.random.PRNGKey(0))),
+        (ValueError, r"the key has the shape \(2,\)", (query, jax.random.split(key))),
     ):
         with pytest.raises(error, match=f"^{message}"):
             concepts.discover(eps_fn, SCHEDULE, *args, SMALL)

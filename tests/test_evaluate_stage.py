@@ -1,5 +1,7 @@
 """The evaluation of what was drawn: queries of one class, few samples, and a stop on the way."""
 
+import dataclasses
+import json
 import re
 import signal
 import types
@@ -9,14 +11,14 @@ import numpy as np
 import pytest
 from commands import config_of
 
-from cdisc import bundled, signals
+from cdisc import bundled, errors, signals
 from cdisc.app import run
 from cdisc.app.config import read
 from cdisc.app.report import results as results_lib
+from cdisc.app.stages import benchmark, report
 from cdisc.app.stages import evaluate as stage
-from cdisc.app.stages import report
 from cdisc.app.stages.judge import bundled_judge, judge_about, judge_bundle, load_judge
-from cdisc.data import compositions
+from cdisc.data import compositions, planar
 from cdisc.discovery import concepts
 from cdisc.evaluation import metrics, protocol
 
@@ -24,7 +26,9 @@ from cdisc.evaluation import metrics, protocol
 def nothing(i):
     """A discovery of query `i` that found nothing, and counted what no other one did."""
     counts = (np.int32(10 * i + n) for n in range(1, 6))
-    info = concepts.DiscoveryInfo(*counts, *(np.float32(n / 8) for n in range(4)), np.int32(i + 7), np.full(8, 0.5))
+    info = concepts.DiscoveryInfo(
+        *counts, *(np.float32(n / 8) for n in range(4)), np.int32(i + 7), np.arange(50, 401, 50), np.full(8, 0.5)
+    )
     return types.SimpleNamespace(
         pool=types.SimpleNamespace(mask=(True,)),
         selection=types.SimpleNamespace(indices=(), gains=(), mask=()),
@@ -70,7 +74,7 @@ def test_one_sample_of_each_query_is_measured_by_classes(prepared):
     for i in (0, 20):
         assert results["queries"][i]["nfe"] == i + 7
         found = list(results["queries"][i]["discovery"].values())
-        at = [[0.5] * 8, list(range(50, 401, 50))]
+        at = [list(range(50, 401, 50)), [0.5] * 8]
         assert found == [*range(10 * i + 1, 10 * i + 6), 0.0, 0.125, 0.25, 0.375, *at]
     assert [query["name"] for query in results["queries"]] == [query.name for query in this.queries]
     for query, known in zip(results["queries"], this.queries, strict=True):
@@ -165,3 +169,64 @@ def test_the_judges_that_are_bundled_were_trained_as_their_configuration_says(fi
     this = types.SimpleNamespace(config=read(config_of(file, "small")), dataset=types.SimpleNamespace(fingerprint=""))
     with np.load(judge_bundle(this), allow_pickle=False) as archive:
         assert str(archive["about:config"]) == judge_about(this)["config"]
+
+
+def test_each_seed_has_its_own_keys_and_its_own_pools(tmp_path):
+    # Catches: one key for a picture under all seeds, samples of several seeds in one pool, whose copies of a query
+    # would have no balls; errors over seeds instead of classes.
+    config = config_of("mixture.py")
+    config.evaluate.update(per_class=4, seeds=(5, 8), samples=2, references=12)
+    this = run.prepare(read(config), tmp_path, [])
+    assert len(this.queries) == 2 * 4 * len(this.dataset.split.held_out)
+    first, again = this.queries[0], this.queries[len(this.queries) // 2]
+    assert (first.seed, again.seed) == (5, 8) and first.name == again.name.replace("seed 8", "seed 5")
+    np.testing.assert_array_equal(first.image, again.image)
+    assert (
+        this.key("adapt", first)
+        != this.key("adapt", again)
+        == this.key("adapt", this.queries[-1].__class__(again.name, again.image, None, "", 8))
+    )
+    results = written(this, drawn_of(this))
+    assert [(query["seed"], query["name"]) for query in results["queries"]] == [(q.seed, q.name) for q in this.queries]
+    assert len(results["classes"]) == 2 * len(this.dataset.split.held_out)
+    copies = [found["methods"]["copies"]["faithfulness"] for found in results["classes"]]
+    assert all(0.0 <= found["recall"] <= 1.0 and found["precision"] == 1.0 for found in copies)
+    assert results["methods"]["copies"]["pooled"]["classes"] == len(this.dataset.split.held_out)
+
+
+def test_a_benchmark_writes_its_tables_and_figures_from_the_results_alone(prepared):
+    this = prepared(samples=4)
+    written(this, drawn_of(this))
+    benchmark.benchmark(this)
+    found = {path.name: path.read_bytes() for path in this.path("benchmark").iterdir()}
+    assert {"summary.json", "tables.md", "tables.tex", "joint_accuracy.svg"} <= set(found)
+    summary = json.loads(found["summary.json"])
+    results = results_lib.read(this.path("results.json"))
+    for name, row in results["methods"].items():
+        assert summary["methods"][name]["joint_accuracy"][0] == pytest.approx(row["joint_accuracy"])
+    pooled = results["methods"]["wide"]["pooled"]["generalization"]
+    assert summary["pooled"]["generalization"]["wide"]["f1"] == [pooled["f1"], pooled["standard_error"]["f1"]]
+    benchmark.benchmark(this)
+    assert found == {path.name: path.read_bytes() for path in this.path("benchmark").iterdir()}
+
+
+def test_references_that_are_queries_or_were_learnt_from_are_refused(prepared, monkeypatch):
+    # Catches: a comparison of a query with itself; a check of names instead of pictures.
+    this = prepared(samples=4)
+    first = this.queries[0]
+    of = this.dataset.references
+    same = lambda composition, n: np.concatenate([of(composition, n - 1), first.image[None]])  # noqa: E731
+    shared = dataclasses.replace(this, dataset=dataclasses.replace(this.dataset, references=same))
+    with pytest.raises(errors.UserError, match=f"planar, {first.name}: picture 15 of the references is picture 0 of"):
+        written(shared, drawn_of(this))
+
+    def learnt(data, key, count, places):
+        points, labels = this.dataset.train_batch(data, key, count, places)
+        return points.at[7].set(of(first.composition, 3)[2]), labels
+
+    shared = dataclasses.replace(this, dataset=dataclasses.replace(this.dataset, train_batch=learnt))
+    with pytest.raises(errors.UserError, match="picture 7 of what the network learnt from is picture 2 of the ref"):
+        written(shared, drawn_of(this))
+    monkeypatch.setattr(planar, "load", lambda _: dataclasses.replace(this.dataset, references=same))
+    with pytest.raises(errors.UserError, match="is picture 0 of the queries: take one of them out"):
+        prepared(samples=4)

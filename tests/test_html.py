@@ -140,7 +140,7 @@ def _panel(shape: tuple[int, ...] = (8, 8, 3), concepts: int = 2, **changes: Any
         ),
         ownership=np.concatenate([np.moveaxis(shares, -1, 0)[:concepts], np.zeros((1, *shape))]),
         teacher=Gaussian(mean=rng.uniform(-1, 1, shape), variance=rng.uniform(0.1, 1, shape)),
-        info=DiscoveryInfo(*[np.int32(0)] * 11),
+        info=DiscoveryInfo(*[np.int32(0)] * 12),
     )
     return html.Panel(
         entry=entry,

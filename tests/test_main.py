@@ -135,7 +135,7 @@ def test_fields_that_may_be_none_take_a_value_and_none(monkeypatch, tmp_path, ar
         ),
         (
             ("--config.network.up_block_types=('AttenUpBlock2D',)",),
-            "config.network.up_block_types has 'AttenUpBlock2D', which cdisc does not know; did you mean 'AttnU",
+            "config.network.up_block_types has 'AttenUpBlock2D', which cdisc does not have: it has UpBlock2D, AttnU",
         ),
         (
             ("--config.diffusion.prediction_type=noise",),

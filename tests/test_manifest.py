@@ -131,6 +131,7 @@ def test_a_manifest_that_was_changed_is_refused(tmp_path):
         (text.replace('"version": 1', '"version": 0'), "has version 0 where 1 is expected"),
         (text[:-20], "is no manifest"),
         ("[]", "is no manifest"),
+        ("[" * 100_000, "is no manifest"),
     ):
         path.write_text(changed)
         with pytest.raises(UserError, match=message):

@@ -173,13 +173,12 @@ def test_kid_matches_brute_force():
     same_fake = np.mean([kernel(fake[i], fake[j]) for i in range(4) for j in range(4) if i != j])
     across = np.mean([kernel(x, y) for x in real for y in fake])
     value = metrics.kid(jnp.asarray(real, jnp.float32), jnp.asarray(fake, jnp.float32))
-    assert value == pytest.approx(same_real + same_fake - 2 * across, rel=1e-4)
+    assert value == pytest.approx(same_real + same_fake - 2 * across, rel=1e-6)
 
 
 def test_kid_is_unbiased_on_small_sets():
     # The mean over many pairs of sets of 5 from one distribution is 0; with the diagonal it would be about 1.
-    sets = jax.random.normal(jax.random.key(4), (4000, 2, 5, 3))
-    values = jax.jit(jax.vmap(lambda pair: metrics.kid(pair[0], pair[1])))(sets)
+    values = [metrics.kid(*pair) for pair in np.random.default_rng(4).normal(size=(4000, 2, 5, 3))]
     error = np.std(values) / np.sqrt(len(values))
     assert abs(np.mean(values)) < 4 * error < 0.2
 
@@ -222,3 +221,62 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
     found = metrics.calibration_error(jnp.asarray(given, jnp.float32), jnp.zeros(10, jnp.int32))
     expected = (abs(4 - 6 * 0.75) + abs(2 - 2 * 0.55) + abs(1 - 2)) / 10
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "shift", "frechet", "kid", "precision_recall", "prdc"),
+    [
+        ((300, 200, 16), 0.3, 6.418115583457091, 0.37099840349019475, (0.91, 29 / 300), (0.945, 0.15, 1.965, 0.83)),
+        ((40, 40, 64), 0.1, 48.2950826989625, 0.03152122584485051, (0.975, 0.05), (1.0, 0.1, 3.73, 1.0)),
+        ((100, 60, 8), 0.2, 3.402924470282601, 0.39874334933453603, (0.95, 0.16), (59 / 60, 0.26, 1.8933333, 0.8)),
+    ],
+)
+def test_figures_of_sets_agree_with_torch_fidelity_and_prdc(shape, shift, frechet, kid, precision_recall, prdc):
+    # torch-fidelity 0.4.0 (k = 3; KID with one subset of all) and prdc 0.2 (k = 5), on these features in float64.
+    # Catches: covariances over N, precision for recall, float32 sums, subsets of KID, k that counts the member itself.
+    real_count, fake_count, size = shape
+    rng = np.random.default_rng(0)
+    mixed = rng.normal(size=(size, size)) / np.sqrt(size)
+    real = rng.normal(size=(real_count, size)).astype(np.float32)
+    fake = (rng.normal(size=(fake_count, size)) @ mixed * 0.8 + shift).astype(np.float32)
+    assert metrics.frechet_distance(real, fake) == pytest.approx(frechet, rel=1e-6)
+    equal = min(real_count, fake_count)
+    assert metrics.kid(real[:equal], fake[:equal]) == pytest.approx(kid, rel=1e-6)
+    sets = jnp.asarray(real), jnp.asarray(fake)
+    np.testing.assert_allclose(metrics.precision_recall(*sets), precision_recall, rtol=1e-6)
+    found = (*metrics.precision_recall(*sets, k=5), *metrics.density_coverage(*sets, k=5))
+    np.testing.assert_allclose(found, prdc, rtol=1e-6)
+
+
+def test_frechet_distance_of_gaussians_that_are_known():
+    # Points whose covariances are diagonal and exact: sum (m1 - m2)^2 + (s1 - s2)^2, also with fewer points than axes.
+    def corners(mean, deviations):
+        signs = np.asarray([[1, 1], [1, -1], [-1, 1], [-1, -1]]) * np.sqrt(3) / 2
+        return np.pad(mean + signs * deviations, ((0, 0), (0, 4)))
+
+    first, second = corners([0.0, 1.0], [2.0, 0.5]), corners([3.0, 1.0], [1.0, 0.1])
+    assert metrics.frechet_distance(first, second) == pytest.approx(9 + 1.0**2 + 0.4**2)
+    assert metrics.frechet_distance(first, first) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_cosine_similarity_is_the_mean_over_pairs():
+    # Catches: the cosine of the means, a length that counts.
+    real, fake = [[2.0, 0.0], [0.0, 1.0]], [[5.0, 0.0], [1.0, 1.0], [-1.0, 0.0]]
+    assert metrics.cosine_similarity(real, fake) == pytest.approx((1 + 0 + 2 * np.sqrt(0.5) - 1 + 0) / 6)
+
+
+@pytest.mark.parametrize("figure", [metrics.kid, metrics.frechet_distance, metrics.cosine_similarity])
+def test_bad_features_are_refused_by_name_and_number(figure):
+    good = np.ones((5, 2))
+    bad = np.ones((4, 2))
+    bad[2, 1] = np.nan
+    with pytest.raises(ValueError, match="1 of 4 fake features are not finite, the first that of 2"):
+        figure(good, bad)
+    with pytest.raises(ValueError, match=r"needs at least \d real features, not 0"):
+        figure(np.ones((0, 2)), good)
+
+
+def test_the_nearest_picture_is_found_for_each_sample():
+    pictures = jnp.stack([jnp.zeros((2, 2)), jnp.ones((2, 2))])
+    samples = jnp.stack([jnp.full((2, 2), 0.25), jnp.ones((2, 2)), jnp.full((2, 2), 3.0)])
+    np.testing.assert_allclose(metrics.nearest_distance(samples, pictures), [0.25, 0.0, 2.0])

@@ -46,7 +46,9 @@ def test_figures_agree_with_the_metrics_and_keep_the_factors_apart():
     assert figures["right_recall"] == float(metrics.right_recall(references, samples, right, k=2)) != figures["recall"]
     assert (figures["density"], figures["coverage"]) == metrics.density_coverage(references, samples, k=2)
     assert figures["vendi"] == float(metrics.vendi(samples, metrics.median_distance(references)))
-    assert figures["kid"] == float(metrics.kid(references, samples))
+    for figure in (metrics.kid, metrics.frechet_distance, metrics.cosine_similarity):
+        assert figures[figure.__name__] == figure(references, samples)
+    assert figures["f1"] == metrics.f1(figures["precision"], figures["recall"])
     assert figures["distance_to_query"] == float(metrics.distance_to_query(samples, query))
     assert figures["samples"] == 10
 
@@ -66,8 +68,9 @@ def test_few_samples_leave_out_what_needs_more(samples, references):
     few = _cell(keys[0], samples)
     figures = protocol.score_samples(JUDGE, few, few[0], CELL, _cell(keys[1], references), k=3)
     assert figures["joint_accuracy"] == 1.0 and figures["distance_to_query"] is not None
-    assert (figures["kid"] is None) == (figures["vendi"] is None) == (samples == 1)
-    for name in ("precision", "recall", "right_recall", "density", "coverage"):
+    for name in ("kid", "frechet_distance", "cosine_similarity", "vendi"):
+        assert (figures[name] is None) == (samples == 1)
+    for name in ("precision", "recall", "f1", "right_recall", "density", "coverage"):
         assert (figures[name] is None) == (min(samples, references) <= 3)
 
 
@@ -128,6 +131,52 @@ def test_pooling_with_fewer_queries_than_neighbours():
     assert None not in general.values()
 
 
+def test_other_features_than_the_judges_and_training_pictures():
+    # Catches: the judge's features in the place of those asked for, verdicts in other features than the judge's.
+    keys = jax.random.split(jax.random.key(7), 3)
+    samples, references, training = (_cell(key, 9) for key in keys)
+
+    def extract(points):
+        return points[:, :1]
+
+    figures = protocol.score_samples(JUDGE, samples, samples[0], CELL, references, extract=extract, training=training)
+    assert figures["kid"] == metrics.kid(references[:, :1], samples[:, :1])
+    assert figures["joint_accuracy"] == 1.0
+    assert figures["distance_to_training"] == float(jnp.mean(metrics.nearest_distance(samples, training)))
+
+
+def test_a_class_is_measured_query_by_query_and_pooled():
+    # Catches: real pictures pooled, samples of one query measured as another's, a pool in other features.
+    keys = jax.random.split(jax.random.key(8), 4)
+    queries, references, real = list(_cell(keys[0], 4)), _cell(keys[1], 9), _cell(keys[2], 5)
+    drawn = [{"near": query[None] + 0.01 * jax.random.normal(keys[3], (2, 2))} for query in queries]
+
+    def extract(points):
+        return 2.0 * points
+
+    figures, pooled = protocol.score_class(
+        JUDGE, queries, iter(drawn), CELL, references, real={"real": real}, k=3, extract=extract
+    )
+    for query, samples, found in zip(queries, drawn, figures, strict=True):
+        assert list(found) == ["near", "real"]
+        expected = protocol.score_samples(JUDGE, samples["near"], query, CELL, references, extract=extract)
+        assert found["near"] == expected
+    together = jnp.concatenate([samples["near"] for samples in drawn])
+    sets = (extract(pictures) for pictures in (together, jnp.stack(queries), references))
+    assert pooled == {"near": protocol.score_pooled(*sets)}
+    for few in (queries[:1], queries):
+        _, pooled = protocol.score_class(JUDGE, few, drawn[: len(few)], CELL, None if few is queries else references)
+        assert pooled == {}
+
+
+def test_pictures_that_two_parts_share_are_refused_by_name():
+    parts = {"the queries": np.eye(3), "the references": 2 * np.eye(3), "training": np.ones((2, 3))}
+    protocol.require_disjoint(parts)  # a part may repeat itself
+    parts["training"][1] = [0.0, 2.0, 0.0]
+    with pytest.raises(ValueError, match="picture 1 of training is picture 1 of the references: take one"):
+        protocol.require_disjoint(parts)
+
+
 def test_pooled_figures_are_averaged_over_the_classes_that_have_them():
     def pooled(value, other):
         figures = dict.fromkeys(protocol.POOLED, value)
@@ -136,6 +185,8 @@ def test_pooled_figures_are_averaged_over_the_classes_that_have_them():
     assert protocol.aggregate_pooled([{}, {}]) == {}
     out = protocol.aggregate_pooled([pooled(0.2, None), {}, pooled(0.6, 0.5)])["poe"]
     assert out["classes"] == 2
+    again = protocol.aggregate_pooled([pooled(0.2, None), pooled(0.4, None), pooled(0.6, 0.5)], ["a", "a", "b"])["poe"]
+    assert again["classes"] == 2 and again["generalization"]["kid"] == pytest.approx((0.3 + 0.6) / 2)
     assert out["generalization"]["kid"] == pytest.approx(0.4)
     assert out["generalization"]["standard_error"]["kid"] == pytest.approx(0.2)
     assert out["faithfulness"]["f1"] == 0.5 and out["faithfulness"]["standard_error"]["f1"] is None
@@ -152,7 +203,11 @@ def _figures(joint, recall=0.0, **changes):
         "coverage": 0.3,
         "kid": 0.1,
         "vendi": 2.5,
+        "f1": 0.4,
+        "frechet_distance": 1.5,
+        "cosine_similarity": 0.9,
         "distance_to_query": 0.2,
+        "distance_to_training": 0.3,
         "samples": 10,
         **changes,
     }

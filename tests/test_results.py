@@ -108,7 +108,7 @@ def test_validate_takes_a_complete_file(valid: dict[str, Any]) -> None:
             _drop("queries", 0, "methods", "poe", "samples"),
             "results.queries[0].methods.poe: 'samples' is a required property",
         ),
-        (_put("methods", "poe", "f1", value=0.5), "results.methods.poe: Additional properties are not"),
+        (_put("methods", "poe", "f2", value=0.5), "results.methods.poe: Additional properties are not"),
         (
             _put("methods", "poe", "standard_error", "attribute_accuracy", "digit", value=-0.1),
             "results.methods.poe.standard_error.attribute_accuracy.digit: -0.1 is less",

@@ -16,9 +16,9 @@ from cdisc.app import run as run_lib
 from cdisc.app.config import read
 from cdisc.app.report import results as results_lib
 from cdisc.app.stages import discover, evaluate, export, judge
-from cdisc.app.stages.adapt import QueryModel, learns_from_product
+from cdisc.app.stages.adapt import QueryModel
 from cdisc.diffusion.gaussian import Gaussian
-from cdisc.evaluation import baselines, protocol
+from cdisc.evaluation import baselines, features, options, protocol
 from cdisc.evaluation.options import Method
 from cdisc.keys import named
 from cdisc.learning import adapt as adapt_lib
@@ -167,14 +167,15 @@ def test_no_picture_is_reference_and_real_sample_at_once(this, monkeypatch):
         asked.append((composition, n))
         return numbered[:n]
 
-    def score_samples(judged_by, samples, query, composition, given, *, k):
+    def score_samples(judged_by, samples, query, composition, given, *, k, extract, training):
         scored.append((np.asarray(samples), np.asarray(given)))
         return protocol.unjudged(samples, query)
 
     monkeypatch.setattr(evaluate.protocol, "score_samples", score_samples)
     this = dataclasses.replace(this, dataset=dataclasses.replace(this.dataset, references=references))
     drawn = np.full((8, 2), -1.0, np.float32)
-    figures, _ = evaluate.score_class(this, this.queries[:1], [{"poe": drawn}], judge.load_judge(this))
+    judged_by = judge.load_judge(this)
+    figures, _ = evaluate.score_class(this, [0], [{"poe": drawn}], judged_by, features.judge_features(judged_by))
     assert asked == [(this.queries[0].composition, 16)]
     assert list(figures[0]) == ["poe", "real pictures"]
     (poe, known), (real, again) = scored
@@ -278,13 +279,10 @@ def test_what_learns_from_the_product():
         "beside": Method(level="own", teacher_weight=0.1),
         "learnt": Method(level="later"),
     }
-    config = types.SimpleNamespace(
-        adapt=types.SimpleNamespace(levels=levels), evaluate=types.SimpleNamespace(methods=methods)
-    )
     names = ("poe", "product", "top1", "top3", "query_only sigma=1", *methods)
-    needing = [name for name in names if evaluate.needs_product(config, name)]
+    needing = [name for name in names if options.needs_product(levels, methods, name)]
     assert needing == ["poe", "product", "beside", "learnt"]
-    found = {name: learns_from_product(levels, name) for name in levels}
+    found = {name: options.learns_from_product(levels, name) for name in levels}
     assert found == {"own": False, "both": True, "taught": True, "later": True, "after own": False}
 
 

@@ -30,7 +30,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The configuration: a file, or a name such as colormnist:small."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where all results go; a run that was stopped goes on from there.")
-_STAGES = flags.DEFINE_list("stages", None, "Some of pretrain,discover,adapt,evaluate,report; all by default.")
+_STAGES = flags.DEFINE_list(
+    "stages", None, "Some of pretrain,discover,adapt,evaluate,report, which are all by default; or benchmark."
+)
 _QUERY = flags.DEFINE_multi_string("query", [], "A picture of your own to compose; may be repeated.")
 _EXPORT = flags.DEFINE_string("export", None, "A folder to write the backbone and what it learnt to, for diffusers.")
 _PROFILE = flags.DEFINE_string("profile", None, "A folder for traces of a few steps of each stage that works.")
@@ -75,6 +77,10 @@ def _run(argv: list[str]) -> int:
         from cdisc.app import config as config_lib
 
         config = config_lib.read(_CONFIG.value)
+        if "benchmark" in (_STAGES.value or ()):
+            from cdisc.app.stages import benchmark
+
+            config = benchmark.expanded(config)
         if _DRY_RUN.value:
             from cdisc.app import dry_run
 

@@ -20,6 +20,7 @@ from cdisc.app import config as config_lib
 from cdisc.app import hosts
 from cdisc.app.run import STAGES, Run, opened
 from cdisc.app.stages.adapt import adapt
+from cdisc.app.stages.benchmark import benchmark
 from cdisc.app.stages.discover import discover, follow
 from cdisc.app.stages.evaluate import evaluate
 from cdisc.app.stages.export import export
@@ -50,7 +51,8 @@ def run(
     Args:
       config: the configuration.
       workdir: a folder, made if it is not there.
-      stages: some of `STAGES`. What the others should have left is taken from the workdir.
+      stages: some of `STAGES`. What the others should have left is taken from the workdir. "benchmark" comes after
+        evaluation, and runs all stages up to there.
       query_paths: pictures to compose; none takes held-out ones.
       export_to: a folder for what was learnt, in the form of diffusers and PEFT; None writes none.
       profile: a folder for traces of a few steps of each stage.
@@ -58,9 +60,12 @@ def run(
     Raises:
       UserError: for every error that the user can fix.
     """
+    known = (*STAGES, "benchmark")
     for stage in stages:
-        if stage not in STAGES:
-            raise UserError(f"there is no stage {stage!r}{nearest(stage, STAGES)}: use {', '.join(STAGES)}.")
+        if stage not in known:
+            raise UserError(f"there is no stage {stage!r}{nearest(stage, known)}: use {', '.join(known)}.")
+    if "benchmark" in stages:
+        stages = (*STAGES[:-1], *stages)
     if export_to is not None and isinstance(config.network, config_lib.ExactScore):
         raise UserError("--export writes a network, and config.network.kind is 'exact': leave it out.")
     hosts.require_alike(
@@ -96,7 +101,8 @@ def machine() -> str:
 def run_stages(run: Run, stages: Sequence[str], export_to: pathlib.Path | None) -> None:
     """Runs `stages` in their order, and the export after adaptation."""
     # A stage that was not asked for is needed only by a later one that was.
-    last = max(STAGES.index(stage) for stage in ([*stages, "adapt"] if export_to else stages))
+    asked = [*stages, "adapt"] if export_to else stages
+    last = max(STAGES.index(stage) for stage in asked if stage in STAGES)
     with clock(run, "pretrain", stages) as active:
         params = pretrain(run, active)
     if last == STAGES.index("pretrain"):
@@ -114,6 +120,8 @@ def run_stages(run: Run, stages: Sequence[str], export_to: pathlib.Path | None) 
         return
     with clock(run, "evaluate", stages) as active:
         samples = evaluate(run, params, discoveries, models, active)
+    if "benchmark" in stages and hosts.first():
+        benchmark(run)
     if last == STAGES.index("evaluate"):
         return
     with clock(run, "report", stages):

@@ -20,7 +20,7 @@ from cdisc.diffusion import schedule as schedule_lib
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.sampling import ddim
 from cdisc.errors import UserError, about
-from cdisc.evaluation import methods
+from cdisc.evaluation import features, methods, protocol
 from cdisc.keys import named
 from cdisc.networks import backbone as backbone_lib
 from cdisc.networks import interop
@@ -39,12 +39,14 @@ class Query:
       image: (*shape) float32.
       composition: value indices, one for each factor; None if unknown.
       source: where it comes from.
+      seed: of all that is done with it.
     """
 
     name: str
     image: np.ndarray
     composition: tuple[int, ...] | None
     source: str
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,6 +78,7 @@ class Run:
     def key(self, stage: str, query: Query | None = None) -> jax.Array:
         """The key of a stage, or of one query in it; a query's follows from its pixels, not from its place."""
         seed = self.config.pretrain.seed if stage == "pretrain" else self.config.seed
+        seed = seed if query is None else query.seed
         key = named(jax.random.key(seed), stage)
         return key if query is None else named(key, "query", zlib.crc32(query.image.tobytes()))
 
@@ -116,11 +119,18 @@ def prepare(config: config_lib.Config, workdir: pathlib.Path, query_paths: Seque
             if network is None
             else backbone_lib.unet(network, schedule, scheduler.prediction_type)
         )
-    queries = own_queries(query_paths, dataset.shape) if query_paths else held_out_queries(config, dataset)
+    queries = own_queries(query_paths, dataset.shape, config.seed) if query_paths else held_out_queries(config, dataset)
+    if config.evaluate.features != "judge":
+        with about("config.evaluate."):
+            features.load(config.evaluate.features, config.evaluate.weights)  # complains now
     for composition in dict.fromkeys(query.composition for query in queries):
         if composition is not None:
             # Complains now, not when everything else is done.
-            dataset.references(composition, config.evaluate.references + config.evaluate.samples)
+            others = dataset.references(composition, config.evaluate.references + config.evaluate.samples)
+            own = np.stack([query.image for query in queries if query.composition == composition])
+            title = compositions.title(dataset.split.factors, composition)
+            with about(f"{dataset.name}, {title}: "):
+                protocol.require_disjoint({"the queries": own, "the references": np.asarray(others)})
     return Run(config, workdir, dataset, scheduler, schedule, network, backbone, queries)
 
 
@@ -154,11 +164,15 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequen
 
 
 def held_out_queries(config: config_lib.Config, dataset: Dataset) -> tuple[Query, ...]:
-    """`num_queries` query pictures of held-out compositions: each once in an order drawn by the seed, then again."""
+    """`num_queries` query pictures of held-out compositions: each once in an order drawn by the seed, then again.
+
+    With `per_class`, as many of each; with `seeds`, all of them under each of these.
+    """
     held_out = dataset.split.held_out
     if not held_out:
         raise UserError("this configuration has no pictures of its own: give --query=PICTURE.")
-    count = config.evaluate.num_queries
+    settings = config.evaluate
+    count = settings.per_class * len(held_out) or settings.num_queries
     order = np.random.default_rng(config.seed).permutation(len(held_out))
     taken = [  # each composition's pictures at once: for some data, each number of them compiles a program
         dataset.queries(held_out[j], -(-(count - place) // len(order))) for place, j in enumerate(order[:count])
@@ -169,11 +183,14 @@ def held_out_queries(config: config_lib.Config, dataset: Dataset) -> tuple[Query
         composition = held_out[order[place]]
         name = compositions.title(dataset.split.factors, composition) + (f" ({turn + 1})" if turn else "")
         image = np.asarray(taken[place][turn])
-        queries.append(Query(name, image, tuple(composition), f"{dataset.name}, query part"))
-    return tuple(queries)
+        queries.append(Query(name, image, tuple(composition), f"{dataset.name}, query part", config.seed))
+    again = [
+        dataclasses.replace(q, name=f"{q.name}, seed {seed}", seed=seed) for seed in settings.seeds for q in queries
+    ]
+    return tuple(again or queries)
 
 
-def own_queries(paths: Sequence[str], shape: tuple[int, ...]) -> tuple[Query, ...]:
+def own_queries(paths: Sequence[str], shape: tuple[int, ...], seed: int) -> tuple[Query, ...]:
     """The user's own pictures, about which nothing else is known."""
     if len(shape) != 3:
         raise UserError("--query gives a picture, and this configuration's data are points: leave --query out.")
@@ -182,5 +199,5 @@ def own_queries(paths: Sequence[str], shape: tuple[int, ...]) -> tuple[Query, ..
         image, warning = pictures.read_query(path, shape)
         if warning is not None:
             console.warn(warning)
-        queries.append(Query(pathlib.Path(path).name, image, None, path))
+        queries.append(Query(pathlib.Path(path).name, image, None, path, seed))
     return tuple(queries)

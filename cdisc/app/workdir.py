@@ -55,6 +55,10 @@ _READ_FIRST = {
     "config.evaluate": "evaluate",
     "config.evaluate.judge": "judge",
     "config.evaluate.num_queries": "figures",
+    "config.evaluate.per_class": "figures",
+    "config.evaluate.seeds": "figures",
+    "config.evaluate.features": "figures",
+    "config.evaluate.weights": "figures",
     "config.evaluate.references": "figures",
     "config.evaluate.k": "figures",
 }

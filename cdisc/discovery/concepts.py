@@ -191,7 +191,8 @@ class DiscoveryInfo:
       experts_clipped_above: () the second one.
       nfe: () int32, evaluations of the network made, idle lanes included; a Jacobian product counts as one. It is the
         only number that depends on how many devices share the work.
-      smallest_residual: (M,), of the chains at each of the M noise levels; infinite where none is a number.
+      timesteps: (M,) int32, the noise levels at which modes were sought.
+      smallest_residual: (M,), of the chains at each of them; infinite where none is a number.
     """
 
     chains: jax.Array
@@ -204,6 +205,7 @@ class DiscoveryInfo:
     experts_clipped_below: jax.Array
     experts_clipped_above: jax.Array
     nfe: jax.Array
+    timesteps: jax.Array
     smallest_residual: jax.Array
 
 
@@ -289,6 +291,7 @@ def discover(
         unconverged=unconverged,
         dropped=dropped,
         leaders_dropped=leaders_dropped,
+        timesteps=jnp.asarray(options.timesteps, jnp.int32),
         smallest_residual=smallest,
         saddles=jnp.sum(pool.mask & ~_candidates(pool, options), dtype=jnp.int32),
         clipped_below=_share(clipped.below, pool.mask),

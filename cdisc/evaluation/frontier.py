@@ -2,10 +2,9 @@
 
 Guidance, steps and the like trade recall for accuracy. A method is therefore a curve, and methods compare at equal
 accuracy, or by the area under their curves; at one setting each, they compare dials. Whether a difference stands is
-asked of the same queries under both methods (`paired_bootstrap`).
+asked of the same queries under both methods (`statistics.paired_bootstrap`).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -63,59 +62,3 @@ def area(envelope: Frontier, least: float = ACCURATE) -> float:
     """
     knots = np.concatenate([[least], envelope.accuracy[envelope.accuracy > least]])
     return float(np.trapezoid(np.interp(knots, *envelope), knots) / (1.0 - least))
-
-
-class Difference(NamedTuple):
-    """How much one method has more than another.
-
-    Attributes:
-      estimate: on the queries as they are.
-      low: end of the percentile interval.
-      high: its other end. An interval that contains 0 shows no difference.
-    """
-
-    estimate: float
-    low: float
-    high: float
-
-
-def paired_bootstrap(
-    first: np.ndarray,
-    second: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    statistic: Callable[[np.ndarray], float] = np.mean,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-) -> Difference:
-    """The difference of two methods' statistics, with the percentile interval of the bootstrap (Efron 1979).
-
-    Each resample draws as many queries as there are, with replacement, and the SAME ones for both methods: how hard a
-    query is, is no part of the difference. Few queries give intervals that are somewhat too short.
-
-    Args:
-      first: (Q, ...) a method's figures of Q independent queries. Several queries or seeds of one class are not
-        independent: average them first.
-      second: (Q, ...) the other method's, of the same queries in the same order.
-      rng: the source of the resamples.
-      statistic: from the figures of drawn queries (Q, ...) to a number.
-      resamples: how many.
-      confidence: share of the resamples between the ends.
-
-    Returns:
-      `statistic(first) - statistic(second)` and its interval.
-
-    Raises:
-      ValueError: if the queries are not the same number, or fewer than two.
-    """
-    first, second = np.asarray(first), np.asarray(second)
-    count = len(first)
-    if count != len(second) or count < 2:
-        raise ValueError(f"a paired interval needs the same two queries or more, not {count} and {len(second)}")
-
-    def difference(rows: np.ndarray) -> float:
-        return float(statistic(first[rows]) - statistic(second[rows]))
-
-    drawn = [difference(rows) for rows in rng.integers(count, size=(resamples, count))]
-    tail = (1.0 - confidence) / 2.0
-    return Difference(difference(np.arange(count)), *map(float, np.quantile(drawn, [tail, 1.0 - tail])))

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
 
 
 class PrecisionRecall(NamedTuple):
@@ -161,37 +163,94 @@ def f1(precision: float, recall: float) -> float:
     return 2.0 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
 
 
-@jax.jit
-def kid(real: jax.Array, fake: jax.Array) -> jax.Array:
+def kid(real: ArrayLike, fake: ArrayLike) -> float:
     """The kernel distance: unbiased squared MMD with the kernel (xy / D + 1)^3 (Binkowski et al. 2018, Eq. 4).
 
     Unlike FID its expectation does not depend on how many samples there are, so sets of different sizes compare. It is
     one estimate over all pairs, without subsets; for equal distributions it scatters around 0 and may be negative.
 
     Args:
-      real: (N, D), N > 1.
-      fake: (M, D), M > 1.
+      real: (N, D) features of real pictures, N > 1.
+      fake: (M, D) features of samples, M > 1.
 
     Raises:
-      ValueError: if a set has fewer than two members.
+      ValueError: if a set has fewer than two members, or features that are not finite.
     """
+    x, y = _as_doubles("KID", real, fake)
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / x.shape[1] + 1.0) ** 3
+
+    def off_diagonal(matrix: np.ndarray) -> float:
+        return (matrix.sum() - np.trace(matrix)) / (len(matrix) * (len(matrix) - 1))
+
+    return float(off_diagonal(kernel(x, x)) + off_diagonal(kernel(y, y)) - 2.0 * kernel(x, y).mean())
+
+
+def frechet_distance(real: ArrayLike, fake: ArrayLike) -> float:
+    """The squared Fréchet distance of the Gaussians that fit two sets: FID's formula (Heusel et al. 2017, Eq. 6).
+
+    It is FID only in the features of the Inception network that Heusel et al. used. Its bias grows as the sets shrink,
+    and depends on what made them (Chong & Forsyth 2020): at one hundred pictures it ranks methods roughly at best.
+
+    The trace of the root of S_1 S_2 is the sum of the singular values of A_1 A_2^T, where S_i = A_i^T A_i: roots of
+    eigenvalues, which rounding makes negative where a set has fewer pictures than features, do not arise.
+
+    Args:
+      real: (N, D) features of real pictures, N > 1.
+      fake: (M, D) features of samples, M > 1.
+
+    Raises:
+      ValueError: if a set has fewer than two members, or features that are not finite.
+    """
+    x, y = _as_doubles("the Fréchet distance", real, fake)
+    # The triangular factor R of A = Q R has A's A^T A, and at most D rows.
+    a, b = (np.linalg.qr(z - z.mean(axis=0), mode="r") / np.sqrt(len(z) - 1) for z in (x, y))
+    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    return float(np.square(x.mean(axis=0) - y.mean(axis=0)).sum() + np.square(a).sum() + np.square(b).sum() - 2 * cross)
+
+
+def cosine_similarity(real: ArrayLike, fake: ArrayLike) -> float:
+    """The mean cosine between a sample's features and a real picture's, over all pairs: in -1..1.
+
+    In CLIP's features it is the paper's "CLIP image similarity" (arXiv 2605.07078, section 4.2, times 100 there), as
+    far as that is published: it does not say which pairs.
+
+    Args:
+      real: (N, D) features of real pictures.
+      fake: (M, D) features of samples.
+
+    Raises:
+      ValueError: if a set is empty, or has features that are not finite.
+    """
+    x, y = _as_doubles("the cosine similarity", real, fake, least=1)
+    means = (np.mean(z / np.linalg.norm(z, axis=1, keepdims=True).clip(min=1e-12), axis=0) for z in (x, y))
+    return float(np.dot(*means))
+
+
+def _as_doubles(figure: str, real: ArrayLike, fake: ArrayLike, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Both sets as float64, in which differences of large sums keep their digits."""
+    sets = []
     for name, features in (("real", real), ("fake", fake)):
-        if features.shape[0] < 2:
-            raise ValueError(f"KID needs at least 2 {name} features, not {features.shape[0]}")
-    return (
-        _mean_off_diagonal(_kernel(real, real))
-        + _mean_off_diagonal(_kernel(fake, fake))
-        - 2.0 * jnp.mean(_kernel(real, fake))
-    )
+        found = np.asarray(features, np.float64)
+        if len(found) < least:
+            raise ValueError(f"{figure} needs at least {least} {name} features, not {len(found)}")
+        bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        if bad.size:
+            raise ValueError(f"{bad.size} of {len(found)} {name} features are not finite, the first that of {bad[0]}")
+        sets.append(found)
+    return sets[0], sets[1]
 
 
-def _kernel(x: jax.Array, y: jax.Array) -> jax.Array:
-    return (jnp.einsum("nd,md->nm", x, y, precision="highest") / x.shape[1] + 1.0) ** 3
+@jax.jit
+def nearest_distance(samples: jax.Array, pictures: jax.Array) -> jax.Array:
+    """The RMS difference of each sample (n, *shape) from the picture, of `pictures` (N, *shape), nearest to it: (n,).
 
-
-def _mean_off_diagonal(matrix: jax.Array) -> jax.Array:
-    n = matrix.shape[0]
-    return (jnp.sum(matrix) - jnp.trace(matrix)) / (n * (n - 1))
+    Between samples and training pictures it tells copying from drawing; compare it with that of other real pictures.
+    """
+    flat = pictures.reshape(pictures.shape[0], -1)
+    nearest = jax.lax.map(lambda sample: jnp.min(_squared_distances(flat, sample.reshape(-1))), samples)
+    return jnp.sqrt(nearest / flat.shape[1])
 
 
 @jax.jit

@@ -1,6 +1,8 @@
 """What is drawn for each query, how its adaptations are sampled, and what judges the samples."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from cdisc.errors import require_positive
 
@@ -61,9 +63,13 @@ class Evaluate:
 
     Attributes:
       num_queries: held-out compositions, in an order drawn by the seed.
+      per_class: pictures of every held-out composition, in place of `num_queries`; 0 leaves it at these.
+      seeds: of discovery, adaptation and samples, under each of which every query is taken; () is `config.seed` alone.
       samples: of each method for each query.
       references: other pictures of the query's composition.
       k: neighbours of precision and recall.
+      features: in which sets of pictures are compared: "judge", or one of `features.SOURCES`.
+      weights: a file with the weights of these.
       class_guidance: of Top-1 and Top-3.
       tau_k: temperature of Top-3's weights.
       query_only_sigma: width of Query-only's Gaussian.
@@ -73,9 +79,13 @@ class Evaluate:
     """
 
     num_queries: int = 4
+    per_class: int = 0
+    seeds: tuple[int, ...] = ()
     samples: int = 8
     references: int = 100
     k: int = 3
+    features: str = "judge"
+    weights: str = ""
     class_guidance: float = 2.0
     tau_k: float = 1e-3
     query_only_sigma: float = 1.0
@@ -96,3 +106,49 @@ class Evaluate:
             values = getattr(self, name)
             if any(not value > 0 for value in (values if isinstance(values, tuple) else (values,))):
                 raise ValueError(f"{name} is {values}: use positive numbers.")
+
+
+PRODUCT = "product"
+"""The method that draws from the product of experts itself, without the network."""
+
+
+def learns_from_product(levels: Mapping[str, Any], name: str) -> bool:
+    """Whether a level, or one that it goes on from, learns from samples of the product of experts."""
+    level = levels[name]
+    return level.pool != "query" or (level.after != "" and learns_from_product(levels, level.after))
+
+
+def needs_product(levels: Mapping[str, Any], methods: Mapping[str, Method], method: str) -> bool:
+    """Whether a method means nothing for a query whose discovery found no modes to multiply."""
+    own = methods.get(method)
+    if own is None:
+        return method in ("poe", PRODUCT)
+    return own.teacher_weight > 0 or learns_from_product(levels, own.level)
+
+
+def with_baselines(
+    levels: Mapping[str, Any], methods: Mapping[str, Method]
+) -> tuple[dict[str, Any], dict[str, Method]]:
+    """Adaptations and the ways to sample them, with those beside them that know the query alone.
+
+    Beside an adaptation that learns from samples of the product stands the same one on the query, "NAME_query" (as
+    DreamBooth does, Ruiz et al. 2023), and beside a class embedding that starts at a trained class one that starts at
+    noise, "inversion": textual inversion (Gal et al. 2023). Each has the budget of what it stands beside, except that a
+    start at noise has no candidates.
+
+    Args:
+      levels: `AdaptOptions` by name.
+      methods: by name; a level that none samples gets nothing beside it.
+    """
+    more, ways = dict(levels), dict(methods)
+    for name, level in levels.items():
+        if level.pool != "query":
+            new, alone = f"{name}_query", dataclasses.replace(level, pool="query")
+        elif level.start == "top1" and level.rank == 0 and level.space == "free" and not level.after:
+            new, alone = "inversion", dataclasses.replace(level, start="normal", candidates=1)
+        else:
+            continue
+        sampled = [method for method in methods.values() if method.level == name]
+        if sampled and new not in more:
+            more[new], ways[new] = alone, dataclasses.replace(sampled[0], level=new)
+    return more, ways

@@ -11,25 +11,39 @@ or with too few samples, as with one sample of a query.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cdisc.discovery.concepts import Discovery
 from cdisc.evaluation import metrics
 from cdisc.evaluation.judge import Judge, verdict
 
 Figures = dict[str, Any]
 """Figures by name, plain Python numbers or None; `attribute_accuracy` holds one for each factor."""
 
-SETS = ("precision", "recall", "density", "coverage", "kid", "vendi")
+SETS = (
+    "precision",
+    "recall",
+    "f1",
+    "density",
+    "coverage",
+    "kid",
+    "frechet_distance",
+    "cosine_similarity",
+    "vendi",
+)
 """Figures of features alone, of samples against references."""
 
-SCALARS = ("joint_accuracy", "right_recall", *SETS, "distance_to_query")
-POOLED = ("precision", "recall", "f1", "kid")
+SCALARS = ("joint_accuracy", "right_recall", *SETS, "distance_to_query", "distance_to_training")
+POOLED = ("precision", "recall", "f1", "kid", "frechet_distance", "cosine_similarity")
 COMPARISONS = ("faithfulness", "generalization")
+
+Extract = Callable[[jax.Array], jax.Array]
+"""Pictures (N, *shape) to the features (N, D) in which sets are compared, such as `Judge.features`."""
 
 
 def accuracy(judge: Judge, images: jax.Array, attributes: jax.Array) -> Figures:
@@ -70,6 +84,8 @@ def score_samples(
     references: jax.Array | None,
     *,
     k: int = 3,
+    extract: Extract | None = None,
+    training: jax.Array | None = None,
 ) -> Figures:
     """The figures of one method on one query.
 
@@ -77,19 +93,23 @@ def score_samples(
     with so few samples.
 
     Args:
-      judge: tells the attributes and provides the feature space.
+      judge: tells the attributes.
       samples: (n, *shape), all made from this query.
       query: (*shape).
       attributes: (F,) value indices wanted, or None where the query's composition is not known.
       references: (N, *shape) other real pictures of the composition, or None.
       k: see `metrics.precision_recall`; with k samples or references, or fewer, there is neither.
+      extract: the features in which samples and references are compared; None takes the judge's.
+      training: (M, *shape) pictures that the network learnt from, or None.
 
     Returns:
       `SCALARS`, attribute_accuracy and samples.
     """
     figures = unjudged(samples, query, judge.factors)
+    if training is not None:
+        figures["distance_to_training"] = float(jnp.mean(metrics.nearest_distance(samples, training)))
     if references is not None:
-        real, fake = judge.features(references), judge.features(samples)
+        real, fake = ((extract or judge.features)(pictures) for pictures in (references, samples))
         figures |= _set_figures(real, fake, k)
     if attributes is not None:
         seen, wanted = verdict(judge, samples), jnp.asarray(attributes)
@@ -110,7 +130,7 @@ def unjudged(samples: jax.Array, query: jax.Array, factors: Sequence[str] = ()) 
 
 
 def score_pooled(samples: jax.Array, queries: jax.Array, references: jax.Array, *, k: int = 3) -> dict[str, Figures]:
-    """The paper's comparison for one composition, in the judge's features instead of Inception's.
+    """The paper's comparison for one composition, in whatever features it is given instead of Inception's and CLIP's.
 
     Args:
       samples: (n, D) features of samples, as many from each of the queries; one in the paper.
@@ -119,29 +139,96 @@ def score_pooled(samples: jax.Array, queries: jax.Array, references: jax.Array, 
       k: see `metrics.precision_recall`.
 
     Returns:
-      "faithfulness", against the queries, and "generalization", against the references: precision, recall, f1, kid.
+      "faithfulness", against the queries, and "generalization", against the references: `POOLED` of each.
     """
-    pooled = {}
-    for name, real in zip(COMPARISONS, (queries, references), strict=True):
-        of_sets = _set_figures(real, samples, k)
-        figures = {figure: of_sets[figure] for figure in POOLED if figure in of_sets}
-        precision, recall = figures["precision"], figures["recall"]
-        balance = None if precision is None or recall is None else metrics.f1(precision, recall)
-        pooled[name] = figures | {"f1": balance}
-    return pooled
+    compared = zip(COMPARISONS, (queries, references), strict=True)
+    return {name: _set_figures(real, samples, k, POOLED) for name, real in compared}
 
 
-def _set_figures(real: jax.Array, fake: jax.Array, k: int) -> Figures:
+def score_class(
+    judge: Judge,
+    queries: Sequence[jax.Array],
+    drawn: Iterable[Mapping[str, jax.Array]],
+    attributes: Sequence[int] | None,
+    references: jax.Array | None,
+    *,
+    real: Mapping[str, jax.Array] | None = None,
+    k: int = 3,
+    extract: Extract | None = None,
+    training: jax.Array | None = None,
+) -> tuple[list[dict[str, Figures]], dict[str, dict[str, Figures]]]:
+    """What was drawn for the queries of one composition, measured.
+
+    Args:
+      judge: tells the attributes.
+      queries: Q pictures (*shape).
+      drawn: for each of them, method name to samples; taken one by one.
+      attributes: as in `score_samples`, like the rest.
+      references: as there.
+      real: other real pictures by name, measured as a method is. They are the same for all queries, so they are not
+        pooled: they would be copies of one another.
+      k: as there.
+      extract: as there.
+      training: as there.
+
+    Returns:
+      For each query, method name to its figures (`score_samples`); and method name to the figures of all queries
+      together (`score_pooled`), empty for a single query, without references, or with too few samples.
+    """
+    features = extract or judge.features
+    figures: list[dict[str, Figures]] = []
+    pools: dict[str, list[np.ndarray]] = {}
+    for query, by_method in zip(queries, drawn, strict=True):
+        given = {**by_method, **(real or {})}
+        figures.append(
+            {
+                name: score_samples(
+                    judge, samples, query, attributes, references, k=k, extract=extract, training=training
+                )
+                for name, samples in given.items()
+            }
+        )
+        if len(queries) > 1 and references is not None:
+            for name, samples in by_method.items():
+                pools.setdefault(name, []).append(np.asarray(features(samples)))
+    together = {name: np.concatenate(pool) for name, pool in pools.items()}
+    if references is None or not together or any(len(pool) <= k for pool in together.values()):
+        return figures, {}
+    own, others = features(jnp.stack(list(queries))), features(references)
+    return figures, {name: score_pooled(jnp.asarray(pool), own, others, k=k) for name, pool in together.items()}
+
+
+def require_disjoint(parts: Mapping[str, np.ndarray]) -> None:
+    """Refuses a picture that two parts of the data share: it would be measured against itself.
+
+    Args:
+      parts: name of a part to its pictures (N, *shape).
+
+    Raises:
+      ValueError: naming the pictures.
+    """
+    known: dict[bytes, tuple[str, int]] = {}
+    for part, pictures in parts.items():
+        for place, picture in enumerate(np.asarray(pictures)):
+            other, row = known.setdefault(picture.tobytes(), (part, place))
+            if other != part:
+                raise ValueError(f"picture {place} of {part} is picture {row} of {other}: take one of them out.")
+
+
+def _set_figures(real: jax.Array, fake: jax.Array, k: int, wanted: Sequence[str] = SETS) -> Figures:
     """Figures of features (N, D) of real pictures and (n, D) of samples; None where a set is too small for one."""
     smaller = min(len(real), len(fake))
-    found: dict[str, jax.Array] = {}
+    found: dict[str, Any] = {}
     if smaller > k:
         found |= metrics.precision_recall(real, fake, k=k)._asdict()
         found |= metrics.density_coverage(real, fake, k=k)._asdict()
+        found["f1"] = metrics.f1(float(found["precision"]), float(found["recall"]))
     if smaller > 1:
-        found["kid"] = metrics.kid(real, fake)
-        found["vendi"] = metrics.vendi(fake, metrics.median_distance(real))
-    return dict.fromkeys(SETS) | {name: float(figure) for name, figure in found.items()}
+        for figure in (metrics.kid, metrics.frechet_distance, metrics.cosine_similarity):
+            found[figure.__name__] = figure(real, fake)
+        if "vendi" in wanted:  # whose time grows with the cube of the samples
+            found["vendi"] = metrics.vendi(fake, metrics.median_distance(real))
+    return dict.fromkeys(wanted) | {name: float(found[name]) for name in wanted if name in found}
 
 
 def _by_factor(judge: Judge, values: jax.Array) -> dict[str, float]:
@@ -190,29 +277,60 @@ def aggregate(queries: Sequence[Mapping[str, Figures]], groups: Sequence[Hashabl
     return out
 
 
-def aggregate_pooled(classes: Sequence[Mapping[str, Mapping[str, Figures]]]) -> dict[str, Figures]:
+def aggregate_pooled(
+    classes: Sequence[Mapping[str, Mapping[str, Figures]]], groups: Sequence[Hashable] | None = None
+) -> dict[str, Figures]:
     """Each method's means and standard errors, over classes, of the figures of `score_pooled`.
 
     Args:
       classes: for each class, method name to its pooled figures.
+      groups: for each of them, what it is a repetition of, as in `aggregate`, such as a class under another seed.
 
     Returns:
       For each method and comparison the figures' means and "standard_error" with the same names, as in `aggregate`, and
       in how many "classes" the method was pooled.
     """
+    labels = list(range(len(classes))) if groups is None else list(groups)
     out: dict[str, Figures] = {}
     for method in dict.fromkeys(name for found in classes for name in found):
-        present = [found[method] for found in classes if method in found]
-        out[method] = {"classes": len(present)}
+        present = [(label, found[method]) for label, found in zip(labels, classes, strict=True) if method in found]
+        out[method] = {"classes": len({label for label, _ in present})}
         for comparison in COMPARISONS:
             moments = {
-                name: _moments([(i, pooled[comparison][name]) for i, pooled in enumerate(present)]) for name in POOLED
+                name: _moments([(label, pooled[comparison][name]) for label, pooled in present]) for name in POOLED
             }
             out[method][comparison] = {
                 **{name: mean for name, (mean, _) in moments.items()},
                 "standard_error": {name: error for name, (_, error) in moments.items()},
             }
     return out
+
+
+def overall(
+    queries: Sequence[Mapping[str, Figures]],
+    labels: Sequence[Hashable],
+    pools: Sequence[Mapping[str, Mapping[str, Figures]]],
+    pool_labels: Sequence[Hashable],
+) -> dict[str, Figures]:
+    """What `aggregate` makes of queries; for each method how many "failed", having none, and `aggregate_pooled`."""
+    methods = aggregate(queries, labels)
+    pooled = aggregate_pooled(pools, pool_labels)
+    for name, figures in methods.items():
+        figures |= {"failed": len(queries) - figures["queries"]} | ({"pooled": pooled[name]} if name in pooled else {})
+    return methods
+
+
+def describe(discovery: Discovery) -> dict[str, Any]:
+    """What the results say of a discovery: its picks as "prototypes", best first, its "nfe" and what it left out."""
+    pool, picks, info = discovery.pool, discovery.selection, vars(discovery.info)
+    prototypes = [
+        {"t": int(pool.t[j]), "basin": int(pool.basin[j]), "gain": float(picks.gains[i])}
+        | {"curvature": float(pool.curvature[j]), "residual": float(pool.residual[j])}
+        for i, j in enumerate(picks.indices)
+        if picks.mask[i]
+    ]
+    left = {name: value for name, value in info.items() if name != "nfe"}
+    return {"prototypes": prototypes, "nfe": int(info["nfe"]), "discovery": left}
 
 
 def _moments(values: Sequence[tuple[Hashable, float | None]]) -> tuple[float | None, float | None]:

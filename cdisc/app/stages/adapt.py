@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -59,12 +59,6 @@ def draw(
         for group in devices.groups(items, jax.local_device_count())
     ]
     return np.concatenate(drawn).reshape(len(densities), -1, *run.dataset.shape)[:, :count]
-
-
-def learns_from_product(levels: Mapping[str, adapt_lib.AdaptOptions], name: str) -> bool:
-    """Whether a level, or one that it goes on from, learns from samples of the product of experts."""
-    level = levels[name]
-    return level.pool != "query" or (level.after != "" and learns_from_product(levels, level.after))
 
 
 def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool) -> Sequence[QueryModel]:

@@ -40,7 +40,7 @@ def discover(run: Run, params: Any, active: bool) -> Sequence[concepts.Discovery
         discoveries = [or_nothing(discovery) for discovery in devices.unstack(mapped((images, keys), params))]
         for query, discovery in zip(queries, discoveries, strict=True):
             if not found(discovery):
-                least = zip(discovery.info.smallest_residual, options.timesteps, strict=True)
+                least = zip(discovery.info.smallest_residual, discovery.info.timesteps, strict=True)
                 said = ", ".join(f"{residual:.3f} at t = {t}" for residual, t in least)
                 console.warn(
                     f"discover: {query.name}: {NOTHING}; the smallest residuals are {said} (0 at an exact mode, 1 in "

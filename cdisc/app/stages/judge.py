@@ -33,15 +33,13 @@ def train_judge(run: Run) -> judge.Params:
     return judge.train(network, params, judge.draw, data, named(key, "train"), steps=settings.steps)[0]
 
 
-def load_judge(run: Run) -> judge.Judge | None:
-    """The judge of the samples: exact for points; for pictures restored, bundled or trained on real ones.
+def load_judge(run: Run) -> judge.Judge:
+    """The judge of the samples: exact for points, and for data without factors, of which there is nothing to tell.
 
-    None where there are no real pictures.
+    For pictures it is restored, bundled or trained on real ones.
     """
     factors = run.dataset.split.factors
-    if not factors.names:
-        return None
-    if run.network is None:
+    if run.network is None or not factors.names:
         return judge.nearest_level_judge(factors.names, [[float(v) for v in values] for values in factors.values])
     network = judge_network(run)
     like = jax.eval_shape(functools.partial(judge.init, network, shape=run.dataset.shape), jax.random.key(0))

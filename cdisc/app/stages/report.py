@@ -9,12 +9,12 @@ from cdisc import console, signals
 from cdisc.app.report import html
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Run
-from cdisc.app.stages.evaluate import PRODUCT, REAL
+from cdisc.app.stages.evaluate import REAL
 from cdisc.app.stages.saved import read_seconds
 from cdisc.data import planar
 from cdisc.discovery import concepts
 from cdisc.discovery import hierarchy as hierarchy_lib
-from cdisc.evaluation import methods
+from cdisc.evaluation import methods, options
 from cdisc.evaluation.protocol import best_sigma
 
 
@@ -70,7 +70,7 @@ def descriptions(run: Run, results: dict[str, Any]) -> dict[str, str]:
     settings, measured = run.config.evaluate, results["methods"]
     learnt = {name: level.describe() for name, level in run.config.adapt.levels.items()}
     sentences = methods.sentences(settings, learnt) | {
-        PRODUCT: "Draws of the product itself, without the network.",
+        options.PRODUCT: "Draws of the product itself, without the network.",
         REAL: "Other real pictures of the composition in the place of samples: what a perfect method would reach.",
     }
     widths = {sigma: measured[methods.query_only_name(sigma)] for sigma in settings.query_only_sigmas}
