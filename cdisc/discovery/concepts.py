@@ -80,7 +80,7 @@ class DiscoveryOptions:
     max_steps: int = 40
     tolerance: float = 0.005
     max_residual: float = 0.05
-    weak_residual: float = 0.05
+    weak_residual: float = 0.0
     lanes: int = 16
     merge_radius: float = 0.1
     polish: int = 2000
@@ -130,7 +130,6 @@ class DiscoveryOptions:
         for field in (
             "learning_rate",
             "max_residual",
-            "weak_residual",
             "merge_radius",
             "floor",
             "tau",
@@ -138,7 +137,7 @@ class DiscoveryOptions:
         ):
             if not getattr(self, field) > 0:
                 raise ValueError(f"{field} is {getattr(self, field)}: use a positive number.")
-        for field in ("tolerance", "max_curvature", "background_mean"):
+        for field in ("tolerance", "weak_residual", "max_curvature", "background_mean"):
             if math.isnan(getattr(self, field)):
                 raise ValueError(f"{field} is nan: use a number.")
         if not 0 < self.delta < 0.5:
