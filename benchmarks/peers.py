@@ -5,7 +5,8 @@
 Each contest has sides that do the same work: a process of its own each, one call at a time in turns, so that whatever
 else the machine does meets all of them alike. Printed are medians over the turns: wall seconds, the processor's
 seconds, both of the first call too, which compiles, and the largest resident set; then the ratios to the best of the
-other sides. `--only=greedy` does one contest.
+other sides. `--only=greedy` does one contest. Where other programs keep the machine busy, PyTorch's threads spin while
+they wait for each other, and its processor's seconds count that: compare the two on a quiet machine.
 
     training    a step of the small network on 64 pictures: noise, loss, gradient, clipping, AdamW, average
     prediction  an evaluation of the same
@@ -38,7 +39,7 @@ _QUERIES, _STEPS, _RANK, _ALPHA = 8, 10, 4, 8.0
 _EXPERTS, _ENTRIES, _PICKS = 10_000, 1024, 8
 
 Call = Callable[[], Any]
-"""Does the work once, until its end; returns facts to be printed, or None."""
+"""Does the work once, until its end; a dict that it returns has facts to be printed."""
 
 
 def pictures(count: int) -> np.ndarray:
@@ -84,7 +85,7 @@ def cdisc_prediction() -> Call:
     predict = jax.jit(
         lambda params, x: denoiser.apply(network, params, x, t, jnp.zeros((len(t), network.embedding_dim)))
     )
-    return lambda: jax.block_until_ready(predict(params, x)) and None
+    return lambda: jax.block_until_ready(predict(params, x))
 
 
 def cdisc_sampling() -> Call:
@@ -105,7 +106,7 @@ def cdisc_sampling() -> Call:
     def draw(params: Any, x: jax.Array) -> jax.Array:
         return sampling.ddim(backbone.null_eps(model, params), schedule, x, num_steps=16, clip=1.0)
 
-    return lambda: jax.block_until_ready(draw(params, x)) and None
+    return lambda: jax.block_until_ready(draw(params, x))
 
 
 def cdisc_adapters(at_once: int) -> Call:
@@ -477,7 +478,8 @@ def answer(contest: str, side: str) -> None:
     call = CONTESTS[contest][side]()
     for _ in sys.stdin:
         wall, processor = time.perf_counter(), time.process_time()
-        facts = call() or {}
+        result = call()
+        facts = result if isinstance(result, dict) else {}
         taken = {"wall, s": time.perf_counter() - wall, "processor, s": time.process_time() - processor}
         if "points" in facts:
             facts |= found_modes(facts.pop("points"))
