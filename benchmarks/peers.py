@@ -39,7 +39,7 @@ _QUERIES, _STEPS, _RANK, _ALPHA = 8, 10, 4, 8.0
 _EXPERTS, _ENTRIES, _PICKS = 10_000, 1024, 8
 
 Call = Callable[[], Any]
-"""Does the work once, until its end; returns facts to be printed, or None."""
+"""Does the work once, until its end; a dict that it returns has facts to be printed."""
 
 
 def pictures(count: int) -> np.ndarray:
@@ -85,7 +85,7 @@ def cdisc_prediction() -> Call:
     predict = jax.jit(
         lambda params, x: denoiser.apply(network, params, x, t, jnp.zeros((len(t), network.embedding_dim)))
     )
-    return lambda: jax.block_until_ready(predict(params, x)) and None
+    return lambda: jax.block_until_ready(predict(params, x))
 
 
 def cdisc_sampling() -> Call:
@@ -106,7 +106,7 @@ def cdisc_sampling() -> Call:
     def draw(params: Any, x: jax.Array) -> jax.Array:
         return sampling.ddim(backbone.null_eps(model, params), schedule, x, num_steps=16, clip=1.0)
 
-    return lambda: jax.block_until_ready(draw(params, x)) and None
+    return lambda: jax.block_until_ready(draw(params, x))
 
 
 def cdisc_adapters(at_once: int) -> Call:
@@ -478,7 +478,8 @@ def answer(contest: str, side: str) -> None:
     call = CONTESTS[contest][side]()
     for _ in sys.stdin:
         wall, processor = time.perf_counter(), time.process_time()
-        facts = call() or {}
+        result = call()
+        facts = result if isinstance(result, dict) else {}
         taken = {"wall, s": time.perf_counter() - wall, "processor, s": time.process_time() - processor}
         if "points" in facts:
             facts |= found_modes(facts.pop("points"))
