@@ -73,6 +73,7 @@ def _paper() -> config.Config:
             timesteps=tuple(range(50, 401, 25)),
             starts_per_t=128,
             ascent="adam",
+            polish=0,
             max_steps=150,
             tolerance=1e-3,
             max_residual=0.1,

@@ -42,6 +42,9 @@ def get_config() -> ml_collections.ConfigDict:
             discover=DiscoveryOptions(
                 timesteps=(50, 100, 200, 300, 400, 500),
                 starts_per_t=8,
+                ascent="barzilai_borwein",  # nothing is known of the network's training
+                polish=0,
+                weak_residual=0.2,
                 capacity=48,
                 num_experts=8,
                 hierarchy=(50, 100, 200, 300, 400, 500),

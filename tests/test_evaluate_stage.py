@@ -26,7 +26,9 @@ from cdisc.evaluation import metrics, protocol
 def nothing(i):
     """A discovery of query `i` that found nothing, and counted what no other one did."""
     counts = (np.int32(10 * i + n) for n in range(1, 6))
-    info = concepts.DiscoveryInfo(*counts, *(np.float32(n / 8) for n in range(4)), np.int32(i + 7))
+    info = concepts.DiscoveryInfo(
+        *counts, *(np.float32(n / 8) for n in range(4)), np.int32(i + 7), np.arange(50, 401, 50), np.full(8, 0.5)
+    )
     return types.SimpleNamespace(
         pool=types.SimpleNamespace(mask=(True,)),
         selection=types.SimpleNamespace(indices=(), gains=(), mask=()),
@@ -72,7 +74,8 @@ def test_one_sample_of_each_query_is_measured_by_classes(prepared):
     for i in (0, 20):
         assert results["queries"][i]["nfe"] == i + 7
         found = list(results["queries"][i]["discovery"].values())
-        assert found == [*range(10 * i + 1, 10 * i + 6), 0.0, 0.125, 0.25, 0.375]
+        at = [list(range(50, 401, 50)), [0.5] * 8]
+        assert found == [*range(10 * i + 1, 10 * i + 6), 0.0, 0.125, 0.25, 0.375, *at]
     assert [query["name"] for query in results["queries"]] == [query.name for query in this.queries]
     for query, known in zip(results["queries"], this.queries, strict=True):
         for figures in query["methods"].values():

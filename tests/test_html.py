@@ -140,7 +140,7 @@ def _panel(shape: tuple[int, ...] = (8, 8, 3), concepts: int = 2, **changes: Any
         ),
         ownership=np.concatenate([np.moveaxis(shares, -1, 0)[:concepts], np.zeros((1, *shape))]),
         teacher=Gaussian(mean=rng.uniform(-1, 1, shape), variance=rng.uniform(0.1, 1, shape)),
-        info=DiscoveryInfo(*[np.int32(0)] * 10),
+        info=DiscoveryInfo(*[np.int32(0)] * 12),
     )
     return html.Panel(
         entry=entry,
@@ -256,12 +256,14 @@ def test_captions_state_what_a_concept_is() -> None:
 
 
 def test_what_a_discovery_left_out_is_said() -> None:
-    # Catches: a share shown as if it were a percentage, one count in another's place.
+    # Catches: a share shown as if it were a percentage, one count in another's place, a residual at another level.
     counts = {"chains": 1920, "unconverged": 31, "dropped": 12, "leaders_dropped": 5, "saddles": 3}
-    info = counts | {"clipped_below": 0.82, "clipped_above": 0.0, "experts_clipped_below": 0.25}
+    levels = {"timesteps": [50, 400], "smallest_residual": [0.0213, None]}
+    info = counts | levels | {"clipped_below": 0.82, "clipped_above": 0.0, "experts_clipped_below": 0.25}
     text = _Reader(html.render(_page(_panel(discovery=info)))).text
     assert "Of 1,920 chains 31 did not converge and 12 were dropped; 5 points found no room and 3 were left" in text
     assert "82% are the floor, of the selected concepts' 25%" in text
+    assert "pure noise: 0.021 at t = 50, \N{EN DASH} at t = 400." in text
 
 
 def test_modes_stand_in_columns_from_fine_to_coarse_noise() -> None:

@@ -1,5 +1,6 @@
 """Chains against the exact modes of mixtures; the pool against small cases worked by hand."""
 
+import dataclasses
 import functools
 import re
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from cdisc.diffusion import exact, schedule
-from cdisc.discovery import covariance, modes
+from cdisc.discovery import covariance, curvature, modes
 
 SCHEDULE = schedule.linear_beta()
 merge_with_info = jax.jit(modes.merge, static_argnames="capacity")
@@ -159,6 +160,61 @@ def test_adam_moves_uphill_by_its_learning_rate_and_keeps_moments_for_each_chain
     assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(state))
 
 
+def steps(kernel, eps_fn, x, t, count):
+    """The points that chains visit: (count + 1, N, *shape)."""
+
+    def move(carry, _):
+        x, state = carry
+        x, state = kernel.step(eps_fn(x, t), x, t, state)
+        return (x, state), x
+
+    _, visited = jax.lax.scan(move, (x, kernel.init(x)), length=count)
+    return jnp.concatenate([x[None], visited])
+
+
+def test_short_steps_are_mean_shifts_where_the_score_is_a_density_s():
+    # Catches: a step shortened by rounding, a memory that moves the chain.
+    mixture = random_mixture((3, 3, 2))
+    eps_fn = exact.mixture_eps(mixture, SCHEDULE)
+    x, t = modes.starts(SCHEDULE, jax.random.key(3), mixture.means[0], jnp.array([20, 80, 200, 400]), 4, "hybrid")
+    one, two = (steps(kernel(SCHEDULE), eps_fn, x, t, 8) for kernel in (modes.mean_shift, modes.barzilai_borwein))
+    np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+def test_short_steps_arrive_where_a_score_bends_too_much_for_mean_shift():
+    """A linear score with curvatures -2.3, -1 and -0.2: mean shift multiplies the first coordinate by -1.3."""
+    t = jnp.array([200])
+    root = jnp.sqrt(1.0 - SCHEDULE.alpha_bar[200])
+    bends = jnp.array([[2.3, 1.0, 0.2]])
+    x = jnp.array([[0.5, -1.0, 2.0]])
+    ends = [
+        np.abs(steps(kernel(SCHEDULE), lambda x, t: bends * x / root, x, t, 60)[-1, 0])
+        for kernel in (modes.mean_shift, modes.barzilai_borwein)
+    ]
+    assert ends[0][0] > 1e3
+    assert ends[1].max() < 1e-2
+
+
+def test_long_steps_climb_a_flat_top_and_none_is_longer_than_said():
+    """Two Gaussians about to part: near the middle the density is as good as flat, and mean shift crawls."""
+    a = SCHEDULE.alpha_bar[300]
+    half = 0.99 * jnp.sqrt((a * 0.01 + 1.0 - a) / a)
+    pair = exact.GaussianMixture(jnp.full(2, 0.5), jnp.array([[half, 0.0], [-half, 0.0]]), jnp.full((2, 2), 0.01))
+    eps_fn = exact.mixture_eps(pair, SCHEDULE)
+    t = jnp.full(3, 300)
+    x = jnp.sqrt(a) * jnp.array([[0.25, 0.0], [-0.4, 0.3], [0.05, -0.2]])
+    long, short = (np.asarray(steps(modes.barzilai_borwein(SCHEDULE, far), eps_fn, x, t, 10)) for far in (0.1, 0.0))
+    clean = long / np.sqrt(float(a))
+    assert np.abs(clean[-1]).max() < 0.03
+    assert np.abs(short[-1][:2, 0]).min() > 0.05
+    heights = exact.log_density(pair, SCHEDULE, jnp.asarray(long.reshape(-1, 2)), jnp.full(33, 300))
+    heights = np.asarray(heights).reshape(11, 3)
+    fell = np.diff(heights, axis=0)[:-1] < -1e-5
+    assert (heights[2:] - heights[:-2])[fell].min(initial=0.0) > -1e-5  # what fell is taken back at once
+    # The second start lies off the ridge, to which a mean shift takes it.
+    assert np.sqrt(np.mean(np.square(np.diff(clean, axis=0)), axis=-1))[1:].max() < 0.1 + 1e-5
+
+
 MEAN_SHIFT = modes.mean_shift(SCHEDULE)
 PLANAR_EPS = exact.mixture_eps(planar(), SCHEDULE)
 
@@ -223,6 +279,19 @@ def test_rows_beyond_the_count_are_neither_climbed_from_nor_waited_for(lanes, co
         assert not np.asarray(rest).any()
     used = np.asarray(info.steps)
     assert int(info.nfe) <= used.sum() + (lanes - 1) * used.max()
+
+
+def test_each_chain_has_a_tolerance_of_its_own():
+    # Catches: the tolerance of a lane in place of its chain's.
+    x, t = modes.starts(SCHEDULE, jax.random.key(7), jnp.zeros(2), jnp.array([40, 120, 300]), 6, "hybrid")
+    tolerance = jnp.asarray(np.tile([1e-3, 1e-1, np.inf], 6), jnp.float32)
+    settings = {"kernel": MEAN_SHIFT, "max_steps": 60, "lanes": 4}
+    chains, info = jax.jit(lambda given: modes.ascend(PLANAR_EPS, x, t, tolerance=given, **settings))(tolerance)
+    _, alone = run(4)
+    assert (np.asarray(chains.residual) < np.asarray(tolerance)).all() and info.converged.all()
+    np.testing.assert_array_equal(info.steps[::3], alone.steps[::3])
+    assert (np.asarray(info.steps)[2::3] == 1).all()
+    assert (np.asarray(info.steps)[1::3] <= np.asarray(alone.steps)[1::3]).all()
 
 
 def test_the_residual_belongs_to_the_point_returned():
@@ -369,6 +438,22 @@ def test_a_chain_that_starts_on_a_saddle_is_told_from_a_mode():
     np.testing.assert_allclose(pool.curvature[:3], curvatures(mixture, pool.x[:3], pool.t[:3]), atol=1e-3)
 
 
+def test_the_newton_distance_is_the_distance_to_the_mode_of_a_gaussian():
+    # Catches: a distance in noisy space, one that is a number where there is no point.
+    gaussian = exact.GaussianMixture(jnp.ones(1), jnp.array([[0.3, -0.2]]), jnp.full((1, 2), 0.05))
+    t = jnp.array([50, 200, 400, 300])
+    root = jnp.sqrt(SCHEDULE.alpha_bar[t])[:, None]
+    pool = pool_at(root * jnp.array([[0.4, 0.1], [0.2, -0.3], [0.3, -0.2], [0.0, 0.0]]), t, jnp.arange(4) < 3)
+    eps = exact.mixture_eps(gaussian, SCHEDULE)(pool.x, t)
+    a = SCHEDULE.alpha_bar[t]
+    bend = (1.0 - a) / (0.05 * a + 1.0 - a)
+    pool = dataclasses.replace(pool, residual=modes.root_mean_square(eps), curvature=-bend)
+    expected = np.sqrt(np.mean(np.square(np.asarray(pool.m) - np.array([0.3, -0.2])), axis=1))
+    distance = np.asarray(curvature.newton_distance(SCHEDULE, pool))
+    np.testing.assert_allclose(distance[:3], expected[:3], atol=1e-5)
+    assert np.isinf(distance[3])
+
+
 def test_the_largest_eigenvalue_is_exact_with_enough_products_and_a_lower_bound_with_fewer():
     mixture = random_mixture((2, 3, 2), components=6)
     t = jnp.array([30, 100, 200, 300, 500, 900])
@@ -378,8 +463,8 @@ def test_the_largest_eigenvalue_is_exact_with_enough_products_and_a_lower_bound_
 
     @functools.partial(jax.jit, static_argnums=0)
     def largest(products):
-        apply = modes.normalised_jacobian(exact.mixture_eps(mixture, SCHEDULE), SCHEDULE, x, t)
-        return modes.largest_eigenvalue(apply, first, products)
+        apply = curvature.normalised_jacobian(exact.mixture_eps(mixture, SCHEDULE), SCHEDULE, x, t)
+        return curvature.largest_eigenvalue(apply, first, products)
 
     np.testing.assert_allclose(largest(12), expected, atol=2e-4)
     few = np.asarray(largest(4))
@@ -390,13 +475,13 @@ def test_the_largest_eigenvalue_is_exact_with_enough_products_and_a_lower_bound_
 def test_the_largest_eigenvalue_is_that_of_the_symmetric_part():
     matrix = jax.random.normal(jax.random.key(1), (5, 5))
     first = jax.random.normal(jax.random.key(0), (1, 5))
-    largest = modes.largest_eigenvalue(lambda v: jnp.einsum("ij,lj->li", matrix, v, precision="highest"), first, 5)
+    largest = curvature.largest_eigenvalue(lambda v: jnp.einsum("ij,lj->li", matrix, v, precision="highest"), first, 5)
     np.testing.assert_allclose(largest[0], jnp.linalg.eigvalsh(0.5 * (matrix + matrix.T))[-1], rtol=1e-4)
 
 
 def test_the_largest_eigenvalue_survives_an_exhausted_krylov_space():
     factors = jnp.array([0.3, 0.9])
-    largest = modes.largest_eigenvalue(lambda v: factors[:, None] * v, jnp.ones((2, 4)), 4)
+    largest = curvature.largest_eigenvalue(lambda v: factors[:, None] * v, jnp.ones((2, 4)), 4)
     np.testing.assert_allclose(largest, factors, rtol=1e-5)
 
 
@@ -414,7 +499,7 @@ def test_normalised_jacobian_is_the_jacobian_and_linearises_once():
 
     @jax.jit
     def multiplied(x):
-        apply = modes.normalised_jacobian(counting, SCHEDULE, x, t)
+        apply = curvature.normalised_jacobian(counting, SCHEDULE, x, t)
         return jnp.stack([apply(jnp.broadcast_to(v, (3, 5))) for v in jnp.eye(5)], axis=-1)
 
     products = multiplied(x)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 import types
 
 import jax
@@ -340,7 +341,11 @@ def test_a_run_of_which_nothing_comes_ends_and_says_so(tmp_path, capsys):
     results = results_lib.read(tmp_path / "results.json")
     assert all("failed" in query for query in results["queries"])
     assert set(results["methods"]) == {"top1", "top3", "query_only sigma=1", "real pictures"}
-    assert "evaluate: 3 of 3 queries: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "evaluate: 3 of 3 queries: " in said
+    assert re.search(
+        r"no finite mode, .*; the smallest residuals are 0\.\d{3} at t = 100, 0\.\d{3} at t = 300 \(", said
+    )
 
 
 def test_what_a_query_without_modes_has_not_learnt_is_not_exported(tmp_path, monkeypatch):

@@ -3,7 +3,8 @@
 import collections
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -12,13 +13,16 @@ import numpy as np
 
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.parameterization import EpsFn
-from cdisc.diffusion.schedule import Schedule
+from cdisc.diffusion.schedule import Schedule, expand, sigma
 from cdisc.discovery import algebra, modes, poe, selection, sharding
 from cdisc.discovery import covariance as covariance_lib
+from cdisc.discovery.curvature import newton_distance
 from cdisc.errors import is_count, require_array, require_known, require_positive
 from cdisc.keys import named
 
-ASCENTS: tuple[str, ...] = ("mean_shift", "adam")
+ASCENTS: tuple[str, ...] = ("mean_shift", "barzilai_borwein", "adam")
+PART = 0.25
+"""The part of `merge_radius` below which the Newton distance of a mode is, once polished."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,13 +37,18 @@ class DiscoveryOptions:
       rounds: parts of these chains that are climbed one after the other, each merged with what the earlier ones found.
         Bounds the memory: a chain takes five pictures besides those in `lanes`.
       start_mode: where they start: "query", "hybrid" or "random" (`modes.starts`).
-      ascent: "mean_shift", or "adam" (the paper's).
+      ascent: "mean_shift"; "barzilai_borwein", which is shorter where mean shift overshoots, as it does with networks
+        that are not trained well; or "adam" (the paper's).
       learning_rate: step of Adam, in noisy space; mean shift has none.
       max_steps: evaluations that a chain may use.
       tolerance: a chain is done when the root mean square of its `eps` is below this.
       max_residual: a chain that ended above this found no stationary point.
+      weak_residual: the same at a noise level where all chains ended above `max_residual`. A weakly trained network
+        sees noise where there is none: its `eps` of a clean picture may be 0.3 at t = 50, that of a noised one is 1.
       lanes: pictures evaluated together; bounds the memory.
       merge_radius: root mean square distance in clean space below which two modes are one.
+      polish: evaluations for bringing the chains that came to rest on a flat top to the mode that it has
+        (`certify`); 0 leaves them where they are. The scores of networks have flat ridges where densities have tops.
       capacity: modes kept.
       curvature_iterations: Jacobian products spent on telling a mode from a saddle.
       max_curvature: points whose largest curvature, in units of `1 / (1 - abar_t)`, is not below this are saddles and
@@ -71,8 +80,10 @@ class DiscoveryOptions:
     max_steps: int = 40
     tolerance: float = 0.005
     max_residual: float = 0.05
+    weak_residual: float = 0.0
     lanes: int = 16
     merge_radius: float = 0.1
+    polish: int = 2000
     capacity: int = 32
     curvature_iterations: int = 8
     max_curvature: float = 0.0
@@ -109,15 +120,24 @@ class DiscoveryOptions:
             probes=self.probes,
             num_experts=self.num_experts,
         )
+        if self.polish < 0:
+            raise ValueError(f"polish is {self.polish}: use a whole number, 0 for none.")
         if self.starts_per_t % self.rounds:
             raise ValueError(
                 f"rounds is {self.rounds}: the {self.starts_per_t} chains of starts_per_t cannot be divided into so "
                 "many equal parts."
             )
-        for field in ("learning_rate", "max_residual", "merge_radius", "floor", "tau", "background_variance"):
+        for field in (
+            "learning_rate",
+            "max_residual",
+            "merge_radius",
+            "floor",
+            "tau",
+            "background_variance",
+        ):
             if not getattr(self, field) > 0:
                 raise ValueError(f"{field} is {getattr(self, field)}: use a positive number.")
-        for field in ("tolerance", "max_curvature", "background_mean"):
+        for field in ("tolerance", "weak_residual", "max_curvature", "background_mean"):
             if math.isnan(getattr(self, field)):
                 raise ValueError(f"{field} is nan: use a number.")
         if not 0 < self.delta < 0.5:
@@ -146,7 +166,12 @@ class DiscoveryOptions:
         ascent = self.rounds * math.ceil(self.chains / lanes) * lanes * self.max_steps
         lanes = min(self.lanes, self.capacity)
         rows = math.ceil(self.capacity / lanes) * lanes
-        return ascent + rows * (1 + self.curvature_iterations + self.probes)
+        return ascent + rows * self.linearised + self.polish
+
+    @property
+    def linearised(self) -> int:
+        """The most evaluations for the curvature and the variances of a mode."""
+        return 1 + self.curvature_iterations + self.probes
 
 
 @flax.struct.dataclass
@@ -165,6 +190,8 @@ class DiscoveryInfo:
       experts_clipped_above: () the second one.
       nfe: () int32, evaluations of the network made, idle lanes included; a Jacobian product counts as one. It is the
         only number that depends on how many devices share the work.
+      timesteps: (M,) int32, the noise levels at which modes were sought.
+      smallest_residual: (M,), of the chains at each of them; infinite where none is a number.
     """
 
     chains: jax.Array
@@ -177,6 +204,8 @@ class DiscoveryInfo:
     experts_clipped_below: jax.Array
     experts_clipped_above: jax.Array
     nfe: jax.Array
+    timesteps: jax.Array
+    smallest_residual: jax.Array
 
 
 @flax.struct.dataclass
@@ -210,6 +239,8 @@ def kernel(schedule: Schedule, options: DiscoveryOptions) -> modes.Kernel:
     """The ascent that the options name."""
     if options.ascent == "mean_shift":
         return modes.mean_shift(schedule)
+    if options.ascent == "barzilai_borwein":
+        return modes.barzilai_borwein(schedule)
     return modes.adam(schedule, options.learning_rate)
 
 
@@ -245,20 +276,9 @@ def discover(
             "use timesteps up to that."
         )
     query = sharding.varying(query, axis_name)
-    pool, (chains, unconverged, dropped, leaders_dropped, ascent_nfe) = _find(
-        eps_fn, schedule, query, named(key, "starts"), options, axis_name
-    )
-    pool, u, linearise_nfe = covariance_lib.linearise(
-        eps_fn,
-        schedule,
-        pool,
-        named(key, "jacobian"),
-        curvature_iterations=options.curvature_iterations,
-        probes=options.probes,
-        estimator=options.estimator,
-        lanes=options.lanes,
-        axis_name=axis_name,
-    )
+    pool, smallest, counts = _find(eps_fn, schedule, query, named(key, "starts"), options, axis_name)
+    chains, unconverged, dropped, leaders_dropped, ascent_nfe = counts
+    pool, u, certify_nfe = certify(eps_fn, schedule, pool, named(key, "jacobian"), options, axis_name)
     variance, clipped = covariance_lib.variance(
         schedule, u, pool.t, kind=options.covariance, delta=options.delta, floor=options.floor
     )
@@ -270,12 +290,14 @@ def discover(
         unconverged=unconverged,
         dropped=dropped,
         leaders_dropped=leaders_dropped,
+        timesteps=jnp.asarray(options.timesteps, jnp.int32),
+        smallest_residual=smallest,
         saddles=jnp.sum(pool.mask & ~_candidates(pool, options), dtype=jnp.int32),
         clipped_below=_share(clipped.below, pool.mask),
         clipped_above=_share(clipped.above, pool.mask),
         experts_clipped_below=_share(picked.below, picks.mask),
         experts_clipped_above=_share(picked.above, picks.mask),
-        nfe=ascent_nfe + linearise_nfe,
+        nfe=ascent_nfe + certify_nfe,
     )
     return Discovery(pool, experts, picks, ownership, teacher, info)
 
@@ -287,19 +309,53 @@ def _find(
     key: jax.Array,
     options: DiscoveryOptions,
     axis_name: str | None,
-) -> tuple[modes.ModePool, tuple[jax.Array, ...]]:
-    """The stationary points around a query, and the first four counts of `DiscoveryInfo` with the evaluations made."""
+) -> tuple[modes.ModePool, jax.Array, tuple[jax.Array, ...]]:
+    """The stationary points around a query, the smallest residuals, and four counts of `DiscoveryInfo` and the nfe."""
     timesteps = jnp.asarray(options.timesteps, jnp.int32)
+    climb = _climb(eps_fn, kernel(schedule, options), options)
 
-    def climb(
-        starts: tuple[jax.Array, jax.Array], mask: jax.Array
-    ) -> tuple[modes.Chains, tuple[jax.Array, jax.Array, jax.Array]]:
+    def one_round(carry: tuple[modes.ModePool, jax.Array, jax.Array], index: jax.Array) -> tuple[Any, None]:
+        found, smallest, counts = carry
+        per_t, mode = options.starts_per_t // options.rounds, options.start_mode
+        x, t = modes.starts(schedule, named(key, "round", index), query, timesteps, per_t, mode, index, options.rounds)
+        rows = (x, t, jnp.full(t.shape, options.tolerance), jnp.full(t.shape, options.max_steps))
+        chains, (ran, unconverged, nfe) = sharding.map_rows(climb, rows, jnp.ones(t.shape, bool), axis_name)
+        of_level = timesteps[:, None] == t[None]
+        smallest = jnp.fmin(smallest, jnp.nanmin(jnp.where(of_level, chains.residual, jnp.nan), axis=1))
+        weak = max(options.weak_residual, options.max_residual)
+        most = jnp.where(smallest <= options.max_residual, options.max_residual, weak)
+        found, left = modes.merge(
+            chains,
+            schedule,
+            t,
+            options.merge_radius,
+            options.capacity,
+            max_residual=most[jnp.argmax(of_level, axis=0)],
+            found=found,
+        )
+        counts = counts + jnp.stack([ran, unconverged, left.dropped, left.leaders_dropped, nfe])
+        return (found, smallest, counts), None
+
+    nothing = (modes.empty_pool(options.capacity, query), jnp.full(timesteps.shape, jnp.inf), jnp.zeros(5, jnp.int32))
+    begin = sharding.varying_as(nothing, query)
+    (pool, smallest, counts), _ = jax.lax.scan(one_round, begin, jnp.arange(options.rounds))
+    return pool, smallest, tuple(counts)
+
+
+def _climb(
+    eps_fn: EpsFn, kernel: modes.Kernel, options: DiscoveryOptions
+) -> Callable[[tuple[jax.Array, ...], jax.Array], tuple[modes.Chains, tuple[jax.Array, ...]]]:
+    """For `sharding.map_rows`: chains (x, t, tolerance) in at most so many steps; and counts of `DiscoveryInfo`."""
+
+    def climb(rows: tuple[jax.Array, ...], mask: jax.Array) -> tuple[modes.Chains, tuple[jax.Array, ...]]:
+        x, t, tolerance, max_steps = rows
         chains, info = modes.ascend(
             eps_fn,
-            *starts,
-            kernel=kernel(schedule, options),
-            max_steps=options.max_steps,
-            tolerance=options.tolerance,
+            x,
+            t,
+            kernel=kernel,
+            max_steps=max_steps[0],
+            tolerance=tolerance,
             lanes=options.lanes,
             count=jnp.sum(mask),
         )
@@ -307,18 +363,85 @@ def _find(
         counts = (jnp.sum(ran, dtype=jnp.int32), jnp.sum(ran & ~info.converged, dtype=jnp.int32))
         return chains, (*counts, info.nfe)
 
-    def one_round(carry: tuple[modes.ModePool, jax.Array], index: jax.Array) -> tuple[Any, None]:
-        found, counts = carry
-        per_t, mode = options.starts_per_t // options.rounds, options.start_mode
-        x, t = modes.starts(schedule, named(key, "round", index), query, timesteps, per_t, mode, index, options.rounds)
-        chains, (ran, unconverged, nfe) = sharding.map_rows(climb, (x, t), jnp.ones(t.shape, bool), axis_name)
-        radius, most = options.merge_radius, options.max_residual
-        found, left = modes.merge(chains, schedule, t, radius, options.capacity, max_residual=most, found=found)
-        return (found, counts + jnp.stack([ran, unconverged, left.dropped, left.leaders_dropped, nfe])), None
+    return climb
 
-    begin = sharding.varying_as((modes.empty_pool(options.capacity, query), jnp.zeros(5, jnp.int32)), query)
-    (pool, counts), _ = jax.lax.scan(one_round, begin, jnp.arange(options.rounds))
-    return pool, tuple(counts)
+
+class _Certifying(NamedTuple):
+    """What the loop of `certify` carries: the pool, its `u`, the evaluations left, and whether it was measured."""
+
+    pool: modes.ModePool
+    u: jax.Array
+    left: jax.Array
+    measured: jax.Array
+
+
+def certify(
+    eps_fn: EpsFn,
+    schedule: Schedule,
+    pool: modes.ModePool,
+    key: jax.Array,
+    options: DiscoveryOptions,
+    axis_name: str | None = None,
+) -> tuple[modes.ModePool, jax.Array, jax.Array]:
+    """Measures the curvature at each point of a pool, and climbs on where it says that the mode is elsewhere.
+
+    On a flat top the residual is small everywhere, and chains come to rest apart. A point whose residual is below the
+    tolerance, and whose Newton distance (`curvature.newton_distance`) is not below `PART` of the radius, climbs on with
+    `modes.barzilai_borwein`; then points are merged and measured anew, until there is none or `options.polish`
+    evaluations are made.
+
+    Returns:
+      The pool with its curvature, `u` of `covariance.linearise`, and the evaluations made, () int32.
+    """
+    reach = PART * options.merge_radius
+    lanes = min(options.lanes, options.capacity)
+
+    def elsewhere(pool: modes.ModePool) -> jax.Array:
+        return (pool.residual < options.tolerance) & ~(newton_distance(schedule, pool) < reach)
+
+    def steps(pool: modes.ModePool, left: jax.Array) -> jax.Array:
+        """How many the points may take so that what is left of the budget pays for the next measurement too."""
+        rows = (jnp.sum(pool.mask) + lanes - 1) // lanes * lanes
+        return left // jnp.maximum(rows, 1) - options.linearised
+
+    def unfinished(carry: _Certifying) -> jax.Array:
+        return ~carry.measured | (jnp.any(elsewhere(carry.pool)) & (steps(carry.pool, carry.left) > 1))
+
+    def refine(carry: _Certifying) -> _Certifying:
+        pool, left = carry.pool, carry.left
+        if options.polish:
+            climbing = elsewhere(pool)
+            # The top may be flatter than its side, so aim closer than need be. Other points stay where they are.
+            aim = 0.1 * reach * jnp.abs(pool.curvature) / sigma(schedule, pool.t)
+            climb = _climb(eps_fn, modes.barzilai_borwein(schedule, options.merge_radius), options)
+            mask = pool.mask & jnp.any(climbing)
+            rows = (pool.x, pool.t, jnp.where(climbing, aim, jnp.inf), jnp.broadcast_to(steps(pool, left), mask.shape))
+            chains, (_, _, nfe) = sharding.map_rows(climb, rows, mask, axis_name)
+            x = jnp.where(expand(mask, pool.x), chains.x, pool.x)
+            moved = dataclasses.replace(pool, x=x, residual=jnp.where(mask, chains.residual, pool.residual))
+            none = modes.Chains(x[:0], pool.residual[:0])
+            pool, _ = modes.merge(none, schedule, pool.t[:0], options.merge_radius, options.capacity, found=moved)
+            left = left - nfe
+        pool, u, nfe = covariance_lib.linearise(
+            eps_fn,
+            schedule,
+            pool,
+            key,
+            curvature_iterations=options.curvature_iterations,
+            probes=options.probes,
+            estimator=options.estimator,
+            lanes=options.lanes,
+            axis_name=axis_name,
+        )
+        return _Certifying(pool, u, left - nfe, carry.measured | True)
+
+    # Measured for the first time in the loop as well, so that there is one program for it.
+    budget = jnp.asarray(options.polish + math.ceil(options.capacity / lanes) * lanes * options.linearised, jnp.int32)
+    begin = _Certifying(pool, jnp.zeros_like(pool.x), budget, jnp.asarray(False))
+    end = (
+        jax.lax.while_loop(unfinished, refine, sharding.varying_as(begin, pool.x)) if options.polish else refine(begin)
+    )
+    return end.pool, end.u, budget - end.left
 
 
 def _candidates(pool: modes.ModePool, options: DiscoveryOptions) -> jax.Array:

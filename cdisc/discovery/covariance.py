@@ -17,7 +17,8 @@ import numpy as np
 
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule, alpha_bar_at, expand
-from cdisc.discovery.modes import ModePool, in_lanes, largest_eigenvalue, normal_each, normalised_jacobian, row_keys
+from cdisc.discovery.curvature import largest_eigenvalue, normalised_jacobian
+from cdisc.discovery.modes import ModePool, in_lanes, normal_each, row_keys
 from cdisc.discovery.sharding import map_rows, varying_as
 from cdisc.errors import require_known
 from cdisc.keys import named
@@ -146,8 +147,8 @@ def linearise(
     """What the Jacobian says about each point of a pool: whether it is a mode, and how wide.
 
     The Hessian of `log p_t` is `(U - I) / (1 - abar_t)` with `U = sqrt(abar_t) d x0hat / dx`, positive semi-definite
-    for an exact score: its largest eigenvalue tells saddles from modes (`modes.largest_eigenvalue`), its diagonal gives
-    the variances. Both come from one linearisation.
+    for an exact score: its largest eigenvalue tells saddles from modes (`curvature.largest_eigenvalue`), its diagonal
+    gives the variances. Both come from one linearisation.
 
     Args:
       eps_fn: The noise prediction.

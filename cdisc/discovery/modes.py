@@ -13,11 +13,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from cdisc.diffusion.parameterization import EpsFn, score_from_eps, x0_from_eps
-from cdisc.diffusion.schedule import Schedule, alpha_bar_at, expand
+from cdisc.diffusion.schedule import Schedule, alpha_bar_at, expand, sigma
 from cdisc.discovery.sharding import varying_as
 from cdisc.errors import require_array, require_known
 from cdisc.keys import named
@@ -165,6 +164,49 @@ def mean_shift(schedule: Schedule) -> Kernel:
     return Kernel(init, step)
 
 
+class _LastMove(NamedTuple):
+    """What `barzilai_borwein` knows of a chain's last move: where it began, and its length in mean shifts."""
+
+    x: jax.Array
+    eps: jax.Array
+    length: jax.Array
+    overshot: jax.Array  # whether this move or one before it leapt across a mode
+
+
+def barzilai_borwein(schedule: Schedule, longest: float = 0.0) -> Kernel:
+    """The mean shift, but shorter or longer where the curvature along the last move asks for it.
+
+    The lengths are the two of Barzilai & Borwein (1988). The score of a weakly trained network may bend more than any
+    density's, whose curvature is at least -1, and below -2 mean shift leaps from one side of a mode to the other for
+    ever: a chain that overshot takes their shorter length from there on. Where the density is nearly flat, mean shift
+    hardly moves: their longer length is Newton's along the last move, and leads uphill whatever the sign of the
+    curvature. If the mean of the scores at its ends says that it lowered the density, the mean shift is taken instead.
+
+    Args:
+      schedule: The noise schedule.
+      longest: Root mean square in clean space of a move that is longer than the mean shift; 0 for none.
+    """
+
+    def init(x: jax.Array) -> _LastMove:
+        return _LastMove(x, jnp.zeros_like(x), jnp.zeros(x.shape[0], x.dtype), jnp.zeros(x.shape[0], bool))
+
+    def step(eps: jax.Array, x: jax.Array, t: jax.Array, last: _LastMove) -> tuple[jax.Array, _LastMove]:
+        root = jnp.sqrt(1.0 - alpha_bar_at(schedule, t, x))
+        move, bend = x - last.x, root * (eps - last.eps)
+        squared, along = _inner(move, move), _inner(move, bend)  # the curvature along the move is -along / squared
+        overshot = last.overshot | (along > 1.1 * squared)  # no density's, whatever the rounding
+        length = jnp.where(overshot & (along > 0.0), jnp.minimum(_ratio(along, _inner(bend, bend)), 1.0), 1.0)
+        if longest:
+            lowered = (last.length > 1.0) & (_inner(move, eps + last.eps) > 0.0)
+            x, eps = (jnp.where(expand(lowered, x), old, new) for old, new in ((last.x, x), (last.eps, eps)))
+            most = _ratio(longest, sigma(schedule, t) * root_mean_square(eps))
+            longer = jnp.maximum(jnp.minimum(_ratio(squared, jnp.abs(along)), most), 1.0)
+            length = jnp.where(lowered, 1.0, jnp.where(overshot, length, longer))
+        return x - expand(length, x) * root * eps, _LastMove(x, eps, length, overshot)
+
+    return Kernel(init, step)
+
+
 def adam(schedule: Schedule, learning_rate: float) -> Kernel:
     """Adam ascending the score in noisy space, the paper's rule (section 3.1; appendix D.1 has its steps: 0.1, 0.09).
 
@@ -204,8 +246,8 @@ def ascend(
     t: jax.Array,
     *,
     kernel: Kernel,
-    max_steps: int,
-    tolerance: float,
+    max_steps: int | jax.Array,
+    tolerance: float | jax.Array,
     lanes: int,
     count: int | jax.Array | None = None,
 ) -> tuple[Chains, AscentInfo]:
@@ -221,7 +263,8 @@ def ascend(
       t: (N,) int32 their timesteps.
       kernel: `mean_shift(...)` or `adam(...)`.
       max_steps: Evaluations a chain may use; the last one measures its residual.
-      tolerance: A chain is done when its residual is below this. The unit is that of `eps`, 1 for pure noise.
+      tolerance: A chain is done when its residual is below this, one number or (N,). The unit is that of `eps`, 1 for
+        pure noise.
       lanes: Points evaluated together.
       count: How many chains there are: rows after the first `count` are never climbed from, and come back as zeros.
         None for all N.
@@ -239,6 +282,7 @@ def ascend(
     if t.shape[0] != n:
         raise ValueError(f"t has {t.shape[0]} timesteps and x {n} rows: give one timestep for each row.")
     count = n if count is None else count
+    tolerance = jnp.broadcast_to(tolerance, n)
     lanes = min(lanes, n)
     first = jnp.arange(lanes, dtype=jnp.int32)
 
@@ -247,10 +291,10 @@ def ascend(
 
     def advance(c: _Lanes) -> _Lanes:
         eps = eps_fn(c.x, c.t)
-        residual = jnp.sqrt(jnp.mean(jnp.square(eps), axis=tuple(range(1, eps.ndim))))
+        residual = root_mean_square(eps)
         steps = c.steps + 1
         busy = c.chain < count
-        done = busy & ((residual < tolerance) | (steps >= max_steps))
+        done = busy & ((residual < tolerance[jnp.minimum(c.chain, n - 1)]) | (steps >= max_steps))
         out = jnp.where(done, c.chain, n)  # n lies outside: those writes are dropped
         moved, state = kernel.step(eps, c.x, c.t, c.state)
 
@@ -303,7 +347,7 @@ def merge(
     radius: float,
     capacity: int,
     *,
-    max_residual: float = float("inf"),
+    max_residual: float | jax.Array = float("inf"),
     found: ModePool | None = None,
 ) -> tuple[ModePool, MergeInfo]:
     """Merges the chains of the same timestep that ended in the same place, and counts them.
@@ -319,7 +363,7 @@ def merge(
       radius: Root mean square distance between clean prototypes below which two are one.
       capacity: Rows of the pool.
       max_residual: A chain that ended with a larger residual joins a leader or is dropped; one whose residual is not
-        finite is dropped.
+        finite is dropped. One number or (N,).
       found: What earlier chains reached; each point counts for all of its basin. Chains that come in parts are merged
         as if they had come together, as long as none was dropped, for lack of room or for its residual, and no two
         leaders are within `radius`.
@@ -328,10 +372,12 @@ def merge(
       A pool ordered by timestep, then basin, its points first; and what was left out.
     """
     x, residual, size = chains.x, chains.residual, jnp.ones(chains.x.shape[0], jnp.int32)
+    leading = residual <= max_residual
     if found is not None:
         x, t = jnp.concatenate([found.x, x]), jnp.concatenate([found.t, t])
         residual = jnp.concatenate([jnp.where(found.mask, found.residual, jnp.nan), residual])
         size = jnp.concatenate([jnp.where(found.mask, found.basin, 0), size])
+        leading = jnp.concatenate([found.mask, leading])
     n = x.shape[0]
     clean = x / jnp.sqrt(alpha_bar_at(schedule, t, x))
     finite = jnp.isfinite(residual)
@@ -344,7 +390,7 @@ def merge(
         chain = order[i]
         within = near[chain] & leads
         joins = jnp.any(within)
-        may_lead = finite[chain] & (residual[chain] <= max_residual)
+        may_lead = finite[chain] & leading[chain]
         nearest = jnp.argmin(jnp.where(within, squared[chain], jnp.inf)).astype(jnp.int32)
         # n lies outside: a dropped chain is counted nowhere.
         own = jnp.where(may_lead, chain.astype(jnp.int32), n)
@@ -383,58 +429,6 @@ def merge(
         mask=mask,
     )
     return pool, info
-
-
-def largest_eigenvalue(apply: Callable[[jax.Array], jax.Array], first: jax.Array, products: int) -> jax.Array:
-    """The largest eigenvalue of a linear map at each point of a batch: (L,).
-
-    It is taken over the Krylov space of `products` products with the map (Lanczos, with full orthogonalisation). Power
-    iteration would need as many products and use only the last one. The result is a lower bound. With the map of
-    `normalised_jacobian` it is 1 + `ModePool.curvature`: a point that it calls a saddle is one.
-
-    Args:
-      apply: the map, symmetric or nearly so; rows (L, *shape) do not depend on each other.
-      first: (L, *shape) the vectors that span the space, such as noise.
-      products: how many. More than a row has entries change nothing.
-    """
-    count, shape = first.shape[0], first.shape[1:]
-    size = int(np.prod(shape))
-
-    def grow(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        basis, v = carry  # (products, L, size), (L, size)
-        basis = basis.at[i].set(v)
-        image = apply(v.reshape(count, *shape)).reshape(count, size)
-        rest = image
-        for _ in range(2):  # twice is enough to be orthogonal to rounding
-            rest = rest - _combine(basis, _coordinates(basis, rest))
-        scale = jnp.linalg.norm(image, axis=-1, keepdims=True)
-        norm = jnp.linalg.norm(rest, axis=-1, keepdims=True)
-        # An exhausted space leaves only rounding: zero vectors then add the eigenvalue 0, which changes nothing.
-        grows = norm > 1e-4 * scale
-        following = jnp.where(grows, rest / jnp.where(grows, norm, 1.0), 0.0)
-        return (basis, following), image
-
-    v = first.reshape(count, size)
-    v = v / jnp.linalg.norm(v, axis=-1, keepdims=True)
-    empty = jnp.zeros_like(first, shape=(products, count, size))
-    (basis, _), images = jax.lax.scan(grow, (empty, v), jnp.arange(products))
-    projected = jnp.einsum("iln,jln->lij", basis, images, precision=jax.lax.Precision.HIGHEST)
-    # A network's Jacobian is not quite symmetric; only its symmetric part bends the density.
-    return jnp.linalg.eigvalsh(projected, symmetrize_input=True)[:, -1]
-
-
-def normalised_jacobian(
-    eps_fn: EpsFn, schedule: Schedule, x: jax.Array, t: jax.Array
-) -> Callable[[jax.Array], jax.Array]:
-    """The map `v -> sqrt(abar_t) (d x0hat / dx) v` at each point of a batch.
-
-    `d x0hat / dx` is `Cov[x_0 | x] sqrt(abar_t) / (1 - abar_t)`, so the product is unitless and, for an exact score,
-    symmetric and positive semi-definite; it is `I - sqrt(1 - abar_t) d eps / dx`. Linearised once, in forward mode:
-    the linearisation costs one evaluation of `eps_fn` and each product one more.
-    """
-    root = jnp.sqrt(1.0 - alpha_bar_at(schedule, t, x))
-    _, eps_jvp = jax.linearize(lambda x: eps_fn(x, t), x)
-    return lambda v: v - root * eps_jvp(v)
 
 
 def in_lanes(
@@ -497,9 +491,16 @@ def _mean_squared_distances(x: jax.Array) -> jax.Array:
     return jnp.maximum(norms[:, None] + norms[None, :] - 2.0 * inner, 0.0) / flat.shape[1]
 
 
-def _coordinates(basis: jax.Array, v: jax.Array) -> jax.Array:
-    return jnp.einsum("iln,ln->il", basis, v, precision=jax.lax.Precision.HIGHEST)
+def root_mean_square(x: jax.Array) -> jax.Array:
+    """Over the entries of each row of `x` (N, *shape): (N,)."""
+    return jnp.sqrt(jnp.mean(jnp.square(x), axis=tuple(range(1, x.ndim))))
 
 
-def _combine(basis: jax.Array, coordinates: jax.Array) -> jax.Array:
-    return jnp.einsum("iln,il->ln", basis, coordinates, precision=jax.lax.Precision.HIGHEST)
+def _ratio(x: float | jax.Array, y: jax.Array) -> jax.Array:
+    """`x / y` for `y >= 0`, large instead of infinite."""
+    return x / jnp.maximum(y, jnp.finfo(y.dtype).tiny)
+
+
+def _inner(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The inner products of the rows of `x` and `y`, both (N, *shape): (N,)."""
+    return jnp.sum(x * y, axis=tuple(range(1, x.ndim)))

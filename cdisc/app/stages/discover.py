@@ -18,10 +18,7 @@ from cdisc.discovery import concepts
 from cdisc.discovery import hierarchy as hierarchy_lib
 from cdisc.networks import backbone as backbone_lib
 
-NOTHING = (
-    "the score of the backbone led to no finite mode, so what needs one is left out; a larger "
-    "config.discover.max_residual or max_steps, or a backbone that is trained longer, may find some"
-)
+NOTHING = "the score of the backbone led to no finite mode, so what needs one is left out"
 """What is said of a query without modes. It is a result as any other: the other queries go on."""
 
 
@@ -43,7 +40,13 @@ def discover(run: Run, params: Any, active: bool) -> Sequence[concepts.Discovery
         discoveries = [or_nothing(discovery) for discovery in devices.unstack(mapped((images, keys), params))]
         for query, discovery in zip(queries, discoveries, strict=True):
             if not found(discovery):
-                console.warn(f"discover: {query.name}: {NOTHING}.")
+                least = zip(discovery.info.smallest_residual, discovery.info.timesteps, strict=True)
+                said = ", ".join(f"{residual:.3f} at t = {t}" for residual, t in least)
+                console.warn(
+                    f"discover: {query.name}: {NOTHING}; the smallest residuals are {said} (0 at an exact mode, 1 in "
+                    "noise alone): set config.discover.weak_residual above some of them, raise max_steps, or train "
+                    "the backbone longer."
+                )
         return discoveries
 
     key = run.key("discover", run.queries[0])
