@@ -12,5 +12,6 @@ from cdisc import runtime
 
 runtime.configure()
 
-# A shell starts what runs behind it with Ctrl-C ignored, and the command would leave it so.
+# A shell starts what runs behind it with Ctrl-C ignored, `nohup` with SIGHUP; the command would leave it so.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)

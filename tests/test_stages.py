@@ -175,7 +175,8 @@ def test_no_picture_is_reference_and_real_sample_at_once(this, monkeypatch):
     this = dataclasses.replace(this, dataset=dataclasses.replace(this.dataset, references=references))
     drawn = np.full((8, 2), -1.0, np.float32)
     judged_by = judge.load_judge(this)
-    figures, _ = evaluate.score_class(this, [0], [{"poe": drawn}], judged_by, features.judge_features(judged_by))
+    compared_in, learnt = features.judge_features(judged_by), np.full((1, 2), -2.0, np.float32)
+    figures, _ = evaluate.score_class(this, [0], [{"poe": drawn}], judged_by, compared_in, learnt)
     assert asked == [(this.queries[0].composition, 16)]
     assert list(figures[0]) == ["poe", "real pictures"]
     (poe, known), (real, again) = scored

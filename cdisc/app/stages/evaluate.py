@@ -94,8 +94,12 @@ def score_class(
     samples: Sequence[dict[str, np.ndarray]],
     judged_by: judge.Judge,
     compared_in: features.Features,
+    training: jax.Array | None,
 ) -> tuple[list[dict[str, protocol.Figures]], dict[str, dict[str, protocol.Figures]]]:
-    """What was drawn for the queries at some places, all of one composition and one seed, measured."""
+    """What was drawn for the queries at some places, all of one composition and one seed, measured.
+
+    Where there is a composition, `training` are pictures that the network learnt from.
+    """
     settings, dataset, composition = run.config.evaluate, run.dataset, run.queries[places[0]].composition
     shown = [jnp.asarray(run.queries[i].image) for i in places]
 
@@ -107,9 +111,6 @@ def score_class(
     if composition is None:
         return protocol.score_class(judged_by, shown, drawn(), None, None)
     pictures = jnp.asarray(dataset.references(composition, settings.references + settings.samples))
-    training, _ = dataset.train_batch(
-        dataset.train, named(run.key("evaluate"), "training"), _TRAINING, np.arange(_TRAINING)
-    )
     with about(f"{dataset.name}, {run.queries[places[0]].name}: "):
         parts = {"the queries": np.stack(shown), "the references": np.asarray(pictures)}
         protocol.require_disjoint(parts | {"what the network learnt from": np.asarray(training)})
@@ -143,10 +144,14 @@ def write_results(
     compared_in = features.judge_features(judged_by)
     if settings.features != "judge":
         compared_in = features.load(settings.features, settings.weights)
+    training = None
+    if any(query.composition is not None for query in run.queries):
+        key, rows = named(run.key("evaluate"), "training"), np.arange(_TRAINING)
+        training, _ = run.dataset.train_batch(run.dataset.train, key, _TRAINING, rows)
     by_place: dict[int, dict[str, protocol.Figures]] = {}
     pools = []
     for places in classes.values():
-        figures, pooled = score_class(run, places, samples, judged_by, compared_in)
+        figures, pooled = score_class(run, places, samples, judged_by, compared_in, training)
         by_place |= zip(places, figures, strict=True)
         pools.append(pooled)
     measured = [by_place[i] for i in range(len(labels))]
