@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cdisc.diffusion.gaussian import Gaussian
 from cdisc.evaluation import metrics
 
 
@@ -280,3 +281,16 @@ def test_the_nearest_picture_is_found_for_each_sample():
     pictures = jnp.stack([jnp.zeros((2, 2)), jnp.ones((2, 2))])
     samples = jnp.stack([jnp.full((2, 2), 0.25), jnp.ones((2, 2)), jnp.full((2, 2), 3.0)])
     np.testing.assert_allclose(metrics.nearest_distance(samples, pictures), [0.25, 0.0, 2.0])
+
+
+def test_the_likelihood_is_the_densities_and_falls_away_from_the_pictures_own_mean_and_variance():
+    # Catches: nats a picture for nats an entry, and a variance taken for a deviation.
+    rng = np.random.default_rng(0)
+    pictures = rng.normal(loc=0.3, scale=0.5, size=(4000, 2, 3)).astype(np.float32)
+    shape = (2, 3)
+    right = metrics.log_likelihood(Gaussian(jnp.full(shape, 0.3), jnp.full(shape, 0.25)), jnp.asarray(pictures))
+    entropy = 0.5 * np.log(2 * np.pi * np.e * 0.25)
+    assert float(right) == pytest.approx(-entropy, abs=0.01)
+    for mean, variance in ((0.3, 0.5), (0.3, 0.125), (0.5, 0.25)):
+        density = Gaussian(jnp.full(shape, mean), jnp.full(shape, variance))
+        assert float(metrics.log_likelihood(density, jnp.asarray(pictures))) < float(right) - 0.05
