@@ -41,8 +41,10 @@ def test_each_opens_in_colab_and_names_what_exists(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_each_notebook_runs_from_top_to_bottom(path, tmp_path):
+def test_each_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     # Catches: a cell that fails. The time is for machines that do other work too: a cell takes seconds.
+    for name in ("JAX_NUMPY_RANK_PROMOTION", "XLA_FLAGS"):  # of tests, and not of who reads them
+        monkeypatch.delenv(name, raising=False)
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     client = nbclient.NotebookClient(
         nbformat.read(path, as_version=4),
