@@ -238,7 +238,8 @@ class Table(NamedTuple):
 
 def tables(summary: Mapping[str, Any]) -> list[Table]:
     """The tables of a summary: figures from one query each, differences, and those beside the paper's."""
-    over = f"{summary['classes']} held-out classes, {summary['queries']} queries, {len(summary['seeds'])} seeds"
+    seeds = len(summary["seeds"])
+    over = f"{summary['classes']} held-out classes, {summary['queries']} queries, {seeds} seed{'s' * (seeds != 1)}"
     columns = [column for column in SHOWN if any(column[0] in row for row in summary["methods"].values())]
     found = [
         Table(
