@@ -83,8 +83,7 @@ def main(_: list[str]) -> None:
 
     @jax.jit
     def sample(params, teacher, start):
-        guidance = config.guidance
-        density = methods.GuidedDensity(teacher, teacher_weight=guidance.w0, w_max=guidance.w_max)
+        density = methods.teacher_density(teacher, config.guidance)
         eps_fn = methods.guided_eps(this.backbone, params, this.schedule, density)
         sampling = config.sampling
         return trajectory.ddim_with_variance(

@@ -303,9 +303,7 @@ def _density(what: Any, settings: config_lib.Guidance, class_guidance: float) ->
         what = what.product if isinstance(what, Found) else what.product()
     if not isinstance(what, Gaussian):
         raise TypeError(f"{type(what).__name__} cannot be sampled: give what was found, learnt or multiplied.")
-    return methods.GuidedDensity(
-        what, teacher_weight=settings.w0, w_max=settings.w_max, elementwise=settings.elementwise
-    )
+    return methods.teacher_density(what, settings)
 
 
 def _draw(model: Model, density: methods.GuidedDensity, count: int, seed: int) -> jax.Array:

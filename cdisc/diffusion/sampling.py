@@ -98,6 +98,34 @@ class DDIMOptions:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(DDIMOptions)}
 
 
+def ddim_step(
+    eps_fn: EpsFn,
+    schedule: Schedule,
+    x: jax.Array,
+    t: jax.Array,
+    s: jax.Array,
+    key: jax.Array | None = None,
+    *,
+    eta: float = 0.0,
+    clip: float | None = None,
+    use_clipped_model_output: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """One step of `ddim`, from t to the less noisy s, both (B,); the other arguments are its own.
+
+    Returns:
+      The pictures at s (B, ...), and the clean ones that were predicted at t.
+    """
+    x0, eps = _predict(eps_fn, schedule, x, t, clip)
+    if use_clipped_model_output and clip is not None:
+        eps = eps_from_x0(schedule, x, x0, t)
+    a_t, a_s = alpha_bar_at(schedule, t, x), alpha_bar_at(schedule, s, x)
+    std = eta * jnp.sqrt((1.0 - a_s) / (1.0 - a_t) * (1.0 - a_t / a_s))
+    following = jnp.sqrt(a_s) * x0 + jnp.sqrt(jnp.maximum(1.0 - a_s - std**2, 0.0)) * eps
+    if key is not None and eta > 0:
+        following = following + std * jax.random.normal(key, x.shape)
+    return following, x0
+
+
 def ddim(
     eps_fn: EpsFn,
     schedule: Schedule,
@@ -140,14 +168,9 @@ def ddim(
 
     def step(x: jax.Array, now_next: jax.Array) -> tuple[jax.Array, None]:
         t, s = (jnp.full(x.shape[:1], value) for value in now_next)
-        x0, eps = _predict(eps_fn, schedule, x, t, clip)
-        if use_clipped_model_output and clip is not None:
-            eps = eps_from_x0(schedule, x, x0, t)
-        a_t, a_s = alpha_bar_at(schedule, t, x), alpha_bar_at(schedule, s, x)
-        std = eta * jnp.sqrt((1.0 - a_s) / (1.0 - a_t) * (1.0 - a_t / a_s))
-        x = jnp.sqrt(a_s) * x0 + jnp.sqrt(jnp.maximum(1.0 - a_s - std**2, 0.0)) * eps
-        if key is not None and eta > 0:
-            x = x + std * jax.random.normal(jax.random.fold_in(key, now_next[0]), x.shape)
+        of_step = None if key is None else jax.random.fold_in(key, now_next[0])
+        clipped = use_clipped_model_output
+        x, _ = ddim_step(eps_fn, schedule, x, t, s, of_step, eta=eta, clip=clip, use_clipped_model_output=clipped)
         return x, None
 
     return jax.lax.scan(step, x, jnp.asarray(steps))[0]

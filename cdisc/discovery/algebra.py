@@ -49,11 +49,14 @@ class Concepts:
           background: N(0, I) if None. It has the say that is left in each entry, `1 - sum_j max(w_j, 0)`; none where
             concepts were selected together, whose ownership sums to one.
         """
-        if background is None:
-            background = Gaussian(jnp.zeros(self.weights.shape[1:]), jnp.ones(self.weights.shape[1:]))
+        background = _standard_normal(self.weights.shape[1:]) if background is None else background
         rest = jnp.maximum(1.0 - jnp.sum(jnp.maximum(self.weights, 0.0), axis=0), 0.0)
         factors = jax.tree.map(lambda each, other: jnp.concatenate([each, other[None]]), self.experts, background)
         return factors.product(jnp.concatenate([self.weights, rest[None]]))
+
+
+def _standard_normal(shape: tuple[int, ...]) -> Gaussian:
+    return Gaussian(jnp.zeros(shape), jnp.ones(shape))
 
 
 def conjunction(*parts: Concepts) -> Concepts:
@@ -222,8 +225,7 @@ def search(
     require_array("query", query, "float32", (len(shape),), f"one float32 array of shape {shape}")
     if query.shape != shape:
         raise ValueError(f"query has the shape {query.shape}, and the library's concepts {shape}: give one like them.")
-    if background is None:
-        background = Gaussian(jnp.zeros(shape), jnp.ones(shape))
+    background = _standard_normal(shape) if background is None else background
     present = jnp.ones(len(library), bool)
     picks, owned = explain(query, library.experts, background, num_experts=num_experts, tau=tau, candidates=present)
     rows = np.asarray(picks.indices)[np.asarray(picks.mask)]

@@ -292,7 +292,7 @@ def discover(
         leaders_dropped=leaders_dropped,
         timesteps=jnp.asarray(options.timesteps, jnp.int32),
         smallest_residual=smallest,
-        saddles=jnp.sum(pool.mask & ~_candidates(pool, options), dtype=jnp.int32),
+        saddles=jnp.sum(pool.mask & ~candidates(pool, options), dtype=jnp.int32),
         clipped_below=_share(clipped.below, pool.mask),
         clipped_above=_share(clipped.above, pool.mask),
         experts_clipped_below=_share(picked.below, picks.mask),
@@ -444,9 +444,16 @@ def certify(
     return end.pool, end.u, budget - end.left
 
 
-def _candidates(pool: modes.ModePool, options: DiscoveryOptions) -> jax.Array:
+def candidates(pool: modes.ModePool, options: DiscoveryOptions) -> jax.Array:
     """Which points of a pool may be picked: (N,) bool."""
     return pool.mask & (pool.curvature < options.max_curvature)
+
+
+def background_of(query: jax.Array, options: DiscoveryOptions) -> Gaussian:
+    """The broad Gaussian that every pick must beat: (*shape)."""
+    return Gaussian(
+        mean=jnp.full_like(query, options.background_mean), variance=jnp.full_like(query, options.background_variance)
+    )
 
 
 def _share(entries: jax.Array, mask: jax.Array) -> jax.Array:
@@ -467,16 +474,14 @@ def assemble(
     Returns:
       The picks, their ownership of each entry, and the teacher, as in `Discovery`.
     """
-    background = Gaussian(
-        mean=jnp.full_like(query, options.background_mean), variance=jnp.full_like(query, options.background_variance)
-    )
+    background = background_of(query, options)
     picks, ownership = algebra.explain(
         query,
         experts,
         background,
         num_experts=options.num_experts,
         tau=options.tau,
-        candidates=_candidates(pool, options),
+        candidates=candidates(pool, options),
         t=pool.t if options.one_per_t else None,
         axis_name=axis_name,
     )

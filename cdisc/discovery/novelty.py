@@ -8,8 +8,7 @@ discovery, say how likely compositions are at that level; a query far below them
 import jax
 import jax.numpy as jnp
 
-from cdisc.diffusion.gaussian import Gaussian
-from cdisc.discovery.concepts import Discovery, DiscoveryOptions
+from cdisc.discovery.concepts import Discovery, DiscoveryOptions, background_of, candidates
 
 
 def composed_likelihoods(query: jax.Array, found: Discovery, options: DiscoveryOptions) -> jax.Array:
@@ -22,15 +21,12 @@ def composed_likelihoods(query: jax.Array, found: Discovery, options: DiscoveryO
       found: what was discovered in it.
       options: with which; L is the number of its timesteps.
     """
-    background = Gaussian(
-        mean=jnp.full_like(query, options.background_mean), variance=jnp.full_like(query, options.background_variance)
-    )
-    floor = background.log_prob_of_entries(query)
+    floor = background_of(query, options).log_prob_of_entries(query)
     likelihood = found.experts.log_prob_of_entries(query[None])  # (N, *shape)
-    candidates = found.pool.mask & (found.pool.curvature < options.max_curvature)
+    may_be_picked = candidates(found.pool, options)
 
     def at(t: jax.Array) -> jax.Array:
-        rows = (candidates & (found.pool.t == t)).reshape(-1, *[1] * query.ndim)
+        rows = (may_be_picked & (found.pool.t == t)).reshape(-1, *[1] * query.ndim)
         return jnp.mean(jnp.maximum(floor, jnp.max(jnp.where(rows, likelihood, -jnp.inf), axis=0)))
 
     return jax.vmap(at)(jnp.asarray(options.timesteps, jnp.int32))

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from cdisc.diffusion.parameterization import EpsFn, eps_from_x0, x0_from_eps
-from cdisc.diffusion.sampling import timesteps
-from cdisc.diffusion.schedule import Schedule, alpha_bar_at
+from cdisc.diffusion.parameterization import EpsFn
+from cdisc.diffusion.sampling import ddim_step, timesteps
+from cdisc.diffusion.schedule import Schedule
 
 
 def ddim_with_variance(
@@ -43,12 +43,7 @@ def ddim_with_variance(
 
     def step(x: jax.Array, now_next: jax.Array) -> tuple[jax.Array, jax.Array]:
         t, s = (jnp.full(x.shape[:1], value) for value in now_next)
-        eps = eps_fn(x, t)
-        x0 = x0_from_eps(schedule, x, eps, t)
-        x0 = x0 if clip is None else jnp.clip(x0, -clip, clip)
-        eps = eps_from_x0(schedule, x, x0, t) if use_clipped_model_output else eps
-        a_s = alpha_bar_at(schedule, s, x)
-        return jnp.sqrt(a_s) * x0 + jnp.sqrt(1.0 - a_s) * eps, x0
+        return ddim_step(eps_fn, schedule, x, t, s, clip=clip, use_clipped_model_output=use_clipped_model_output)
 
     samples, path = jax.lax.scan(step, x, jnp.asarray(timesteps(schedule.num_timesteps, num_steps)))
     return samples, jnp.mean(jnp.var(path[-last:], axis=0), axis=tuple(range(1, x.ndim)))
