@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import ROOT
 from PIL import Image
 
 from cdisc import storage
@@ -268,6 +269,11 @@ def test_the_card_of_a_picture_says_all_that_was_found() -> None:
     assert card["samples"]["poe"]["figures"]["joint_accuracy"] == 0.5
     assert card["samples"]["top1"]["drawn"] == 3
     assert json.loads(json.dumps(card, allow_nan=False)) == card
+    documented = (
+        (ROOT / "docs" / "running.md").read_text(encoding="utf-8").split("## The card")[1].split("## Watching")[0]
+    )
+    parts = (card, card["concepts"][0], card["modes"][0], card["modes"][0]["tiles"][0], card["samples"]["poe"])
+    assert {key for part in parts for key in part if f"`{key}`" not in documented} == set()
 
 
 def test_methods_of_one_adaptation_are_turned_by_their_guidance() -> None:
