@@ -8,7 +8,7 @@ from typing import Any
 from cdisc import console
 from cdisc.app import hosts
 from cdisc.app.config import Config, DiffusersFolder
-from cdisc.data import Dataset, avatars, celeba, colormnist, folder, planar, queries
+from cdisc.data import Dataset, avatars, celeba, colormnist, folder, letters, planar, queries
 from cdisc.diffusion.sampling import timesteps
 from cdisc.errors import UserError, about
 from cdisc.learning.adapt import AdaptOptions
@@ -16,7 +16,7 @@ from cdisc.networks import backbone, interop
 from cdisc.networks.interop import SchedulerConfig
 from cdisc.networks.unet import UNetConfig
 
-_DATA: tuple[Any, ...] = (colormnist, avatars, celeba, planar, folder)
+_DATA: tuple[Any, ...] = (colormnist, avatars, letters, celeba, planar, folder)
 
 
 def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, SchedulerConfig]:

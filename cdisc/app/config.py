@@ -15,7 +15,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from cdisc import storage
-from cdisc.data import avatars, celeba, colormnist, folder, planar, queries
+from cdisc.data import avatars, celeba, colormnist, folder, letters, planar, queries
 from cdisc.diffusion.sampling import DDIMOptions
 from cdisc.discovery.concepts import DiscoveryOptions
 from cdisc.discovery.poe import Guidance
@@ -111,7 +111,15 @@ class DiffusersFolder:
         require_positive(num_timesteps=self.num_timesteps)
 
 
-Data = colormnist.Options | avatars.Options | celeba.Options | planar.Options | folder.Options | queries.Options
+Data = (
+    colormnist.Options
+    | avatars.Options
+    | letters.Options
+    | celeba.Options
+    | planar.Options
+    | folder.Options
+    | queries.Options
+)
 Network = UNetConfig | ExactScore | DiffusersFolder
 
 
@@ -261,6 +269,7 @@ KINDS: dict[str, tuple[str, dict[str, type]]] = {
         {
             "colormnist": colormnist.Options,
             "avatars": avatars.Options,
+            "letters": letters.Options,
             "celeba": celeba.Options,
             "planar": planar.Options,
             "folder": folder.Options,
