@@ -53,8 +53,8 @@ def card(panel: Panel, samples_shown: int = 16, modes_shown: int = 6) -> dict[st
         "modes": [],
         "samples": {
             name: {"drawn": len(drawn), "figures": panel.entry["methods"].get(name, {})}
-            | ({"points": drawn} if planar else _sheet(np.asarray(drawn)[:samples_shown]))
-            for name, drawn in panel.samples.items()
+            | ({"points": drawn} if planar else _sheet(drawn[:samples_shown]))
+            for name, drawn in ((name, np.asarray(drawn)) for name, drawn in panel.samples.items())
         },
     }
     if panel.discovery is not None:
@@ -76,8 +76,8 @@ def _concepts(entries: Sequence[Mapping[str, Any]], discovery: Discovery) -> lis
     shares = np.asarray(discovery.ownership)[: len(entries)]
     mean, variance = np.asarray(discovery.experts.mean)[picked], np.asarray(discovery.experts.variance)[picked]
     if mean.ndim == 2:
-        places = zip(mean, shares, ellipses(mean, variance, 1.0), strict=True)
-        drawn = [{"mean": m, "ownership": share, **ellipse} for m, share, ellipse in places]
+        points = zip(mean, shares, ellipses(mean, variance, 1.0), strict=True)
+        drawn = [{"mean": m, "ownership": share, **ellipse} for m, share, ellipse in points]
     else:
         maps = [png(figures.ownership_map(share)) for share in shares]
         places = zip(mean, maps, figures.outlines(shares), strict=True)

@@ -73,7 +73,7 @@ def outlines(weights: ArrayLike) -> list[str]:
         lead = np.pad(share - np.max(np.delete(shares, number, axis=0), axis=0, initial=0.0), 1, mode="edge")
         edge = np.pad(np.zeros(share.shape, bool), 1, constant_values=True)
         lead = np.where(edge, -np.abs(lead), lead)  # so that lines close along the picture's edge
-        lines = contourpy.contour_generator(z=lead).lines(0.0)
+        lines: Any = contourpy.contour_generator(z=lead).lines(0.0)
         paths.append("".join("M" + "L".join(f"{x - 0.5:.1f} {y - 0.5:.1f}" for x, y in line) + "Z" for line in lines))
     return paths
 

@@ -103,7 +103,8 @@ def render(page: Page, cards: Iterable[Mapping[str, Any]] | None = None) -> str:
     Raises:
       ValueError: when points come without a plane.
     """
-    shown, room = [], page.bytes_shown
+    shown: list[Mapping[str, Any]] = []
+    room = page.bytes_shown
     for card in map(cards_lib.card, page.panels) if cards is None else cards:
         if page.plane is None and "source" not in card["query"]:
             raise ValueError("a page of points in the plane needs `plane`")
