@@ -51,8 +51,8 @@ def owner_colours(count: int) -> tuple[str, ...]:
     return tuple(colors.to_hex(colour) for colour in matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count)))
 
 
-def outlines(weights: ArrayLike) -> list[str]:
-    """For each prototype the line around where it owns more than any other, as an SVG path in pixels from the corner.
+def leads(weights: ArrayLike) -> np.ndarray:
+    """By how much each prototype owns more of a pixel than any other: (K, H, W), below 0 where another owns more.
 
     Shares alternate from pixel to pixel where prototypes agree, so they are smoothed by a Gaussian first, whose
     standard deviation is 1/32 of the height.
@@ -68,10 +68,16 @@ def outlines(weights: ArrayLike) -> list[str]:
         return np.exp(-0.5 * away**2) / np.exp(-0.5 * away**2).sum(axis=1, keepdims=True)
 
     shares = smoothing(means.shape[1]) @ means @ smoothing(means.shape[2]).T
+    others = [np.max(np.delete(shares, number, axis=0), axis=0, initial=0.0) for number in range(len(shares))]
+    return shares - np.reshape(others, shares.shape)
+
+
+def outlines(weights: ArrayLike) -> list[str]:
+    """For each prototype the line around where it `leads`, as an SVG path in pixels from the corner."""
     paths = []
-    for number, share in enumerate(shares):
-        lead = np.pad(share - np.max(np.delete(shares, number, axis=0), axis=0, initial=0.0), 1, mode="edge")
-        edge = np.pad(np.zeros(share.shape, bool), 1, constant_values=True)
+    for lead in leads(weights):
+        edge = np.pad(np.zeros(lead.shape, bool), 1, constant_values=True)
+        lead = np.pad(lead, 1, mode="edge")
         lead = np.where(edge, -np.abs(lead), lead)  # so that lines close along the picture's edge
         lines: Any = contourpy.contour_generator(z=lead).lines(0.0)
         paths.append("".join("M" + "L".join(f"{x - 0.5:.1f} {y - 0.5:.1f}" for x, y in line) + "Z" for line in lines))
