@@ -14,9 +14,10 @@ from commands import config_of
 from cdisc.app import devices
 from cdisc.app import run as run_lib
 from cdisc.app.config import Sampling, read
-from cdisc.app.run import Query, Run, prepare
+from cdisc.app.run import Run, prepare
 from cdisc.app.stages import adapt as stage
 from cdisc.app.stages import evaluate
+from cdisc.data.queries import Query
 from cdisc.diffusion import exact
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.schedule import linear_beta

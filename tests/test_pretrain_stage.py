@@ -13,7 +13,6 @@ import pytest
 import toy_run
 from commands import ROOT, config_of
 
-from cdisc import bundled
 from cdisc.app import checkpoints
 from cdisc.app.config import Sampling, read
 from cdisc.app.run import Run
@@ -21,7 +20,7 @@ from cdisc.app.stages import pretrain as stage
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
 from cdisc.networks import backbone as backbones
-from cdisc.networks import interop
+from cdisc.networks import bundled, interop
 from cdisc.options import check_timesteps
 
 SCHEDULE = linear_beta(1000)

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import bundled, console, options
+from cdisc import console, options
 from cdisc.app import config as config_lib
 from cdisc.app import plot
 from cdisc.data import avatars, colormnist, compositions, stored
@@ -40,7 +40,7 @@ from cdisc.errors import UserError, require_known
 from cdisc.evaluation import baselines, methods
 from cdisc.keys import named
 from cdisc.learning import adapt as adapt_lib
-from cdisc.networks import denoiser, interop
+from cdisc.networks import bundled, denoiser, interop
 from cdisc.networks.backbone import Backbone, function, null_eps
 
 _BUNDLED = {"digits": "colormnist", "faces": "avatars"}

@@ -12,12 +12,13 @@ from cdisc import console, runtime, signals, storage
 from cdisc.app import config as config_lib
 from cdisc.app import devices, hosts
 from cdisc.app.report import results as results_lib
-from cdisc.app.run import Query, Run
+from cdisc.app.run import Run
 from cdisc.app.stages.adapt import QueryModel, draw
 from cdisc.app.stages.discover import NOTHING, found
 from cdisc.app.stages.judge import judge_report, load_judge
 from cdisc.app.stages.saved import read_seconds, saved_by_query
 from cdisc.data import compositions
+from cdisc.data.queries import Query
 from cdisc.discovery import concepts
 from cdisc.errors import UserError, about
 from cdisc.evaluation import features, judge, methods, options, protocol

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import bundled, console, signals, storage
+from cdisc import console, signals, storage
 from cdisc.app import checkpoints, devices, hosts, watch
 from cdisc.app import config as config_lib
 from cdisc.app.config import DiffusersFolder
@@ -25,7 +25,7 @@ from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError
 from cdisc.keys import named
 from cdisc.learning import pretrain as pretrain_lib
-from cdisc.networks import denoiser, interop, lora
+from cdisc.networks import bundled, denoiser, interop, lora
 from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
 
