@@ -12,7 +12,6 @@ import pytest
 from commands import config_of
 
 from cdisc.app import devices
-from cdisc.app import run as run_lib
 from cdisc.app.config import Sampling, read
 from cdisc.app.run import Run, prepare
 from cdisc.app.stages import adapt as stage
@@ -103,13 +102,13 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step():
 
 def test_samples_do_not_depend_on_their_batches_nor_do_programs_on_how_many_there_are(monkeypatch):
     # Catches: noise drawn for each batch by itself, padding left in, densities mixed up, all samples in one batch.
-    sample, compiled = run_lib.ddim, []
+    sample, compiled = methods.ddim, []
 
     def recorded(eps_fn, schedule, x, **options):
         compiled.append(x.shape[0])
         return sample(eps_fn, schedule, x, **options)
 
-    monkeypatch.setattr(run_lib, "ddim", recorded)
+    monkeypatch.setattr(methods, "ddim", recorded)
     config = types.SimpleNamespace(sampling=Sampling(num_steps=3, clip=None, batch=4))
     dataset = types.SimpleNamespace(shape=(2,))
     run = dataclasses.replace(RUN, config=config, dataset=dataset, backbone=backbones.mixture(SCHEDULE))

@@ -34,6 +34,7 @@ def nothing(i):
         pool=types.SimpleNamespace(mask=(True,)),
         selection=types.SimpleNamespace(indices=(), gains=(), mask=()),
         info=info,
+        found=True,
     )
 
 

@@ -62,7 +62,7 @@ def discover(item, mixture, axis_name):
 def answer():
     queries = jnp.linspace(0.1, 0.9, 5 * 3).reshape(5, 3)
     keys = jnp.stack([jax.random.key(i) for i in range(5)])
-    out = devices.in_groups(devices.one_by_one(one, num_shared=1), (queries, keys), jnp.float32(3.0))
+    out = devices.one_by_one(one, num_shared=1)((queries, keys), jnp.float32(3.0))
     step = devices.side_by_side(advance, num_shared=1)
     state, spread = devices.spread(jnp.zeros_like(queries)), devices.spread(queries)
     rate = devices.replicate(jnp.float32(0.25))

@@ -120,14 +120,21 @@ def side_by_side(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
     return map_devices(on_device, 1, num_shared, everywhere=False)
 
 
-def one_by_one(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
-    """`fn(item, *shared)` for items (D, ...), one for each device; D is at most the number of devices.
+def one_by_one(fn: Callable[..., Any], num_shared: int, at_once: int | None = None) -> Callable[..., Any]:
+    """`fn(item, *shared)` for items (Q, ...), of which the devices treat `at_once` at a time; by default, one each.
 
     For functions whose work differs from query to query, such as a loop that stops by its own residual: vectorised,
-    the quickest query would wait for the slowest. The arguments are those of `side_by_side`.
+    the quickest query would wait for the slowest. The other arguments are those of `side_by_side`.
     """
-    mapped = side_by_side(fn, num_shared)
-    return lambda items, *shared: gather(mapped(spread(items), *shared), size(items))
+    mapped, at_once = side_by_side(fn, num_shared), at_once or jax.local_device_count()
+
+    def apply(items: Any, *shared: Any) -> Any:
+        starts = range(0, size(items), at_once)
+        parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + at_once], items) for i in starts]
+        out = [gather(mapped(spread(part), *shared), size(part)) for part in parts]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *out)
+
+    return apply
 
 
 def divided(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
@@ -139,28 +146,13 @@ def divided(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
     """
     alone = one_by_one(functools.partial(fn, axis_name=None), num_shared)
     # A single item is spread as a copy for each device, and all of them are left with its result.
-    together = one_by_one(functools.partial(fn, axis_name=_DEVICES), num_shared)
-
-    def apply(items: Any, *shared: Any) -> Any:
-        few = size(items) < jax.local_device_count()
-        return in_groups(together, items, *shared, at_once=1) if few else alone(items, *shared)
-
-    return apply
+    together = one_by_one(functools.partial(fn, axis_name=_DEVICES), num_shared, at_once=1)
+    return lambda items, *shared: (together if size(items) < jax.local_device_count() else alone)(items, *shared)
 
 
 def groups(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:
     """`items` in runs of `count`."""
     return (items[i : i + count] for i in range(0, len(items), count))
-
-
-def in_groups(mapped: Callable[..., Any], items: Any, *shared: Any, at_once: int | None = None) -> Any:
-    """Applies a function of stacked items to `at_once` of (Q, ...) at a time; by default, as many as devices."""
-    at_once = at_once or jax.local_device_count()
-    parts = [
-        mapped(jax.tree.map(lambda leaf, i=i: leaf[i : i + at_once], items), *shared)
-        for i in range(0, size(items), at_once)
-    ]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def stack(trees: Sequence[Any]) -> Any:

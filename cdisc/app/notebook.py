@@ -32,7 +32,6 @@ from cdisc.app import plot
 from cdisc.data import avatars, colormnist, compositions, stored
 from cdisc.data import pictures as pictures_lib
 from cdisc.diffusion.gaussian import Gaussian
-from cdisc.diffusion.sampling import ddim
 from cdisc.diffusion.schedule import Schedule, linear_beta
 from cdisc.discovery import concepts as concepts_lib
 from cdisc.discovery.algebra import Concepts
@@ -266,8 +265,9 @@ def adapt(query: Any, model: Model, level: str = "embedding", seed: int = 0, **c
         pool = _draw(model, _density(query, settings.guidance, 0.0), settings.pool_size, seed)
     classes = None
     if model.backbone.table(model.params).shape[0]:
-        draws, batch = settings.class_draws, model.config.sampling.batch
-        losses = _losses(model.backbone, draws, batch, model.params, model.schedule, image, named(key, "compare"))
+        counts = {"num_draws": settings.class_draws, "batch_size": model.config.sampling.batch}
+        known = (model.backbone, model.params, model.schedule)
+        losses = _class_losses(*known, image, named(key, "compare"), **counts)
         classes = jnp.argsort(losses).astype(jnp.int32)
     given = adapt(query, model, options.after, seed).embedding if options.after else None
     examples = adapt_lib.Examples(query=image, pool=pool, classes=classes, given=given)
@@ -310,7 +310,7 @@ def _draw(model: Model, density: methods.GuidedDensity, count: int, seed: int) -
     shape = model.shape if density.teacher is None else density.teacher.mean.shape
     assert shape is not None  # what has no shape of its own has learnt nothing
     x = jax.random.normal(named(jax.random.key(seed), "sample"), (count, *shape))
-    return _ddim(model.backbone, model.config.sampling, model.params, model.schedule, density, x)
+    return _sample(model.backbone, model.params, model.schedule, density, x, options=model.config.sampling)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -320,22 +320,5 @@ def _discover(
     return concepts_lib.discover(null_eps(backbone, params), schedule, query, key, options)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _ddim(
-    backbone: Backbone, settings: config_lib.Sampling, params: Any, schedule: Schedule, density: Any, x: jax.Array
-) -> jax.Array:
-    return ddim(methods.guided_eps(backbone, params, schedule, density), schedule, x, **settings.ddim_options)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _losses(
-    backbone: Backbone,
-    num_draws: int,
-    batch_size: int,
-    params: Any,
-    schedule: Schedule,
-    query: jax.Array,
-    key: jax.Array,
-) -> jax.Array:
-    conditional, table = functools.partial(backbone.apply, params), backbone.table(params)
-    return baselines.class_losses(conditional, table, schedule, query, key, num_draws=num_draws, batch_size=batch_size)
+_sample = jax.jit(methods.sample, static_argnames=("backbone", "options"))
+_class_losses = jax.jit(baselines.class_losses, static_argnames=("backbone", "num_draws", "batch_size"))

@@ -6,7 +6,6 @@ import functools
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,8 +18,6 @@ from cdisc.data import Dataset, compositions
 from cdisc.data import queries as queries_lib
 from cdisc.data.queries import Query
 from cdisc.diffusion import schedule as schedule_lib
-from cdisc.diffusion.parameterization import EpsFn
-from cdisc.diffusion.sampling import ddim
 from cdisc.errors import about
 from cdisc.evaluation import features, methods, protocol
 from cdisc.keys import named
@@ -68,16 +65,11 @@ class Run:
     @functools.cached_property
     def sampler(self) -> Callable[..., jax.Array]:
         """A compiled sampler, mapped over devices: `(density, starting noise (n, *shape)), params -> (n, *shape)`."""
-
-        def one(item: tuple[methods.GuidedDensity, jax.Array], params: Any) -> jax.Array:
-            density, x = item
-            return self.sample(methods.guided_eps(self.backbone, params, self.schedule, density), x)
-
-        return devices.one_by_one(one, num_shared=1)
-
-    def sample(self, eps_fn: EpsFn, x: jax.Array) -> jax.Array:
-        """Samples from noise `x` (B, *shape) by DDIM, as the configuration has it."""
-        return ddim(eps_fn, self.schedule, x, **self.config.sampling.ddim_options)
+        options = self.config.sampling
+        return devices.one_by_one(
+            lambda item, params: methods.sample(self.backbone, params, self.schedule, *item, options=options),
+            num_shared=1,
+        )
 
     def path(self, *parts: str) -> pathlib.Path:
         """A path in the workdir."""

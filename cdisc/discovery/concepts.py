@@ -229,10 +229,28 @@ class Discovery:
     info: DiscoveryInfo
 
     @property
+    def found(self) -> bool:
+        """Whether there is any mode; not under `jax.jit`. Where there is none, the teacher is only a place holder."""
+        return bool(np.any(self.pool.mask))
+
+    @property
     def concepts(self) -> algebra.Concepts:
         """The picks, with what they own; not under `jax.jit`: how many they are is part of the answer."""
         rows = np.asarray(self.selection.indices)[np.asarray(self.selection.mask)]
         return algebra.Concepts(jax.tree.map(lambda leaf: leaf[rows], self.experts), self.ownership[: len(rows)])
+
+
+def or_nothing(discovery: Discovery) -> Discovery:
+    """The discovery, or one without modes in the place of one that is not finite; its numbers can be computed with."""
+    teacher = discovery.teacher
+    if np.isfinite(teacher.mean).all() and np.isfinite(teacher.variance).all():
+        return discovery
+    return dataclasses.replace(
+        discovery,
+        pool=dataclasses.replace(discovery.pool, mask=jnp.zeros_like(discovery.pool.mask)),
+        selection=dataclasses.replace(discovery.selection, mask=jnp.zeros_like(discovery.selection.mask)),
+        teacher=Gaussian(jnp.zeros_like(teacher.mean), jnp.ones_like(teacher.variance)),
+    )
 
 
 def kernel(schedule: Schedule, options: DiscoveryOptions) -> modes.Kernel:

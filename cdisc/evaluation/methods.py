@@ -17,6 +17,7 @@ import numpy as np
 from cdisc.diffusion import guidance
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.parameterization import EpsFn
+from cdisc.diffusion.sampling import DDIMOptions, ddim
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery import poe
 from cdisc.evaluation import baselines
@@ -170,3 +171,10 @@ def guided_eps(backbone: Backbone, params: Any, schedule: Schedule, density: Gui
         return guidance.move(null, terms)
 
     return guided
+
+
+def sample(
+    backbone: Backbone, params: Any, schedule: Schedule, density: GuidedDensity, x: jax.Array, options: DDIMOptions
+) -> jax.Array:
+    """Samples of a guided density, from noise `x` (B, *shape), by DDIM as the options have it."""
+    return ddim(guided_eps(backbone, params, schedule, density), schedule, x, **options.ddim_options)

@@ -49,16 +49,10 @@ def draw(
     with the same key start from the same noise.
     """
     batches = -(-count // run.config.sampling.batch)
-    items = [
-        (density, x)
-        for density, key in zip(densities, keys, strict=True)
-        for x in np.asarray(devices.split(jax.random.normal(key, (count, *run.dataset.shape)), batches))
-    ]
-    drawn = [
-        np.asarray(run.sampler(devices.stack(group), params))
-        for group in devices.groups(items, jax.local_device_count())
-    ]
-    return np.concatenate(drawn).reshape(len(densities), -1, *run.dataset.shape)[:, :count]
+    noise = [devices.split(jax.random.normal(key, (count, *run.dataset.shape)), batches) for key in keys]
+    repeated = devices.stack([density for density in densities for _ in range(batches)])
+    drawn = np.asarray(run.sampler((repeated, np.concatenate(noise)), params))
+    return drawn.reshape(len(densities), -1, *run.dataset.shape)[:, :count]
 
 
 def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool) -> Sequence[QueryModel]:
@@ -72,12 +66,9 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
         rows, key = np.arange(settings.prior_size), named(run.key("adapt"), "prior")
         prior = adapt_lib.Prior(*run.dataset.train_batch(run.dataset.train, key, settings.prior_size, rows))
 
-    def compare(item: tuple[jax.Array, jax.Array], params: Any) -> jax.Array:
-        conditional, table = functools.partial(run.backbone.apply, params), run.backbone.table(params)
-        draws, batch = settings.class_draws, run.config.sampling.batch
-        return baselines.class_losses(conditional, table, run.schedule, *item, num_draws=draws, batch_size=batch)
-
-    class_losses = devices.one_by_one(compare, num_shared=1)
+    counts = {"num_draws": settings.class_draws, "batch_size": run.config.sampling.batch}
+    compare = functools.partial(baselines.class_losses, run.backbone, schedule=run.schedule, **counts)
+    class_losses = devices.one_by_one(lambda item, params: compare(params, query=item[0], key=item[1]), num_shared=1)
     fits = {name: fitter(run, name, options) for name, options in specs.items()}
 
     def work(indices: Sequence[int]) -> list[QueryModel]:
@@ -89,7 +80,7 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
         examples = adapt_lib.Examples(query=devices.stack([query.image for query in queries]))
         teachers, losses = [discoveries[i].teacher for i in indices], [None] * len(indices)
         if num_classes:
-            losses = devices.in_groups(class_losses, (examples.query, keys("compare")), params)
+            losses = class_losses((examples.query, keys("compare")), params)
             for query, seen in zip(queries, np.isnan(losses).all(axis=1), strict=True):
                 if seen:
                     raise UserError(f"adapt: no class has a loss for {query.name}: the network's output is NaN.")

@@ -14,7 +14,7 @@ from cdisc.app import devices, hosts
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Run
 from cdisc.app.stages.adapt import QueryModel, draw
-from cdisc.app.stages.discover import NOTHING, found
+from cdisc.app.stages.discover import NOTHING
 from cdisc.app.stages.judge import judge_report, load_judge
 from cdisc.app.stages.saved import read_seconds, saved_by_query
 from cdisc.data import compositions
@@ -60,7 +60,7 @@ def evaluate(
 
     def work(indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
         known = [models[i] for i in indices]
-        without = [j for j, i in enumerate(indices) if not found(discoveries[i])]
+        without = [j for j, i in enumerate(indices) if not discoveries[i].found]
         densities = [densities_of(run, params, run.queries[i], model) for i, model in zip(indices, known, strict=True)]
         keys = [run.key("evaluate", run.queries[i]) for i in indices]
         # All methods start from the same noise, so that their samples can be compared one by one.
@@ -167,7 +167,7 @@ def write_results(
                 else compositions.attributes(run.dataset.split.factors, query.composition),
                 "source": query.source,
                 "seed": query.seed,
-                **({} if found(discovery) else {"failed": NOTHING}),
+                **({} if discovery.found else {"failed": NOTHING}),
                 **protocol.describe(discovery),
                 "methods": measured[i],
             }

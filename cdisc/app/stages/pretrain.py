@@ -21,6 +21,7 @@ from cdisc.app.stages.saved import meet, unfinished
 from cdisc.data import Dataset
 from cdisc.data.pictures import Pixels, grid, png
 from cdisc.diffusion.loss import draw_noise
+from cdisc.diffusion.sampling import ddim
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError
 from cdisc.keys import named
@@ -316,7 +317,8 @@ def class_pictures(run: Run, key: jax.Array) -> Callable[[denoiser.Params], Pixe
         def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
             return run.backbone.apply(params, x, t, denoiser.embed(params, labels))
 
-        return run.sample(eps_fn, jnp.repeat(noise, columns, axis=0))
+        x = jnp.repeat(noise, columns, axis=0)
+        return ddim(eps_fn, run.schedule, x, **run.config.sampling.ddim_options)
 
     return lambda params: grid(draw(devices.one_copy(params)), columns=columns)
 
