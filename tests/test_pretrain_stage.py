@@ -21,7 +21,6 @@ from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
 from cdisc.networks import backbone as backbones
 from cdisc.networks import bundled, interop
-from cdisc.options import check_timesteps
 
 SCHEDULE = linear_beta(1000)
 
@@ -147,7 +146,7 @@ def test_every_configuration_can_be_used(file):
     # Catches: a check that refuses a variant which nothing here runs.
     variants = runpy.run_path(str(ROOT / "configs" / file)).get("VARIANTS")
     for variant in [()] if variants is None else [(variant,) for variant in variants]:
-        check_timesteps(read(config_of(file, *variant)), SCHEDULE.num_timesteps)
+        read(config_of(file, *variant)).require_timesteps(SCHEDULE.num_timesteps)
 
 
 def test_the_validation_loss_is_that_of_every_class_on_its_own_picture():

@@ -4,7 +4,6 @@ import math
 
 import jax
 
-from cdisc import options
 from cdisc.app.config import Config, as_dict
 from cdisc.errors import UserError, about
 from cdisc.learning import cost
@@ -80,7 +79,6 @@ def report(config: Config, devices: int) -> str:
     schedule = scheduler.schedule()
     with about("config.network."):
         model = backbone.unet(network, schedule, scheduler.prediction_type)
-    options.check_timesteps(config, schedule.num_timesteps)
     learning, lanes = config.pretrain, config.discover.lanes
     step = cost.training(network, model, learning, schedule, devices)
     single, evaluated = cost.evaluation(network, model, lanes)

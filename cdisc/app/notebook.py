@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import console, options
+from cdisc import console
 from cdisc.app import config as config_lib
 from cdisc.app import plot
+from cdisc.app.resolve import resolve
 from cdisc.data import avatars, colormnist, compositions, stored
 from cdisc.data import pictures as pictures_lib
 from cdisc.diffusion.gaussian import Gaussian
@@ -121,7 +122,7 @@ def load(what: str | os.PathLike[str], null_class: int | None = None) -> Model:
         if not pathlib.Path(what).expanduser().is_dir():
             raise UserError(f'{what} is no folder: give one that diffusers saved, or "digits" or "faces".')
         source = config_lib.DiffusersFolder(path=str(what), null_class=null_class)
-        config, *_ = options.resolve(dataclasses.replace(_any_network(), network=source))
+        config, *_ = resolve(dataclasses.replace(_any_network(), network=source))
         network = interop.load(what)
     params = network.params if null_class is None else denoiser.null_last(network.params, null_class)
     schedule, shape = network.scheduler.schedule(), network.network.picture_shape

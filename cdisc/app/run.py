@@ -6,14 +6,16 @@ import functools
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from cdisc import options, storage
+from cdisc import storage
 from cdisc.app import checkpoints, devices, hosts
 from cdisc.app import config as config_lib
 from cdisc.app import workdir as workdir_lib
+from cdisc.app.resolve import resolve
 from cdisc.data import Dataset, compositions
 from cdisc.data import queries as queries_lib
 from cdisc.data.queries import Query
@@ -65,11 +67,11 @@ class Run:
     @functools.cached_property
     def sampler(self) -> Callable[..., jax.Array]:
         """A compiled sampler, mapped over devices: `(density, starting noise (n, *shape)), params -> (n, *shape)`."""
-        options = self.config.sampling
-        return devices.one_by_one(
-            lambda item, params: methods.sample(self.backbone, params, self.schedule, *item, options=options),
-            num_shared=1,
-        )
+
+        def one(item: tuple[methods.GuidedDensity, jax.Array], params: Any) -> jax.Array:
+            return methods.sample(self.backbone, params, self.schedule, *item, self.config.sampling)
+
+        return devices.one_by_one(one, num_shared=1)
 
     def path(self, *parts: str) -> pathlib.Path:
         """A path in the workdir."""
@@ -86,7 +88,7 @@ def prepare(config: config_lib.Config, workdir: pathlib.Path, query_paths: Seque
     Raises:
       UserError: for anything in the configuration or the queries that cannot be used.
     """
-    config, dataset, network, scheduler = options.resolve(config)
+    config, dataset, network, scheduler = resolve(config)
     schedule = scheduler.schedule()
     with about("config.network."):
         backbone = (

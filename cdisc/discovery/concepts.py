@@ -151,6 +151,14 @@ class DiscoveryOptions:
             if repeated:
                 raise ValueError(f"{field} has {repeated[0]} more than once: name each timestep once.")
 
+    def rescaled(self, given: int, last: int) -> "DiscoveryOptions":
+        """These options, whose timesteps are those of `given`, for a schedule of `last` timesteps."""
+
+        def scaled(chosen: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(dict.fromkeys(max(1, round(t * last / given)) for t in chosen))
+
+        return dataclasses.replace(self, timesteps=scaled(self.timesteps), hierarchy=scaled(self.hierarchy))
+
     @property
     def chains(self) -> int:
         """The chains of a round, at all noise levels."""

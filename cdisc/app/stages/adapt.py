@@ -1,7 +1,6 @@
 """What every query's picture, and the samples of its teacher, teach the backbone."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -51,7 +50,7 @@ def draw(
     batches = -(-count // run.config.sampling.batch)
     noise = [devices.split(jax.random.normal(key, (count, *run.dataset.shape)), batches) for key in keys]
     repeated = devices.stack([density for density in densities for _ in range(batches)])
-    drawn = np.asarray(run.sampler((repeated, np.concatenate(noise)), params))
+    drawn = np.array(run.sampler((repeated, np.concatenate(noise)), params))
     return drawn.reshape(len(densities), -1, *run.dataset.shape)[:, :count]
 
 
@@ -66,9 +65,11 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
         rows, key = np.arange(settings.prior_size), named(run.key("adapt"), "prior")
         prior = adapt_lib.Prior(*run.dataset.train_batch(run.dataset.train, key, settings.prior_size, rows))
 
-    counts = {"num_draws": settings.class_draws, "batch_size": run.config.sampling.batch}
-    compare = functools.partial(baselines.class_losses, run.backbone, schedule=run.schedule, **counts)
-    class_losses = devices.one_by_one(lambda item, params: compare(params, query=item[0], key=item[1]), num_shared=1)
+    def compare(item: tuple[jax.Array, jax.Array], params: Any) -> jax.Array:
+        draws, batch = settings.class_draws, run.config.sampling.batch
+        return baselines.class_losses(run.backbone, params, run.schedule, *item, num_draws=draws, batch_size=batch)
+
+    class_losses = devices.one_by_one(compare, num_shared=1)
     fits = {name: fitter(run, name, options) for name, options in specs.items()}
 
     def work(indices: Sequence[int]) -> list[QueryModel]:
