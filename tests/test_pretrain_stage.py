@@ -82,6 +82,7 @@ def trained(workdir, fingerprint="faces", **changes):
         path=workdir.joinpath,
         key=lambda stage: jax.random.key(0),
         network=types.SimpleNamespace(),
+        params=None,
         dataset=types.SimpleNamespace(fingerprint=fingerprint),
     )
 

@@ -40,8 +40,9 @@ from cdisc.errors import UserError, require_known
 from cdisc.evaluation import baselines, methods
 from cdisc.keys import named
 from cdisc.learning import adapt as adapt_lib
-from cdisc.networks import bundled, denoiser, interop
-from cdisc.networks.backbone import Backbone, function, null_eps
+from cdisc.networks import bundled
+from cdisc.networks.backbone import Backbone, function, null_eps, unet
+from cdisc.networks.unet import UNetConfig
 
 _BUNDLED = {"digits": "colormnist", "faces": "avatars"}
 
@@ -114,19 +115,21 @@ def load(what: str | os.PathLike[str], null_class: int | None = None) -> Model:
     Raises:
       UserError: for a folder that cannot be used.
     """
+    network: UNetConfig | None
     if what in _BUNDLED:
         settings = importlib.import_module(f"cdisc.configs.{_BUNDLED[str(what)]}").get_config("small")
         config = config_lib.read(settings)
-        network = bundled.load(config.pretrain.bundle)
+        found = bundled.load(config.pretrain.bundle)
+        network, scheduler, params = found.network, found.scheduler, found.params
     else:
         if not pathlib.Path(what).expanduser().is_dir():
             raise UserError(f'{what} is no folder: give one that diffusers saved, or "digits" or "faces".')
         source = config_lib.DiffusersFolder(path=str(what), null_class=null_class)
-        config, *_ = resolve(dataclasses.replace(_any_network(), network=source))
-        network = interop.load(what)
-    params = network.params if null_class is None else denoiser.null_last(network.params, null_class)
-    schedule, shape = network.scheduler.schedule(), network.network.picture_shape
-    return Model(str(what), network.backbone(), params, schedule, shape, config)
+        config, _, network, scheduler, params = resolve(dataclasses.replace(_any_network(), network=source))
+    assert network is not None  # only an exact score has none
+    schedule = scheduler.schedule()
+    backbone = unet(network, schedule, scheduler.prediction_type)
+    return Model(str(what), backbone, params, schedule, network.picture_shape, config)
 
 
 def model(

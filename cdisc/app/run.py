@@ -44,6 +44,7 @@ class Run:
       network: the U-Net's options; None where the score is exact.
       backbone: the model as functions of its parameters.
       queries: the pictures to compose.
+      params: the model's parameters, where they need not be trained or restored.
       profile: a folder for traces of a few steps; None traces nothing.
     """
 
@@ -55,6 +56,7 @@ class Run:
     network: UNetConfig | None
     backbone: backbone_lib.Backbone
     queries: tuple[Query, ...]
+    params: Any = None
     profile: pathlib.Path | None = None
 
     def key(self, stage: str, query: Query | None = None) -> jax.Array:
@@ -88,7 +90,7 @@ def prepare(config: config_lib.Config, workdir: pathlib.Path, query_paths: Seque
     Raises:
       UserError: for anything in the configuration or the queries that cannot be used.
     """
-    config, dataset, network, scheduler = resolve(config)
+    config, dataset, network, scheduler, params = resolve(config)
     schedule = scheduler.schedule()
     with about("config.network."):
         backbone = (
@@ -113,7 +115,7 @@ def prepare(config: config_lib.Config, workdir: pathlib.Path, query_paths: Seque
             title = compositions.title(dataset.split.factors, composition)
             with about(f"{dataset.name}, {title}: "):
                 protocol.require_disjoint({"the queries": own, "the references": np.asarray(others)})
-    return Run(config, workdir, dataset, scheduler, schedule, network, backbone, queries)
+    return Run(config, workdir, dataset, scheduler, schedule, network, backbone, queries, params)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import NoReturn
@@ -91,8 +90,11 @@ class Options:
     """Nothing to choose."""
 
 
-def load(name: str, shape: tuple[int, ...]) -> Dataset:
-    """The data set called `name` that knows the shape of its pictures, and no picture, factor or class."""
+def load(name: str, shape: tuple[int, ...], fingerprint: str) -> Dataset:
+    """The data set called `name` that knows the shape of its pictures, and no picture, factor or class.
+
+    All that is known of its pictures is in a network, whose digest is its fingerprint.
+    """
 
     def absent(*_: object) -> NoReturn:
         raise ValueError(f"{name} comes without pictures")
@@ -106,5 +108,5 @@ def load(name: str, shape: tuple[int, ...]) -> Dataset:
         queries=absent,
         references=absent,
         labelled=absent,
-        fingerprint=hashlib.sha256().hexdigest(),
+        fingerprint=fingerprint,
     )

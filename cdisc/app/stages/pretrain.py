@@ -1,7 +1,6 @@
-"""The backbone: exact, restored, bundled, imported, or trained from scratch."""
+"""The backbone: restored, bundled, or trained from scratch."""
 
 import functools
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -15,7 +14,6 @@ import numpy as np
 from cdisc import console, signals, storage
 from cdisc.app import checkpoints, devices, hosts, watch
 from cdisc.app import config as config_lib
-from cdisc.app.config import DiffusersFolder
 from cdisc.app.run import Run
 from cdisc.app.stages.saved import meet, unfinished
 from cdisc.data import Dataset
@@ -26,7 +24,7 @@ from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError
 from cdisc.keys import named
 from cdisc.learning import pretrain as pretrain_lib
-from cdisc.networks import bundled, denoiser, interop, lora
+from cdisc.networks import bundled, denoiser
 from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
 
@@ -47,32 +45,35 @@ _TRACED_STEPS = 5
 
 
 def pretrain(run: Run, active: bool) -> Any:
-    """The backbone's parameters: exact, restored, bundled, imported or trained."""
-    if run.network is None:
-        return run.dataset.train
-    if isinstance(run.config.network, DiffusersFolder):
-        return import_backbone(run, run.config.network, active)
+    """The backbone's parameters: given, restored, bundled or trained."""
+    if run.params is not None:
+        return run.params
+    assert run.network is not None  # an exact score has parameters
     like = jax.eval_shape(functools.partial(denoiser.init, run.network), run.key("pretrain"))
     path = run.path("pretrain", "params")
     # Ask the first process: it writes, and may have written before a slower one looks.
-    if hosts.gather(str(checkpoints.exists(path)))[0] == "True":
-        meet([path])
-        return checkpoints.restore(path, like)
-    if not active:
-        raise unfinished("pretrain", path)
-    if run.config.pretrain.restore:
-        params = restore_backbone(run, like)
-    elif run.config.pretrain.from_scratch:
-        params = train_backbone(run, run.network)
-    elif not run.config.pretrain.bundle:
-        raise UserError("config.pretrain names no bundled backbone: set --config.pretrain.from_scratch=True.")
-    else:
-        params = bundled.restore_npz(bundled.FOLDER / f"{run.config.pretrain.bundle}.npz", like, bundle_about(run))
-        console.say(f"pretrain: the bundled backbone {run.config.pretrain.bundle}")
-    if hosts.first():
-        checkpoints.save(path, params, weights_about(run))
+    if hosts.gather(str(checkpoints.exists(path)))[0] != "True":
+        if not active:
+            raise unfinished("pretrain", path)
+        params = obtain(run, run.network, like)
+        if hosts.first():
+            checkpoints.save(path, params, weights_about(run))
     meet([path])
     return checkpoints.restore(path, like)
+
+
+def obtain(run: Run, network: UNetConfig, like: Any) -> denoiser.Params:
+    """The backbone's parameters of another run, bundled or trained, as the configuration says."""
+    if run.config.pretrain.restore:
+        return restore_backbone(run, like)
+    if run.config.pretrain.from_scratch:
+        return train_backbone(run, network)
+    name = run.config.pretrain.bundle
+    if not name:
+        raise UserError("config.pretrain names no bundled backbone: set --config.pretrain.from_scratch=True.")
+    params: denoiser.Params = bundled.restore_npz(bundled.FOLDER / f"{name}.npz", like, bundle_about(run))
+    console.say(f"pretrain: the bundled backbone {name}")
+    return params
 
 
 def weights_about(run: Run) -> dict[str, str]:
@@ -103,44 +104,6 @@ def restore_backbone(run: Run, like: Any) -> denoiser.Params:
             )
     console.say(f"pretrain: the backbone in {folder}")
     return checkpoints.restore(folder, like)
-
-
-def import_backbone(run: Run, source: DiffusersFolder, active: bool) -> denoiser.Params:
-    """The parameters in a folder of diffusers, which stay there: the workdir keeps only their digest.
-
-    Raises:
-      UserError: for weights that cannot be read, or that are not those which the workdir's results were made with.
-    """
-    folder, null = source.path, source.null_class
-    pretrained = interop.load(folder)
-    params = pretrained.params
-    if source.adapter:
-        adapter, embedding = interop.load_adapter(source.adapter, pretrained.network)
-        params = lora.merge(params, adapter)
-        if embedding is not None:
-            console.warn(f"{source.adapter} has a class of its own besides its factors, which is not used.")
-    digest = hashlib.sha256(repr((pretrained.network, pretrained.scheduler)).encode())
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).tobytes())
-    path, later = run.path("pretrain", "imported.json"), run.path("discover")
-    with hosts.first_alone():
-        try:
-            known = storage.read_json(path, "choose another --workdir")["sha256 of weights"]
-        except FileNotFoundError as error:
-            known = digest.hexdigest()
-            if later.exists():
-                raise UserError(
-                    f"{path}, which says which network {later} was made with, is not there: choose another --workdir, "
-                    "or remove pretrain and discover and adapt from this one."
-                ) from error
-            if not active:
-                raise unfinished("pretrain", path) from error
-            storage.write_json(path, {"sha256 of weights": known})
-            count = sum(leaf.size for leaf in jax.tree.leaves(params))
-            console.say(f"pretrain: {folder}, {count:,} parameters")
-        if known != digest.hexdigest():
-            raise UserError(f"{folder} is not the network that {run.workdir} was made with: choose another --workdir.")
-    return params if null is None else denoiser.null_last(params, null)
 
 
 def bundle_about(run: Run) -> dict[str, str]:
