@@ -1,8 +1,9 @@
 """What every query's picture, and the samples of its teacher, teach the backbone."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -70,7 +71,7 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
         return baselines.class_losses(run.backbone, params, run.schedule, *item, num_draws=draws, batch_size=batch)
 
     class_losses = devices.one_by_one(compare, num_shared=1)
-    fits = {name: fitter(run, name, options) for name, options in specs.items()}
+    fits = {name: adapt_lib.fitter(run.backbone, options, devices.side_by_side) for name, options in specs.items()}
 
     def work(indices: Sequence[int]) -> list[QueryModel]:
         queries = [run.queries[i] for i in indices]
@@ -93,11 +94,17 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
             )
         learnt: dict[str, adapt_lib.Adaptation] = {}
         rows: list[list[str]] = [[] for _ in indices]
+        params_on, schedule_on, prior_on = devices.replicate((params, run.schedule, prior))
         for name, options in specs.items():
             given = learnt[options.after].embedding if options.after else None
-            learnt[name], seen = fits[name](
-                params, dataclasses.replace(examples, given=given), prior, keys(f"fit {name}")
-            )
+            # Moved once, to where the steps need them.
+            item = devices.spread((dataclasses.replace(examples, given=given), keys(f"fit {name}")))
+            progress = functools.partial(console.progress, what=f"adapt {name}")
+            try:
+                fitted = fits[name](params_on, schedule_on, *item, prior_on, progress)
+            except FloatingPointError as error:
+                raise UserError(f"adapt: {name}: {error}; what was finished before is kept.") from error
+            learnt[name], seen = devices.gather(fitted, len(indices))
             for lines, of_query in zip(rows, np.asarray(seen).tolist(), strict=True):
                 lines += [json.dumps({"level": name, "step": n, "loss": loss}) for n, loss in enumerate(of_query, 1)]
         for i, lines in zip(indices, rows, strict=True):
@@ -119,48 +126,3 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
 
     like = jax.eval_shape(untrained, discoveries[0].teacher, params, run.key("adapt"))
     return saved_by_query(run, "adapt", active, like, settings.chunk * jax.local_device_count(), work)
-
-
-def fitter(
-    run: Run, name: str, options: adapt_lib.AdaptOptions
-) -> Callable[[Any, adapt_lib.Examples, adapt_lib.Prior | None, jax.Array], tuple[adapt_lib.Adaptation, jax.Array]]:
-    """`fit(params, examples, prior, keys)` of one adaptation for Q queries side by side; compiled once for all chunks.
-
-    It returns what each query has taught, leaves (Q, ...), and the losses (Q, steps).
-    """
-    backbone, schedule = run.backbone, run.schedule
-
-    begin = devices.side_by_side(
-        lambda item, params, candidate: adapt_lib.init(backbone, params, item[0], item[1], options, candidate),
-        num_shared=2,
-    )
-    advance = devices.side_by_side(
-        lambda state_item, params, prior: adapt_lib.step(
-            state_item[0], backbone, params, schedule, state_item[1], prior, state_item[2], options
-        ),
-        num_shared=2,
-    )
-    finish = devices.side_by_side(
-        lambda state, params: adapt_lib.result(state, backbone, params, options), num_shared=1
-    )
-
-    def fit(
-        params: Any, examples: adapt_lib.Examples, prior: adapt_lib.Prior | None, keys: jax.Array
-    ) -> tuple[adapt_lib.Adaptation, jax.Array]:
-        # Moved once, to where the steps need them.
-        item = devices.spread((examples, keys))
-        params_on, prior_on = devices.replicate((params, prior))
-        try:
-            found = adapt_lib.best_fit(
-                lambda candidate: begin(item, params_on, jnp.int32(candidate)),
-                lambda state: advance((state, *item), params_on, prior_on),
-                lambda state: finish(state, params_on),
-                options,
-                1 if examples.classes is None else examples.classes.shape[-1],
-                lambda steps: console.progress(steps, f"adapt {name}"),
-            )
-        except FloatingPointError as error:
-            raise UserError(f"adapt: {name}: {error}; what was finished before is kept.") from error
-        return devices.gather(found, devices.size(examples.query))
-
-    return fit
