@@ -16,6 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cdisc.learning import pretrain
+
 _DEVICES = "devices"
 """The name of the axis of devices; trees with a leading axis of them are called spread."""
 
@@ -194,55 +196,40 @@ def batch_rows(count: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
     return rows, np.broadcast_to((columns < part)[:, None], rows.shape)
 
 
-def training_step(
-    draw: Callable[[Any, jax.Array], Any],
-    zero_total: Callable[[Any], Any],
-    add: Callable[[Any, Any, Any, Any, jax.Array], Any],
-    update: Callable[[Any, Any], tuple[Any, Any]],
-    count: int,
-    parts: int,
-) -> Callable[[Any, Any, jax.Array], tuple[Any, Any]]:
-    """One step of training as a function `(state, pictures, key) -> (state, metrics)`, which overwrites its state.
+def training_step(step: pretrain.Step) -> Callable[[Any, Any, jax.Array], tuple[Any, Any]]:
+    """A step as a function `(state, pictures, key) -> (state, metrics)`, which overwrites its state.
 
-    `pictures` has the leaves (devices, parts, each, ...) of `batch_rows`. Every device draws all other randomness
-    for the whole batch, so that it does not depend on their number. Each sums the gradient over its own pictures; the
-    sum over all devices of all processes updates the state, of which each keeps a copy.
+    The state is one that `replicate` made; `pictures` has the leaves (devices, parts, each, ...) of `batch_rows`. Every
+    device draws all other randomness for the whole batch, so that it does not depend on their number. Each sums the
+    gradient over its own pictures; the sum over all devices of all processes updates the state, of which each keeps a
+    copy.
 
     Each micro-batch is a call of one program; a loop inside it would multiply compile time if unrolled, and slow XLA's
     CPU convolution gradients if not.
-
-    Args:
-      draw: `(state, key) -> drawn`, leaves (count, ...).
-      zero_total: `state -> total`, the total of no pictures.
-      add: `(total, state, pictures, drawn, mask) -> total`, for n pictures and what was drawn for them; only those in
-        `mask` (n,) count.
-      update: `(state, total) -> (state, metrics)`.
-      count: pictures in a batch.
-      parts: micro-batches of count / parts pictures each, one after the other.
     """
-    rows, mask = batch_rows(count, parts)
+    rows, mask = batch_rows(step.batch_size, step.parts)
 
     def begin(rows: jax.Array, pictures: Any, mask: jax.Array, state: Any, key: jax.Array) -> tuple[Any, Any]:
-        drawn = jax.tree.map(lambda leaf: leaf[rows], draw(state, key))
+        drawn = jax.tree.map(lambda leaf: leaf[rows], step.draw(state, key))
         # What came from the host is returned, so that it is moved once and not with every part.
-        return zero_total(state), (pictures, drawn, mask)
+        return step.zero_total(state), (pictures, drawn, mask)
 
     def add_part(total: Any, batch: Any, state: Any, index: jax.Array) -> Any:
         # A gradient by what all devices share would be summed over them at once: each takes that of its own copy.
         state = jax.lax.pcast(state, _DEVICES, to="varying")
-        return add(total, state, *jax.tree.map(lambda leaf: leaf[index], batch))
+        return step.add(total, state, *jax.tree.map(lambda leaf: leaf[index], batch))
 
     def finish(total: Any, state: Any) -> tuple[Any, Any]:
-        return update(state, jax.lax.psum(total, _DEVICES))
+        return step.update(state, jax.lax.psum(total, _DEVICES))
 
     begin_all = map_devices(begin, 3, 2, everywhere=True)
     add_all = map_devices(add_part, 2, 2, everywhere=True, donate_argnums=0)
     finish_all = map_devices(finish, 1, 1, everywhere=True, out_axes=None, donate_argnums=1)
 
-    def step(state: Any, pictures: Any, key: jax.Array) -> tuple[Any, Any]:
+    def advance(state: Any, pictures: Any, key: jax.Array) -> tuple[Any, Any]:
         total, batch = begin_all(rows, pictures, mask, state, key)
-        for index in range(parts):
+        for index in range(step.parts):
             total = add_all(total, batch, state, np.int32(index))
         return finish_all(total, state)
 
-    return step
+    return advance

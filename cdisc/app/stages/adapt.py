@@ -80,7 +80,7 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
             return jnp.stack([named(run.key("adapt", query), use) for query in queries])
 
         examples = adapt_lib.Examples(query=devices.stack([query.image for query in queries]))
-        teachers, losses = [discoveries[i].teacher for i in indices], [None] * len(indices)
+        teachers, losses = [discoveries[i].teacher for i in indices], None
         if num_classes:
             losses = class_losses((examples.query, keys("compare")), params)
             for query, seen in zip(queries, np.isnan(losses).all(axis=1), strict=True):
@@ -109,11 +109,7 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
                 lines += [json.dumps({"level": name, "step": n, "loss": loss}) for n, loss in enumerate(of_query, 1)]
         for i, lines in zip(indices, rows, strict=True):
             storage.write_text(run.path("adapt", f"query_{i:04d}.jsonl"), "".join(f"{line}\n" for line in lines))
-        by_name = {name: devices.unstack(adaptations) for name, adaptations in learnt.items()}
-        return [
-            QueryModel(teacher, losses[j], {name: of_queries[j] for name, of_queries in by_name.items()})
-            for j, teacher in enumerate(teachers)
-        ]
+        return devices.unstack(QueryModel(devices.stack(teachers), losses, learnt))
 
     def untrained(teacher: Gaussian, params: Any, key: jax.Array) -> QueryModel:
         examples = adapt_lib.Examples(jnp.zeros(run.dataset.shape), classes=jnp.arange(num_classes))

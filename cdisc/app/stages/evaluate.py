@@ -1,6 +1,5 @@
 """Samples of every method for every query, and their figures."""
 
-import dataclasses
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
@@ -36,17 +35,9 @@ def densities_of(run: Run, params: Any, query: Query, model: QueryModel) -> dict
     return methods.densities(jnp.asarray(query.image), *known, run.config.evaluate, run.config.guidance)
 
 
-@dataclasses.dataclass(frozen=True)
-class Present(Sequence[dict[str, np.ndarray]]):
-    """Samples of queries by method, without those that there are none of."""
-
-    saved: Sequence[dict[str, np.ndarray]]
-
-    def __len__(self) -> int:
-        return len(self.saved)
-
-    def __getitem__(self, index: Any) -> Any:
-        return {name: samples for name, samples in self.saved[index].items() if not np.isnan(samples).all()}
+def present(samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Samples by method, without those that there are none of."""
+    return {name: drawn for name, drawn in samples.items() if not np.isnan(drawn).all()}
 
 
 def evaluate(
@@ -82,7 +73,7 @@ def evaluate(
 
     names = (*densities_of(run, params, run.queries[0], models[0]), options.PRODUCT)
     like = {name: jax.ShapeDtypeStruct((settings.samples, *run.dataset.shape), jnp.float32) for name in names}
-    samples = Present(saved_by_query(run, "evaluate", active, like, jax.local_device_count(), work))
+    samples = saved_by_query(run, "evaluate", active, like, jax.local_device_count(), work, present)
     if active and hosts.first():
         signals.obey()  # a judge may have to be trained
         write_results(run, discoveries, samples, load_judge(run))

@@ -18,14 +18,11 @@ from cdisc.app.run import Run
 from cdisc.app.stages.saved import meet, unfinished
 from cdisc.data import Dataset
 from cdisc.data.pictures import Pixels, grid, png
-from cdisc.diffusion.loss import draw_noise
 from cdisc.diffusion.sampling import ddim
-from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import UserError
 from cdisc.keys import named
 from cdisc.learning import pretrain as pretrain_lib
 from cdisc.networks import bundled, denoiser
-from cdisc.networks.backbone import Backbone
 from cdisc.networks.unet import UNetConfig
 
 _METRICS_EVERY = 50
@@ -111,40 +108,6 @@ def bundle_about(run: Run) -> dict[str, str]:
     return {"config": config_lib.backbone_digest(run.config), "data": run.dataset.fingerprint}
 
 
-def compiled_step(
-    *,
-    backbone: Backbone,
-    options: pretrain_lib.PretrainOptions,
-    schedule: Schedule,
-    shape: tuple[int, ...],
-) -> Callable[[pretrain_lib.TrainState, Any, jax.Array], tuple[pretrain_lib.TrainState, dict[str, jax.Array]]]:
-    """One step on all devices as a function `(state, pictures, key) -> (state, metrics)`, which overwrites its state.
-
-    Its randomness follows from `key` and `state.step` alone, so a resumed run equals an unbroken one.
-
-    Args:
-      backbone: the network as a function of its parameters.
-      options: the training's.
-      schedule: the forward process.
-      shape: (H, W, C) of a picture.
-
-    Returns:
-      The step, which takes a state that `devices.replicate` made and the pictures of `read_share`; `metrics` are
-      `loss` and `grad_norm`, both scalars.
-    """
-    known: dict[str, Any] = {"options": options, "schedule": schedule}
-    return devices.training_step(
-        draw=functools.partial(pretrain_lib.draw, shape=shape, **known),
-        zero_total=lambda state: pretrain_lib.zero_total(state.params),
-        add=lambda total, state, *share: pretrain_lib.add_gradient(
-            total, state.params, *share, backbone=backbone, **known
-        ),
-        update=functools.partial(pretrain_lib.update, options=options),
-        count=options.batch_size,
-        parts=options.accumulate,
-    )
-
-
 def read_share(dataset: Dataset, options: pretrain_lib.PretrainOptions, key: jax.Array) -> Callable[[int], Any]:
     """Reads what this process's devices need of a batch, and no more, on the host.
 
@@ -154,7 +117,7 @@ def read_share(dataset: Dataset, options: pretrain_lib.PretrainOptions, key: jax
       key: the training's.
 
     Returns:
-      `steps done -> pictures`, those of the next step as `compiled_step` takes them.
+      `steps done -> pictures`, those of the next step as `devices.training_step` takes them.
     """
     places, _ = devices.batch_rows(options.batch_size, options.accumulate)
     host = devices.host_device()
@@ -219,7 +182,8 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
     state = devices.replicate(found.state)
     best, metrics = jax.tree.map(np.array, (found.best, found.metrics))
     del found  # it is on a device
-    train_step = compiled_step(backbone=run.backbone, options=options, schedule=run.schedule, shape=run.dataset.shape)
+    step = pretrain_lib.step(run.backbone, options, run.schedule, run.dataset.shape)
+    train_step = devices.training_step(step)
     read = read_share(run.dataset, options, key_train)
     every, samples_every = options.save_every, options.samples_every
     draw, validate = class_pictures(run, key_samples), validation(run, options, key_validation)
@@ -290,20 +254,11 @@ def validation(run: Run, options: pretrain_lib.PretrainOptions, key: jax.Array) 
     """The loss of parameters on pictures of the trained classes that training does not use, always the same ones."""
     trained = run.dataset.split.trained
     count = len(trained) * -(-_VALIDATED // len(trained))
-    labels = np.arange(count, dtype=np.int32) % len(trained)
-    x0 = np.concatenate([run.dataset.queries(composition, 1) for composition in trained])[labels]
-    given = ((x0, labels), *map(np.asarray, draw_noise(key, run.schedule, x0.shape)))
-
-    known: dict[str, Any] = {"backbone": run.backbone, "schedule": run.schedule, "loss": options.loss}
-    example_losses = jax.jit(functools.partial(pretrain_lib.example_losses, **known))
-
-    def validate(params: denoiser.Params) -> float:
-        params, batch = devices.one_copy(params), run.config.sampling.batch
-        batches = [jax.tree.map(lambda array, i=i: array[i : i + batch], given) for i in range(0, count, batch)]
-        found = [example_losses(params, *arrays) for arrays in batches]
-        return float(np.mean(np.concatenate(found)))
-
-    return validate
+    labels = jnp.arange(count, dtype=jnp.int32) % len(trained)
+    x0 = jnp.concatenate([run.dataset.queries(composition, 1) for composition in trained])[labels]
+    pictures, batch = (x0, labels), run.config.sampling.batch
+    validate = pretrain_lib.validation(run.backbone, run.schedule, options.loss, pictures, key, batch)
+    return lambda params: validate(devices.one_copy(params))
 
 
 def finite_metrics(history: Sequence[dict[str, jax.Array]], done: int, folder: pathlib.Path) -> np.ndarray:
