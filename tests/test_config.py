@@ -94,7 +94,7 @@ def test_what_is_missing_and_may_not():
 
 def test_a_configuration_is_its_tree_read_again():
     # Catches: a field lost or renamed on the way to the command line, a kind of section forgotten.
-    for name in ("colormnist", "avatars", "celeba", "folder", "mixture", "pretrained"):
+    for name in ("colormnist", "avatars", "letters", "celeba", "folder", "mixture", "pretrained"):
         config = config_lib.read(config_of(f"{name}.py"))
         assert config_lib.read(config_lib.tree(config)) == config
         assert config_lib.as_dict(config)["data"]["name"] in ("planar", "queries", name)

@@ -142,7 +142,9 @@ def test_a_result_that_does_not_exist():
         read(config)
 
 
-@pytest.mark.parametrize("file", ["avatars.py", "celeba.py", "colormnist.py", "mixture.py", "pretrained.py"])
+@pytest.mark.parametrize(
+    "file", ["avatars.py", "celeba.py", "colormnist.py", "letters.py", "mixture.py", "pretrained.py"]
+)
 def test_every_configuration_can_be_used(file):
     # Catches: a check that refuses a variant which nothing here runs.
     variants = runpy.run_path(str(ROOT / "configs" / file)).get("VARIANTS")

@@ -15,7 +15,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from cdisc import storage
-from cdisc.data import avatars, celeba, colormnist, folder, planar, queries
+from cdisc.data import avatars, celeba, colormnist, folder, letters, planar, queries
 from cdisc.diffusion.sampling import DDIMOptions, timesteps
 from cdisc.discovery.concepts import DiscoveryOptions
 from cdisc.discovery.poe import Guidance
@@ -59,7 +59,17 @@ class ExactScore:
     """No network: the exact score of the data, which are points."""
 
 
-Data = colormnist.Options | avatars.Options | celeba.Options | planar.Options | folder.Options | queries.Options
+DATA: dict[str, Any] = {
+    "colormnist": colormnist,
+    "avatars": avatars,
+    "letters": letters,
+    "celeba": celeba,
+    "planar": planar,
+    "folder": folder,
+    "queries": queries,
+}
+"""The data sets by name: modules, each with its `Options` and a `load` that makes a `Dataset` of them."""
+
 Network = UNetConfig | ExactScore | DiffusersFolder
 
 
@@ -154,7 +164,7 @@ class Config:
 
     Attributes:
       seed: of all stages but pretraining.
-      data: the pictures; `data.name` says of which data set.
+      data: the pictures, by the `Options` of one of `DATA`; `data.name` says of which.
       diffusion: the forward process, unless the network's folder says it.
       network: the backbone; `network.kind` is "unet", "exact" or "diffusers".
       pretrain: its training, if it is trained.
@@ -166,7 +176,7 @@ class Config:
     """
 
     seed: int = 0
-    data: Data
+    data: Any
     diffusion: Diffusion = dataclasses.field(default_factory=Diffusion)
     network: Network
     pretrain: Pretrain = Pretrain()
@@ -222,17 +232,7 @@ class Config:
 
 
 KINDS: dict[str, tuple[str, dict[str, type]]] = {
-    "data": (
-        "name",
-        {
-            "colormnist": colormnist.Options,
-            "avatars": avatars.Options,
-            "celeba": celeba.Options,
-            "planar": planar.Options,
-            "folder": folder.Options,
-            "queries": queries.Options,
-        },
-    ),
+    "data": ("name", {name: module.Options for name, module in DATA.items()}),
     "network": ("kind", {"unet": UNetConfig, "exact": ExactScore, "diffusers": DiffusersFolder}),
 }
 """The sections of which there are several kinds: the field that says which, and what it may say."""

@@ -10,14 +10,12 @@ import numpy as np
 
 from cdisc import console
 from cdisc.app import hosts
-from cdisc.app.config import Config, DiffusersFolder
-from cdisc.data import Dataset, avatars, celeba, colormnist, folder, planar, queries
+from cdisc.app.config import DATA, Config, DiffusersFolder
+from cdisc.data import Dataset, queries
 from cdisc.errors import about
 from cdisc.networks import denoiser, interop, lora
 from cdisc.networks.interop import SchedulerConfig
 from cdisc.networks.unet import UNetConfig
-
-_DATA: tuple[Any, ...] = (colormnist, avatars, celeba, planar, folder)
 
 
 def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, SchedulerConfig, Any]:
@@ -35,7 +33,7 @@ def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, Schedul
     if isinstance(source, DiffusersFolder):
         return _resolve_folder(config, source)
     with hosts.first_alone():  # some data are made once and kept, which takes minutes
-        dataset = next(data for data in _DATA if data.Options is type(config.data)).load(config.data)
+        dataset = next(module for module in DATA.values() if module.Options is type(config.data)).load(config.data)
     if not isinstance(source, UNetConfig):
         return config, dataset, None, config.scheduler(), dataset.train
     with about("config.network."):
