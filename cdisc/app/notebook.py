@@ -30,7 +30,7 @@ from cdisc import console
 from cdisc.app import config as config_lib
 from cdisc.app import plot
 from cdisc.app.resolve import resolve
-from cdisc.data import avatars, colormnist, compositions, stored
+from cdisc.data import avatars, colormnist, compositions
 from cdisc.data import pictures as pictures_lib
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.schedule import Schedule, linear_beta
@@ -173,15 +173,11 @@ def example(what: str, attributes: str, index: int = 0) -> jax.Array:
       ValueError: for other data.
     """
     require_known("what", what, tuple(_BUNDLED))
-    if what == "digits":
-        data = colormnist.load(colormnist.Options())
-        chosen = compositions.matching(data.split.factors, [attributes])[0]
-        return jnp.asarray(data.queries(chosen, index + 1)[index])
-    chosen = compositions.matching(avatars.FACTORS, [attributes])[0]
-    try:
-        return jnp.asarray(stored.to_float(avatars.rasterize(avatars.face(0, "query", chosen, index, 32))))
-    except ImportError as error:
-        raise avatars.missing(error) from error
+    if what == "faces":
+        return jnp.asarray(avatars.example(attributes, index, 32))
+    data = colormnist.load(colormnist.Options())
+    chosen = compositions.matching(data.split.factors, [attributes])[0]
+    return jnp.asarray(data.queries(chosen, index + 1)[index])
 
 
 def picture(of: Any, like: Model) -> jax.Array:
