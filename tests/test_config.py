@@ -10,9 +10,10 @@ from typing import Literal
 import pytest
 from commands import ROOT, config_of
 
-from cdisc import bundled, storage
+from cdisc import storage
 from cdisc.app import config as config_lib
 from cdisc.errors import UserError
+from cdisc.networks import bundled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
