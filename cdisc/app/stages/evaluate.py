@@ -108,8 +108,10 @@ def score_class(
             protocol.require_disjoint(parts | {"what the network learnt from": np.asarray(training)})
         # Other real pictures of the composition in place of samples: what a perfect method would reach.
         references, real = pictures[: settings.references], {REAL: pictures[settings.references :]}
-    known = {"k": settings.k, "extract": compared_in.extract, "training": training}
-    return protocol.score_class(judged_by, shown, drawn(), composition, references, real=real, **known)
+    extract, k = compared_in.extract, settings.k
+    return protocol.score_class(
+        judged_by, shown, drawn(), composition, references, real=real, k=k, extract=extract, training=training
+    )
 
 
 def write_results(
@@ -158,6 +160,7 @@ def write_results(
         for places, pooled in zip(classes.values(), pools, strict=True)
         if pooled
     ]
+    figures_of = [query["methods"] for query in queries]
     failed = sum("failed" in query for query in queries)
     if failed:
         console.warn(f"evaluate: {failed} of {len(queries)} queries: {NOTHING}.")
@@ -176,8 +179,6 @@ def write_results(
             "features": compared_in.label,
             "queries": queries,
             **({"classes": pooled_by_class} if pooled_by_class else {}),
-            "methods": protocol.overall(
-                [query["methods"] for query in queries], labels, pools, [label for label, _ in classes]
-            ),
+            "methods": protocol.overall(figures_of, labels, pools, [label for label, _ in classes]),
         },
     )
