@@ -19,7 +19,7 @@ from cdisc.data import Dataset, compositions, pictures
 from cdisc.diffusion import schedule as schedule_lib
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.sampling import ddim
-from cdisc.errors import UserError, about
+from cdisc.errors import UserError, about, short
 from cdisc.evaluation import features, methods, protocol
 from cdisc.keys import named
 from cdisc.networks import backbone as backbone_lib
@@ -148,8 +148,6 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequen
     hosts.require_alike(data=run.dataset.fingerprint[:12], queries=storage.digest(crcs)[:12])
     storage.writable(workdir)
     with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
-        if hosts.first():
-            checkpoints.sweep(workdir)
         hosts.require_shared(workdir)
         content = {
             "config": config_lib.as_dict(config),
@@ -159,7 +157,10 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequen
                 f"{i:04d} {query.name}": crc for i, (query, crc) in enumerate(zip(run.queries, crcs, strict=True))
             },
         }
+        begun = (workdir / "config.json").exists()
         workdir_lib.bind(workdir, content)
+        if begun and hosts.first():  # else nothing there is a run's
+            checkpoints.sweep(workdir)
         yield run
 
 
@@ -199,5 +200,5 @@ def own_queries(paths: Sequence[str], shape: tuple[int, ...], seed: int) -> tupl
         image, warning = pictures.read_query(path, shape)
         if warning is not None:
             console.warn(warning)
-        queries.append(Query(pathlib.Path(path).name, image, None, path, seed))
+        queries.append(Query(short(pathlib.Path(path).name), image, None, short(path), seed))
     return tuple(queries)
