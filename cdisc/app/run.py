@@ -48,6 +48,11 @@ class Query:
     source: str
     seed: int
 
+    @property
+    def crc(self) -> int:
+        """By which its pixels are known."""
+        return zlib.crc32(self.image.tobytes())
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
@@ -80,7 +85,7 @@ class Run:
         seed = self.config.pretrain.seed if stage == "pretrain" else self.config.seed
         seed = seed if query is None else query.seed
         key = named(jax.random.key(seed), stage)
-        return key if query is None else named(key, "query", zlib.crc32(query.image.tobytes()))
+        return key if query is None else named(key, "query", query.crc)
 
     @functools.cached_property
     def sampler(self) -> Callable[..., jax.Array]:
@@ -144,7 +149,7 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequen
     """
     run = prepare(config, workdir, query_paths)
     config = run.config
-    crcs = [f"{zlib.crc32(query.image.tobytes()):08x}" for query in run.queries]
+    crcs = [f"{query.crc:08x}" for query in run.queries]
     hosts.require_alike(data=run.dataset.fingerprint[:12], queries=storage.digest(crcs)[:12])
     storage.writable(workdir)
     with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():

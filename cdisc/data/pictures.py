@@ -102,10 +102,17 @@ def read_query(path: str | pathlib.Path, shape: tuple[int, int, int]) -> tuple[n
         raise UserError(f"{said} cannot be read ({reason(error)}): {advice}.") from error
     if frames > 1:
         notes.insert(0, f"it has {frames} frames, of which the first is used")
+    return _as_numbers(pixels), _told(said, pixels, notes)
+
+
+def _as_numbers(pixels: Pixels) -> np.ndarray:
+    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+
+
+def _told(said: str, pixels: Pixels, notes: list[str]) -> str | None:
     if np.ptp(pixels, axis=(0, 1)).max() < 8:
         notes.append("all its pixels have nearly the same colour")
-    warning = f"{said}: {', and '.join(notes)}." if notes else None
-    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0), warning
+    return f"{said}: {', and '.join(notes)}." if notes else None
 
 
 def as_query(of: Any, shape: tuple[int, ...] | None) -> tuple[np.ndarray, str | None]:
@@ -113,7 +120,7 @@ def as_query(of: Any, shape: tuple[int, ...] | None) -> tuple[np.ndarray, str | 
 
     Args:
       of: a file's path, an image of Pillow, bytes (H, W, C), or numbers, pictures in [-1, 1].
-      shape: wanted; None for any, which a file cannot be fitted to.
+      shape: wanted; None for any, which a file or an image cannot be fitted to.
 
     Returns:
       It, `shape` float32; and a sentence about what had to be changed, as `read_query` has it.
@@ -122,10 +129,13 @@ def as_query(of: Any, shape: tuple[int, ...] | None) -> tuple[np.ndarray, str | 
       TypeError, ValueError: for what is no finite array of that shape.
       UserError: as `read_query`.
     """
-    if isinstance(of, str | os.PathLike):
+    if isinstance(of, str | os.PathLike | Image.Image):
         if shape is None or len(shape) != 3:
             raise ValueError("this model takes arrays of any shape, so a file cannot be fitted to it: give an array.")
-        return read_query(str(of), shape)
+        if not isinstance(of, Image.Image):
+            return read_query(str(of), shape)
+        pixels, notes = fit(of, shape)
+        return _as_numbers(pixels), _told("the query", pixels, notes)
     values = np.asarray(of)
     if values.dtype.kind not in "fiu":
         raise TypeError(f"the query is {values.dtype} of shape {values.shape}: give a picture or a point as numbers.")
@@ -134,8 +144,15 @@ def as_query(of: Any, shape: tuple[int, ...] | None) -> tuple[np.ndarray, str | 
         raise ValueError(f"the query has the shape {values.shape}: give {wanted}.")
     if not np.isfinite(values).all():
         raise ValueError("the query has entries that are not finite: give numbers.")
-    scaled = values / np.float32(127.5) - np.float32(1.0) if values.dtype == np.uint8 else values
-    return scaled.astype(np.float32), None
+    if values.dtype == np.uint8:
+        return _as_numbers(values), None
+    warning = None
+    if shape is not None and len(shape) == 3:  # what another model takes is not known
+        if (most := np.abs(values).max()) > 2.0:
+            raise ValueError(f"the query has values up to {most:g}: give a picture in [-1, 1], or bytes (uint8).")
+        if values.min() >= 0.0:
+            warning = "the query has no value below 0, and black is -1: see that it is in [-1, 1]."
+    return values.astype(np.float32), warning
 
 
 def fit(image: Image.Image, shape: tuple[int, int, int]) -> tuple[Pixels, list[str]]:
