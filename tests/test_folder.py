@@ -373,7 +373,7 @@ def test_the_readme_s_command(tmp_path):
     assert checkpoints.exists(workdir / "pretrain" / "params")
 
 
-@pytest.mark.parametrize("variant", ["large", "small", "tiny"])
+@pytest.mark.parametrize("variant", ["large", "small", "tiny", "finetune"])
 def test_there_are_pictures_for_what_a_variant_evaluates(variant):
     config = config_of("folder.py", variant)
     assert config.data.reference >= config.evaluate.references + config.evaluate.samples

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -49,16 +49,10 @@ def draw(
     with the same key start from the same noise.
     """
     batches = -(-count // run.config.sampling.batch)
-    items = [
-        (density, x)
-        for density, key in zip(densities, keys, strict=True)
-        for x in np.asarray(devices.split(jax.random.normal(key, (count, *run.dataset.shape)), batches))
-    ]
-    drawn = [
-        np.asarray(run.sampler(devices.stack(group), params))
-        for group in devices.groups(items, jax.local_device_count())
-    ]
-    return np.concatenate(drawn).reshape(len(densities), -1, *run.dataset.shape)[:, :count]
+    noise = [devices.split(jax.random.normal(key, (count, *run.dataset.shape)), batches) for key in keys]
+    repeated = devices.stack([density for density in densities for _ in range(batches)])
+    drawn = np.array(run.sampler((repeated, np.concatenate(noise)), params))
+    return drawn.reshape(len(densities), -1, *run.dataset.shape)[:, :count]
 
 
 def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool) -> Sequence[QueryModel]:
@@ -73,12 +67,11 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
         prior = adapt_lib.Prior(*run.dataset.train_batch(run.dataset.train, key, settings.prior_size, rows))
 
     def compare(item: tuple[jax.Array, jax.Array], params: Any) -> jax.Array:
-        conditional, table = functools.partial(run.backbone.apply, params), run.backbone.table(params)
         draws, batch = settings.class_draws, run.config.sampling.batch
-        return baselines.class_losses(conditional, table, run.schedule, *item, num_draws=draws, batch_size=batch)
+        return baselines.class_losses(run.backbone, params, run.schedule, *item, num_draws=draws, batch_size=batch)
 
     class_losses = devices.one_by_one(compare, num_shared=1)
-    fits = {name: fitter(run, name, options) for name, options in specs.items()}
+    fits = {name: adapt_lib.fitter(run.backbone, options, devices.side_by_side) for name, options in specs.items()}
 
     def work(indices: Sequence[int]) -> list[QueryModel]:
         queries = [run.queries[i] for i in indices]
@@ -87,9 +80,9 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
             return jnp.stack([named(run.key("adapt", query), use) for query in queries])
 
         examples = adapt_lib.Examples(query=devices.stack([query.image for query in queries]))
-        teachers, losses = [discoveries[i].teacher for i in indices], [None] * len(indices)
+        teachers, losses = [discoveries[i].teacher for i in indices], None
         if num_classes:
-            losses = devices.in_groups(class_losses, (examples.query, keys("compare")), params)
+            losses = class_losses((examples.query, keys("compare")), params)
             for query, seen in zip(queries, np.isnan(losses).all(axis=1), strict=True):
                 if seen:
                     raise UserError(f"adapt: no class has a loss for {query.name}: the network's output is NaN.")
@@ -101,20 +94,22 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
             )
         learnt: dict[str, adapt_lib.Adaptation] = {}
         rows: list[list[str]] = [[] for _ in indices]
+        params_on, schedule_on, prior_on = devices.replicate((params, run.schedule, prior))
         for name, options in specs.items():
             given = learnt[options.after].embedding if options.after else None
-            learnt[name], seen = fits[name](
-                params, dataclasses.replace(examples, given=given), prior, keys(f"fit {name}")
-            )
+            # Moved once, to where the steps need them.
+            item = devices.spread((dataclasses.replace(examples, given=given), keys(f"fit {name}")))
+            progress = functools.partial(console.progress, what=f"adapt {name}")
+            try:
+                fitted = fits[name](params_on, schedule_on, *item, prior_on, progress)
+            except FloatingPointError as error:
+                raise UserError(f"adapt: {name}: {error}; what was finished before is kept.") from error
+            learnt[name], seen = devices.gather(fitted, len(indices))
             for lines, of_query in zip(rows, np.asarray(seen).tolist(), strict=True):
                 lines += [json.dumps({"level": name, "step": n, "loss": loss}) for n, loss in enumerate(of_query, 1)]
         for i, lines in zip(indices, rows, strict=True):
             storage.write_text(run.path("adapt", f"query_{i:04d}.jsonl"), "".join(f"{line}\n" for line in lines))
-        by_name = {name: devices.unstack(adaptations) for name, adaptations in learnt.items()}
-        return [
-            QueryModel(teacher, losses[j], {name: of_queries[j] for name, of_queries in by_name.items()})
-            for j, teacher in enumerate(teachers)
-        ]
+        return devices.unstack(QueryModel(devices.stack(teachers), losses, learnt))
 
     def untrained(teacher: Gaussian, params: Any, key: jax.Array) -> QueryModel:
         examples = adapt_lib.Examples(jnp.zeros(run.dataset.shape), classes=jnp.arange(num_classes))
@@ -127,48 +122,3 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
 
     like = jax.eval_shape(untrained, discoveries[0].teacher, params, run.key("adapt"))
     return saved_by_query(run, "adapt", active, like, settings.chunk * jax.local_device_count(), work)
-
-
-def fitter(
-    run: Run, name: str, options: adapt_lib.AdaptOptions
-) -> Callable[[Any, adapt_lib.Examples, adapt_lib.Prior | None, jax.Array], tuple[adapt_lib.Adaptation, jax.Array]]:
-    """`fit(params, examples, prior, keys)` of one adaptation for Q queries side by side; compiled once for all chunks.
-
-    It returns what each query has taught, leaves (Q, ...), and the losses (Q, steps).
-    """
-    backbone, schedule = run.backbone, run.schedule
-
-    begin = devices.side_by_side(
-        lambda item, params, candidate: adapt_lib.init(backbone, params, item[0], item[1], options, candidate),
-        num_shared=2,
-    )
-    advance = devices.side_by_side(
-        lambda state_item, params, prior: adapt_lib.step(
-            state_item[0], backbone, params, schedule, state_item[1], prior, state_item[2], options
-        ),
-        num_shared=2,
-    )
-    finish = devices.side_by_side(
-        lambda state, params: adapt_lib.result(state, backbone, params, options), num_shared=1
-    )
-
-    def fit(
-        params: Any, examples: adapt_lib.Examples, prior: adapt_lib.Prior | None, keys: jax.Array
-    ) -> tuple[adapt_lib.Adaptation, jax.Array]:
-        # Moved once, to where the steps need them.
-        item = devices.spread((examples, keys))
-        params_on, prior_on = devices.replicate((params, prior))
-        try:
-            found = adapt_lib.best_fit(
-                lambda candidate: begin(item, params_on, jnp.int32(candidate)),
-                lambda state: advance((state, *item), params_on, prior_on),
-                lambda state: finish(state, params_on),
-                options,
-                1 if examples.classes is None else examples.classes.shape[-1],
-                lambda steps: console.progress(steps, f"adapt {name}"),
-            )
-        except FloatingPointError as error:
-            raise UserError(f"adapt: {name}: {error}; what was finished before is kept.") from error
-        return devices.gather(found, devices.size(examples.query))
-
-    return fit
