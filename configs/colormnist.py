@@ -247,7 +247,7 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
         probes=2,
     )
     c.sampling.num_steps = 4
-    c.adapt.update(pool_size=8, prior_size=8, class_draws=1, chunk=2)
+    c.adapt.update(pool_size=8, prior_size=8, class_draws=1, composed_draws=1, chunk=2)
     for level in c.adapt.levels.values():
         level.update(steps=3, batch_size=4)
     c.evaluate.update(num_queries=2, samples=8, references=8)
