@@ -359,21 +359,21 @@ def adapters(record: Record) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from cdisc.app.stages.adapt import fitter
+    from cdisc.app import devices
     from cdisc.learning import adapt
 
     rng = np.random.default_rng(0)
     with opened(small_config()) as (run, params):
         options = run.config.adapt.levels["lora"]
-        fit = fitter(run, "lora", options)
+        fit = adapt.fitter(run.backbone, options, devices.side_by_side)
     width = run.backbone.table(params).shape[1]
     for count in (1, 4) if _TOY.value else (1, 16, 64, 256):
         pictures = jnp.asarray(rng.standard_normal((count, 9, *run.dataset.shape)), jnp.float32)
         given = jnp.asarray(0.1 * rng.standard_normal((count, width)), jnp.float32)
         examples = adapt.Examples(query=pictures[:, 0], pool=pictures[:, 1:], given=given)
-        keys = jax.random.split(jax.random.key(0), count)
-        first = seconds(fit, params, examples, None, keys)
-        step = seconds(fit, params, examples, None, keys) / options.steps
+        item = devices.spread((examples, jax.random.split(jax.random.key(0), count)))
+        first = seconds(fit, params, run.schedule, *item)
+        step = seconds(fit, params, run.schedule, *item) / options.steps
         found = {"s, first": first, "s a step": step, "s a step and query": step / count, "bytes": peak_bytes()}
         record(**{f"{count} queries": found})
 

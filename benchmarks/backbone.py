@@ -32,6 +32,7 @@ def main(_: list[str]) -> None:
     from cdisc.app.stages.pretrain import pretrain
     from cdisc.data import compositions
     from cdisc.diffusion import guidance
+    from cdisc.diffusion.sampling import ddim
     from cdisc.errors import UserError
     from cdisc.evaluation import protocol
     from cdisc.networks.backbone import null_eps
@@ -51,7 +52,7 @@ def main(_: list[str]) -> None:
         classes = (lambda x, t: run.backbone.apply(params, x, t, embeddings), guidance.constant(weight))
         guided = guidance.guide(null_eps(run.backbone, params), [classes])
         noise = jax.random.normal(key, (len(chosen), *run.dataset.shape))
-        return run.sample(guided, noise)
+        return ddim(guided, run.schedule, noise, **run.config.sampling.ddim_options)
 
     def references_of(composition):
         try:

@@ -9,7 +9,6 @@ import numpy as np
 
 from cdisc.app import devices
 from cdisc.app.config import Config
-from cdisc.app.stages.pretrain import compiled_step
 from cdisc.diffusion.schedule import Schedule
 from cdisc.learning import pretrain
 from cdisc.networks import backbone
@@ -38,7 +37,7 @@ def training(config: Config) -> Training:
     places, _ = devices.batch_rows(options.batch_size, options.accumulate)
     noise = np.random.default_rng(0).standard_normal((*places.shape, *picture), np.float32)
     pictures = (noise, np.zeros(places.shape, np.int32))
-    step = compiled_step(backbone=model, options=options, schedule=schedule, shape=picture)
+    step = devices.training_step(pretrain.step(model, options, schedule, picture))
     state = devices.replicate(pretrain.init(network, options, jax.random.key(0)))
     advance = functools.partial(step, pictures=pictures, key=jax.random.key(1))
     return Training(network, model, options, schedule, state, advance)

@@ -8,7 +8,6 @@ brightness. The factors that the losses of the trained classes tell. And how wel
 tells the product's samples that the judge finds wrong. Each with a bootstrap interval.
 """
 
-import functools
 import json
 import pathlib
 
@@ -98,9 +97,8 @@ def main(_: list[str]) -> None:
 
     @jax.jit
     def losses_of(params, query, key):
-        conditional, draws = functools.partial(this.backbone.apply, params), config.adapt.class_draws
-        table = this.backbone.table(params)
-        return baselines.class_losses(conditional, table, this.schedule, query, key, num_draws=draws)
+        draws = config.adapt.class_draws
+        return baselines.class_losses(this.backbone, params, this.schedule, query, key, num_draws=draws)
 
     variances, wrong, losses = [], [], []
     for i, ((composition, picture), teacher) in enumerate(zip(held_out, teachers, strict=True)):

@@ -12,12 +12,12 @@ import pytest
 from commands import config_of
 
 from cdisc.app import devices
-from cdisc.app import run as run_lib
 from cdisc.app.config import Sampling, read
-from cdisc.app.run import Query, Run, prepare
+from cdisc.app.run import Run, prepare
 from cdisc.app.stages import adapt as stage
 from cdisc.app.stages import evaluate
 from cdisc.data import compositions
+from cdisc.data.queries import Query
 from cdisc.diffusion import exact
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.schedule import linear_beta
@@ -55,7 +55,9 @@ KEYS = jnp.stack([jax.random.key(0), jax.random.key(1)])
 def _fit(**changes):
     settings = {"pool": "query", "start": "top1", "candidates": 2, "steps": 4, "batch_size": 4}
     options = adapt.AdaptOptions(**(settings | {"embedding_learning_rate": 1e-12} | changes))
-    learnt, losses = stage.fitter(RUN, "embedding", options)(TABLE, devices.stack(EXAMPLES), None, KEYS)
+    fit = adapt.fitter(RUN.backbone, options, devices.side_by_side)
+    found = fit(TABLE, SCHEDULE, *devices.spread((devices.stack(EXAMPLES), KEYS)))
+    learnt, losses = devices.gather(found, len(EXAMPLES))
     assert losses.shape == (len(EXAMPLES), options.steps)
     return learnt, losses
 
@@ -84,32 +86,33 @@ def test_a_query_alone_learns_what_the_stage_teaches_it():
 
 def test_a_query_alone_starts_once_at_each_class_and_ends_at_a_loss_that_is_not_finite(monkeypatch):
     # Catches: the last class again and again, NaN as the smallest loss, another step in the sentence.
-    begun, init = [], adapt._init
-    monkeypatch.setattr(adapt, "_init", lambda *given: begun.append(given[-1]) or init(*given))
+    late, late_loss = [], adapt.late_loss
+    monkeypatch.setattr(adapt, "late_loss", lambda losses: late.append(float(losses[-1])) or late_loss(losses))
     options = adapt.AdaptOptions(
         pool="query", start="top1", candidates=5, steps=3, batch_size=1, embedding_learning_rate=1e-12
     )
     adapt.fit(RUN.backbone, TABLE, SCHEDULE, EXAMPLES[0], KEYS[0], options)
-    assert begun == [0, 1, 2]
+    assert len(late) == len(set(late)) == 3
     endless = dataclasses.replace(options, embedding_learning_rate=1e30)
     with pytest.raises(FloatingPointError, match="not finite at step 2"):
         adapt.fit(RUN.backbone, TABLE, SCHEDULE, EXAMPLES[0], KEYS[0], endless)
 
 
-def test_a_loss_that_is_not_finite_is_named_with_its_step():
+def test_a_loss_that_is_not_finite_is_named_with_its_step(monkeypatch, tmp_path):
+    endless = {**TAUGHT, "pool": "query", "steps": 3, "embedding_learning_rate": 1e30}
     with pytest.raises(UserError, match="embedding: the loss is not finite at step 2"):
-        _fit(embedding_learning_rate=1e30)
+        _stage(tmp_path, monkeypatch, [EXAMPLES[0].query], {"embedding": endless})
 
 
 def test_samples_do_not_depend_on_their_batches_nor_do_programs_on_how_many_there_are(monkeypatch):
     # Catches: noise drawn for each batch by itself, padding left in, densities mixed up, all samples in one batch.
-    sample, compiled = run_lib.ddim, []
+    sample, compiled = methods.ddim, []
 
     def recorded(eps_fn, schedule, x, **options):
         compiled.append(x.shape[0])
         return sample(eps_fn, schedule, x, **options)
 
-    monkeypatch.setattr(run_lib, "ddim", recorded)
+    monkeypatch.setattr(methods, "ddim", recorded)
     config = types.SimpleNamespace(sampling=Sampling(num_steps=3, clip=None, batch=4))
     dataset = types.SimpleNamespace(shape=(2,))
     run = dataclasses.replace(RUN, config=config, dataset=dataset, backbone=backbones.mixture(SCHEDULE))

@@ -8,6 +8,7 @@ import pytest
 from cdisc.diffusion import exact
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.evaluation import baselines
+from cdisc.networks.backbone import Backbone
 
 SCHEDULE = linear_beta(100)
 QUERY = jnp.asarray([0.5, -0.2, 0.1])
@@ -19,10 +20,16 @@ def _offset_network(x, t, embedding):
     return (x - jnp.sqrt(a) * QUERY[None]) / jnp.sqrt(1.0 - a) + embedding
 
 
+def class_losses(conditional, table, *args, **counts):
+    """Of a model that has a table for parameters."""
+    model = Backbone(lambda params, x, t, embeddings: conditional(x, t, embeddings), lambda params: params, None)
+    return baselines.class_losses(model, table, *args, **counts)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_class_losses_are_the_mean_square_errors(batch_size):
     table = jnp.asarray([[0.3, 0.0, 0.0], [0.0, 0.0, 0.0], [0.1, -0.2, 0.2], [1.0, 1.0, 1.0]])
-    losses = baselines.class_losses(
+    losses = class_losses(
         _offset_network, table, SCHEDULE, QUERY, jax.random.key(0), num_draws=5, batch_size=batch_size
     )
     np.testing.assert_allclose(losses, np.mean(np.square(table), axis=1), atol=2e-5)
@@ -36,7 +43,7 @@ def test_every_class_meets_the_same_stratified_draws():
         return jnp.zeros_like(x)
 
     table = jnp.arange(3.0)[:, None]
-    losses = baselines.class_losses(conditional, table, SCHEDULE, QUERY, jax.random.key(1), num_draws=10, batch_size=8)
+    losses = class_losses(conditional, table, SCHEDULE, QUERY, jax.random.key(1), num_draws=10, batch_size=8)
     jax.effects_barrier()
     # The loss of predicting nothing depends on the draws alone, so it must be equal to the last bit.
     assert losses[0] == losses[1] == losses[2]
@@ -52,7 +59,7 @@ def test_class_losses_reach_both_ends_of_the_schedule():
         return jnp.where((t == 1) | (t == 3), 1000.0, 0.0)[:, None] * jnp.ones_like(x)
 
     # Three draws of three timesteps are 1, 2 and 3, once each.
-    losses = baselines.class_losses(
+    losses = class_losses(
         conditional, jnp.zeros((1, 1)), linear_beta(3), QUERY, jax.random.key(2), num_draws=3, batch_size=2
     )
     assert losses[0] == pytest.approx(1e6 * 2 / 3, rel=1e-2)
@@ -66,7 +73,7 @@ def test_top1_finds_the_class_that_made_the_query():
         return jnp.sqrt(1.0 - a) * (x - jnp.sqrt(a) * embedding) / (a * 0.01 + 1.0 - a)
 
     query = jnp.asarray([-0.8, -0.95])
-    losses = baselines.class_losses(conditional, means, SCHEDULE, query, jax.random.key(3), num_draws=16)
+    losses = class_losses(conditional, means, SCHEDULE, query, jax.random.key(3), num_draws=16)
     assert baselines.top1(losses) == 2
 
 
@@ -92,7 +99,7 @@ def test_a_loss_that_is_not_a_number_never_wins():
 def test_what_class_losses_cannot_use_is_named(query, changes, sentence):
     arguments = {"key": jax.random.key(0)} | changes
     with pytest.raises((TypeError, ValueError), match=f"^{sentence}"):
-        baselines.class_losses(_offset_network, jnp.zeros((2, 3)), SCHEDULE, query, **arguments)
+        class_losses(_offset_network, jnp.zeros((2, 3)), SCHEDULE, query, **arguments)
 
 
 def test_top3_weights_are_a_softmax_over_the_three_smallest_losses():

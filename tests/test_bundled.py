@@ -6,10 +6,9 @@ import pytest
 import tiny
 from commands import config_of
 
-from cdisc import bundled
 from cdisc.app.config import read
 from cdisc.errors import UserError
-from cdisc.networks import interop
+from cdisc.networks import bundled, interop
 
 
 @pytest.mark.parametrize("name", ["colormnist", "avatars"])

@@ -12,9 +12,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from cdisc import bundled, storage
+from cdisc import storage
 from cdisc.app import checkpoints
 from cdisc.errors import UserError
+from cdisc.networks import bundled
 
 
 @flax.struct.dataclass

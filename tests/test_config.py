@@ -10,9 +10,10 @@ from typing import Literal
 import pytest
 from commands import ROOT, config_of
 
-from cdisc import bundled, storage
+from cdisc import storage
 from cdisc.app import config as config_lib
 from cdisc.errors import UserError
+from cdisc.networks import bundled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ def test_what_is_missing_and_may_not():
 
 def test_a_configuration_is_its_tree_read_again():
     # Catches: a field lost or renamed on the way to the command line, a kind of section forgotten.
-    for name in ("colormnist", "avatars", "celeba", "folder", "mixture", "pretrained"):
+    for name in ("colormnist", "avatars", "letters", "celeba", "folder", "mixture", "pretrained"):
         config = config_lib.read(config_of(f"{name}.py"))
         assert config_lib.read(config_lib.tree(config)) == config
         assert config_lib.as_dict(config)["data"]["name"] in ("planar", "queries", name)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from commands import README, ROOT
 
-from cdisc import bundled
+from cdisc.networks import bundled
 
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 NAMED = sorted({(page, name) for page, text in PAGES.items() for name in re.findall(r"`(cdisc\.[\w.]*\w)`", text)})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from commands import config_of
 
-from cdisc import bundled, errors, signals
+from cdisc import errors, signals
 from cdisc.app import run
 from cdisc.app.config import read
 from cdisc.app.report import results as results_lib
@@ -21,6 +21,7 @@ from cdisc.app.stages.judge import bundled_judge, judge_about, judge_bundle, loa
 from cdisc.data import compositions, planar
 from cdisc.discovery import concepts
 from cdisc.evaluation import metrics, protocol
+from cdisc.networks import bundled
 
 
 def nothing(i):
@@ -33,6 +34,7 @@ def nothing(i):
         pool=types.SimpleNamespace(mask=(True,)),
         selection=types.SimpleNamespace(indices=(), gains=(), mask=()),
         info=info,
+        found=True,
     )
 
 

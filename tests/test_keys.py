@@ -70,9 +70,7 @@ def test_nothing_in_learning_is_drawn_from_a_key_twice(drawn):
     )
     for query in range(2):
         key = named(jax.random.key(0), "query", query)
-        baselines.class_losses(
-            lambda x, t, e: x, jnp.eye(3), SCHEDULE, jnp.ones((2, 2, 2)), named(key, "compare"), num_draws=2
-        )
+        baselines.class_losses(BACKBONE, PARAMS, SCHEDULE, jnp.ones((2, 2, 2)), named(key, "compare"), num_draws=2)
         for name in ("first", "second"):
             _adapt(named(key, f"fit {name}"), options)
     # 2 for the classes; for each adaptation 2 to begin, and 8 a step: 5 of the batch and 3 of the prior's.

@@ -49,7 +49,7 @@ def refused(*arguments):
         ((TINY, "spare"), "'spare' is not an option"),
         ((TINY, "--wordir=x"), "Unknown command line flag 'wordir'"),
         (("--config=configs/none.py",), r"there is no config file 'configs/none\.py': give one such as"),
-        (("--config=none",), r"or a name of avatars, celeba, colormnist, folder, mixture, pretrained\."),
+        (("--config=none",), r"or a name of avatars, celeba, colormnist, folder, letters, mixture, pretrained\."),
         (("--config", "colormnist:none"), r"configs/colormnist\.py has no variant 'none'"),
         (("--config", "configs/none.py:tiny"), r"there is no config file 'configs/none\.py'"),
         ((f"{TINY[:-4]}huge",), "has no variant 'huge': use one of paper, small, study, tiny$"),

@@ -23,6 +23,7 @@ import numpy as np
 from cdisc.app import devices
 from cdisc.diffusion import exact, schedule
 from cdisc.discovery import concepts, hierarchy
+from cdisc.learning import pretrain
 
 
 def one(item, scale):
@@ -62,7 +63,7 @@ def discover(item, mixture, axis_name):
 def answer():
     queries = jnp.linspace(0.1, 0.9, 5 * 3).reshape(5, 3)
     keys = jnp.stack([jax.random.key(i) for i in range(5)])
-    out = devices.in_groups(devices.one_by_one(one, num_shared=1), (queries, keys), jnp.float32(3.0))
+    out = devices.one_by_one(one, num_shared=1)((queries, keys), jnp.float32(3.0))
     step = devices.side_by_side(advance, num_shared=1)
     state, spread = devices.spread(jnp.zeros_like(queries)), devices.spread(queries)
     rate = devices.replicate(jnp.float32(0.25))
@@ -75,14 +76,15 @@ def answer():
     out |= {"nfe": found.info.nfe, "picks": found.selection.mask.sum(), "modes": tree.mode}
     leaves = jax.tree.leaves((found.replace(info=found.info.replace(nfe=0)), tree.m, tree.mode))
     out["found"] = np.concatenate([np.ravel(leaf) for leaf in leaves])
-    train = devices.training_step(
+    step = pretrain.Step(
         draw=lambda state, key: jax.random.normal(jax.random.fold_in(key, state["step"]), (6, 3)),
         zero_total=lambda state: {"sum": jnp.zeros(3), "count": jnp.int32(0)},
         add=add,
         update=lambda state, total: ({"w": state["w"] + total["sum"], "step": state["step"] + 1}, total["count"]),
-        count=6,
+        batch_size=6,
         parts=2,
     )
+    train = devices.training_step(step)
     state = devices.replicate({"w": jnp.zeros(3), "step": jnp.int32(0)})
     pictures = np.arange(18.0, dtype=np.float32).reshape(6, 3)[devices.batch_rows(6, 2)[0]]
     for _ in range(2):

@@ -11,7 +11,6 @@ import pytest
 import tiny
 
 from cdisc.app import devices
-from cdisc.app.stages.pretrain import compiled_step
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.learning import pretrain
 from cdisc.networks import backbone as backbones
@@ -64,7 +63,7 @@ def _table_state(options, values):
 
 
 def _table_step(options, seen):
-    step = compiled_step(backbone=_table_backbone(seen), options=options, schedule=SCHEDULE, shape=(1,))
+    step = devices.training_step(pretrain.step(_table_backbone(seen), options, SCHEDULE, (1,)))
     points = _share(options, jnp.zeros((options.batch_size, 1)), jnp.arange(options.batch_size) % 3)
     return functools.partial(step, pictures=points, key=jax.random.key(0))
 
@@ -176,9 +175,7 @@ def test_a_gradient_is_clipped_by_the_norm_of_the_whole_tree():
 
 def _compiled(network=tiny.ONE_LEVEL, options=OPTIONS):
     """A step `(state, key) -> (state, metrics)` on three classes of pictures in one colour each."""
-    step = compiled_step(
-        backbone=backbones.unet(network, SCHEDULE), options=options, schedule=SCHEDULE, shape=(8, 8, 3)
-    )
+    step = devices.training_step(pretrain.step(backbones.unet(network, SCHEDULE), options, SCHEDULE, (8, 8, 3)))
 
     def advance(state, key):
         labels = jax.random.randint(pretrain.keys(key, state.step)[0], (options.batch_size,), 0, 3)

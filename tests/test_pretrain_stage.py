@@ -13,7 +13,6 @@ import pytest
 import toy_run
 from commands import ROOT, config_of
 
-from cdisc import bundled
 from cdisc.app import checkpoints
 from cdisc.app.config import Sampling, read
 from cdisc.app.run import Run
@@ -21,8 +20,7 @@ from cdisc.app.stages import pretrain as stage
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.errors import UserError
 from cdisc.networks import backbone as backbones
-from cdisc.networks import interop
-from cdisc.options import check_timesteps
+from cdisc.networks import bundled, interop
 
 SCHEDULE = linear_beta(1000)
 
@@ -84,6 +82,7 @@ def trained(workdir, fingerprint="faces", **changes):
         path=workdir.joinpath,
         key=lambda stage: jax.random.key(0),
         network=types.SimpleNamespace(),
+        params=None,
         dataset=types.SimpleNamespace(fingerprint=fingerprint),
     )
 
@@ -143,12 +142,14 @@ def test_a_result_that_does_not_exist():
         read(config)
 
 
-@pytest.mark.parametrize("file", ["avatars.py", "celeba.py", "colormnist.py", "mixture.py", "pretrained.py"])
+@pytest.mark.parametrize(
+    "file", ["avatars.py", "celeba.py", "colormnist.py", "letters.py", "mixture.py", "pretrained.py"]
+)
 def test_every_configuration_can_be_used(file):
     # Catches: a check that refuses a variant which nothing here runs.
     variants = runpy.run_path(str(ROOT / "configs" / file)).get("VARIANTS")
     for variant in [()] if variants is None else [(variant,) for variant in variants]:
-        check_timesteps(read(config_of(file, *variant)), SCHEDULE.num_timesteps)
+        read(config_of(file, *variant)).require_timesteps(SCHEDULE.num_timesteps)
 
 
 def test_the_validation_loss_is_that_of_every_class_on_its_own_picture():

@@ -17,7 +17,7 @@ from PIL import Image
 from cdisc.app import checkpoints, pipeline
 from cdisc.app.config import read
 from cdisc.app.report import results as results_lib
-from cdisc.app.run import prepare
+from cdisc.app.run import opened, prepare
 from cdisc.app.stages import pretrain
 from cdisc.diffusion import sampling
 from cdisc.errors import UserError
@@ -93,8 +93,7 @@ def test_the_readme_s_command(readme_run):
         assert figures["attribute_accuracy"] == {}
         assert [name for name in ("joint_accuracy", "precision", "recall") if figures[name] is not None] == []
         assert figures["distance_to_query"] > 0.0
-    # The weights stay where they are.
-    assert [path.name for path in (run / "pretrain").iterdir()] == ["imported.json"]
+    assert not (run / "pretrain").exists()  # the weights stay where they are
     learnt = checkpoints.arrays_of(run / "adapt" / "query_0000")
     assert np.abs(learnt["adaptations/embedding/embedding"]).max() > 0.05
     assert "losses" not in learnt
@@ -139,14 +138,18 @@ def test_what_it_learnt_goes_to_diffusers(readme_run, tmp_path):
 
 
 def test_another_network_in_the_same_folder_is_noticed(folder, picture, tmp_path):
-    # Catches: results of one network shown as another's, and weights that are imported anew without being asked.
-    this = prepared(folder, picture, tmp_path)
-    pretrain.pretrain(this, active=True)
-    params = pretrain.pretrain(this, active=False)
-    assert jax.tree.structure(params) == jax.tree.structure(interop.load(folder).params)
-    interop.save(folder, UNCONDITIONAL, tiny.random_params(UNCONDITIONAL, seed=1), interop.SchedulerConfig())
-    with pytest.raises(UserError, match=r"is not the network that .* was made with"):
-        pretrain.pretrain(this, active=True)
+    # Catches: results of one network shown as another's.
+    config = read(config_with(folder))
+    with opened(config, tmp_path / "run", [str(picture)]) as this:
+        jax.tree.map(np.testing.assert_array_equal, pretrain.pretrain(this, True), interop.load(folder).params)
+        this.path("discover").mkdir()
+    params = tiny.random_params(UNCONDITIONAL, seed=1)
+    interop.save(folder, UNCONDITIONAL, params, interop.SchedulerConfig(prediction_type="sample"))
+    with (
+        pytest.raises(UserError, match="was made otherwise: data was"),
+        opened(config, tmp_path / "run", [str(picture)]),
+    ):
+        pass
 
 
 def test_the_folder_decides_the_schedule_the_size_and_the_prediction(tmp_path, picture):
@@ -223,16 +226,9 @@ def test_without_a_query_there_is_nothing_to_do(folder, tmp_path):
 
 def test_a_folder_that_misses_its_weights(folder, picture, tmp_path):
     (folder / interop.WEIGHTS_FILE).unlink()
-    this = prepared(folder, picture, tmp_path)
     with pytest.raises(UserError, match=f"network has no {interop.WEIGHTS_FILE}"):
-        pretrain.pretrain(this, active=True)
-    assert not (tmp_path / "run" / "pretrain").exists()
-
-
-def test_a_stage_alone_needs_the_import(folder, picture, tmp_path):
-    this = prepared(folder, picture, tmp_path)
-    with pytest.raises(UserError, match=r"imported\.json is not there: add pretrain to --stages\.$"):
-        pretrain.pretrain(this, active=False)
+        prepared(folder, picture, tmp_path)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_the_folder_says_of_its_sampler_is_what_happens(tmp_path, picture):
@@ -245,7 +241,8 @@ def test_what_the_folder_says_of_its_sampler_is_what_happens(tmp_path, picture):
         return 0.1 * x * (t[:, None, None, None] / 500.0)
 
     expected = sampling.ddim(eps_fn, this.schedule, x, num_steps=4, **there)
-    np.testing.assert_array_equal(this.sample(eps_fn, x), expected)
+    drawn = sampling.ddim(eps_fn, this.schedule, x, **this.config.sampling.ddim_options)
+    np.testing.assert_array_equal(drawn, expected)
     own = sampling.ddim(eps_fn, this.schedule, x, num_steps=4, clip=1.0)
     assert np.abs(np.asarray(own) - expected).max() > 0.1
     assert set(config_of("pretrained.py").sampling) == {"num_steps", "batch", "use_clipped_model_output"}
@@ -282,8 +279,7 @@ def test_an_adapter_of_peft_is_merged_into_the_network(folder, picture, tmp_path
     (tmp_path / "adapter" / interop.EMBEDDING_FILE).unlink()
     this = prepared(folder, picture, tmp_path, network__adapter=str(tmp_path / "adapter"))
     jax.tree.map(np.testing.assert_array_equal, pretrain.pretrain(this, True), lora.merge(before.params, adapter))
-    with pytest.raises(UserError, match="is not the network that"):
-        pretrain.pretrain(prepared(folder, picture, tmp_path), active=True)
+    assert this.dataset.fingerprint != prepared(folder, picture, tmp_path).dataset.fingerprint
 
 
 def test_a_whole_run_on_a_rectangular_grey_network_of_400_timesteps(tmp_path):

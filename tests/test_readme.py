@@ -12,9 +12,9 @@ import pytest
 from commands import PAGES, README, ROOT, marked
 
 import cdisc
-from cdisc import bundled
 from cdisc.diffusion import gaussian
 from cdisc.evaluation import judge
+from cdisc.networks import bundled
 from cdisc.networks.backbone import null_eps
 
 

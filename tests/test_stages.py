@@ -18,6 +18,7 @@ from cdisc.app.report import results as results_lib
 from cdisc.app.stages import discover, evaluate, export, judge
 from cdisc.app.stages.adapt import QueryModel
 from cdisc.diffusion.gaussian import Gaussian
+from cdisc.discovery import concepts
 from cdisc.evaluation import baselines, features, options, protocol
 from cdisc.evaluation.options import Method
 from cdisc.keys import named
@@ -61,7 +62,7 @@ def discovered(mask, curvature=(-0.5, 0.5, -0.1, -0.2), t=(100, 100, 300, 300)):
         basin=np.arange(1, n + 1),
         curvature=np.asarray(curvature, np.float32),
     )
-    return types.SimpleNamespace(pool=pool)
+    return types.SimpleNamespace(pool=pool, found=any(mask))
 
 
 FOUND, NOTHING = discovered((True,) * 4), discovered((False,) * 4)
@@ -227,7 +228,7 @@ def test_discovery_has_the_options_and_each_query_its_key(this, monkeypatch):
     monkeypatch.setattr(discover.devices, "divided", divided)
     monkeypatch.setattr(discover.concepts, "discover", lambda *a: given.append(a[4]) or a[2])
     monkeypatch.setattr(discover, "saved_by_query", lambda run, stage, active, like, at_once, work: work([2, 0]))
-    monkeypatch.setattr(discover, "or_nothing", lambda discovery: FOUND)
+    monkeypatch.setattr(discover.concepts, "or_nothing", lambda discovery: FOUND)
     discover.discover(this, this.dataset.train, True)
     assert set(given) == {this.config.discover}
     images, keys = handed[-1]
@@ -291,14 +292,14 @@ def test_what_learns_from_the_product():
 def without_modes(tmp_path_factory):
     """A run one of whose queries has no modes."""
     workdir, patch = tmp_path_factory.mktemp("run"), pytest.MonkeyPatch()
-    or_nothing, calls = discover.or_nothing, itertools.count()
+    or_nothing, calls = concepts.or_nothing, itertools.count()
 
     def nothing(discovery):
         broken = dataclasses.replace(discovery.teacher, mean=discovery.teacher.mean * np.nan)
         return or_nothing(dataclasses.replace(discovery, teacher=broken) if next(calls) == 1 else discovery)
 
     with patch.context() as context:
-        context.setattr(discover, "or_nothing", nothing)
+        context.setattr(concepts, "or_nothing", nothing)
         pipeline.run(mixture(discover__hierarchy=(100, 300)), workdir, pipeline.STAGES, [])
     return workdir
 

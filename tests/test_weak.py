@@ -11,11 +11,10 @@ import pytest
 from commands import config_of
 from PIL import Image
 
-from cdisc import bundled
 from cdisc.app.config import read
 from cdisc.data import digits
 from cdisc.discovery import concepts, modes
-from cdisc.networks import backbone
+from cdisc.networks import backbone, bundled
 
 OPTIONS = read(config_of("pretrained.py")).discover
 

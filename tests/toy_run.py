@@ -92,11 +92,11 @@ def init(network, options, key):
     )
 
 
-def _hurt(compiled_step):
+def _hurt(training_step):
     """The step, which hurts its process when the time has come."""
 
-    def compile_step(**known):
-        step, calls = compiled_step(**known), iter(range(1, STEPS + 1))
+    def compile_step(known):
+        step, calls = training_step(known), iter(range(1, STEPS + 1))
 
         def hurting(*given):
             made = next(calls)
@@ -118,7 +118,7 @@ def _in_place_of_the_pipeline(config, workdir, stages, queries, **options):
 
 if __name__ == "__main__":
     pretrain_lib.init = init
-    pretrain.compiled_step = _hurt(pretrain.compiled_step)
+    devices.training_step = _hurt(devices.training_step)
     pipeline.run = _in_place_of_the_pipeline
     signals.install()
     runtime.configure()

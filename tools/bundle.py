@@ -10,7 +10,8 @@ The bundled ColorMNIST files come from these two commands, the first of which ta
 Those of the avatars come from the same with configs/avatars.py:small.
 
 Weights are kept in half precision. Each file carries the digests of the configuration and the data that made it; a run
-with others refuses it. A backbone's file also says what network and forward process it is, for `cdisc.bundled.load`.
+with others refuses it. A backbone's file also says what network and forward process it is, for
+`cdisc.networks.bundled.load`.
 """
 
 import pathlib
@@ -30,11 +31,11 @@ def main(_: list[str]) -> int:
     if _CONFIG.value is None or _WORKDIR.value is None:
         console.fail("give --config=FILE and --workdir=DIR.")
         return 2
-    from cdisc import bundled
     from cdisc.app.config import read
     from cdisc.app.run import opened
     from cdisc.app.stages import pretrain
     from cdisc.app.stages.judge import judge_about, judge_bundle, train_judge
+    from cdisc.networks import bundled
 
     try:
         with opened(read(_CONFIG.value), pathlib.Path(_WORKDIR.value), []) as run:

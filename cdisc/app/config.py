@@ -15,8 +15,8 @@ import ml_collections
 from ml_collections import config_dict
 
 from cdisc import storage
-from cdisc.data import avatars, celeba, colormnist, folder, planar, queries
-from cdisc.diffusion.sampling import DDIMOptions
+from cdisc.data import avatars, celeba, colormnist, folder, letters, planar, queries
+from cdisc.diffusion.sampling import DDIMOptions, timesteps
 from cdisc.discovery.concepts import DiscoveryOptions
 from cdisc.discovery.poe import Guidance
 from cdisc.errors import about, nearest, require_known, require_positive
@@ -24,7 +24,8 @@ from cdisc.evaluation.options import Evaluate, Judge, Method  # noqa: F401 (conf
 from cdisc.learning.adapt import AdaptOptions
 from cdisc.learning.pretrain import PretrainOptions
 from cdisc.networks import interop
-from cdisc.networks.diffusers_options import DDIM_OPTIONS
+from cdisc.networks.diffusers_options import DDIM_OPTIONS, Diffusion
+from cdisc.networks.interop import DiffusersFolder
 from cdisc.networks.unet import UNetConfig
 
 _Section = TypeVar("_Section")
@@ -53,65 +54,22 @@ _LATER = (
 """Fields of a U-Net that are younger than digests: while they have their defaults, they are left out of them."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Diffusion:
-    """The forward process, with a linear schedule, and what the network predicts.
-
-    Attributes:
-      num_timesteps: T.
-      beta_start: the first beta.
-      beta_end: the last beta.
-      prediction_type: one of `cdisc.networks.backbone.PREDICTION_TYPES`.
-    """
-
-    num_timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 2e-2
-    prediction_type: str = "epsilon"
-
-    def __post_init__(self) -> None:
-        """Refuses what is no forward process."""
-        require_positive(num_timesteps=self.num_timesteps)
-        self.scheduler()
-
-    def scheduler(self, **sampler: Any) -> interop.SchedulerConfig:
-        """The same in diffusers' words, with the options of its sampler."""
-        return interop.SchedulerConfig(
-            num_train_timesteps=self.num_timesteps,
-            beta_start=self.beta_start,
-            beta_end=self.beta_end,
-            prediction_type=self.prediction_type,
-            **sampler,
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class ExactScore:
     """No network: the exact score of the data, which are points."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DiffusersFolder:
-    """A network that diffusers saved.
+DATA: dict[str, Any] = {
+    "colormnist": colormnist,
+    "avatars": avatars,
+    "letters": letters,
+    "celeba": celeba,
+    "planar": planar,
+    "folder": folder,
+    "queries": queries,
+}
+"""The data sets by name: modules, each with its `Options` and a `load` that makes a `Dataset` of them."""
 
-    Attributes:
-      path: its folder, or its pipeline's.
-      adapter: a folder of a LoRA adapter that PEFT saved, which is merged into its weights; empty for none.
-      null_class: of a network with classes, the row that stands for none of them; None for one without.
-      num_timesteps: the T for which `discover` names timesteps; where the folder's is another, they are scaled to it.
-    """
-
-    path: str = ""
-    adapter: str = ""
-    null_class: int | None = None
-    num_timesteps: int = 1000
-
-    def __post_init__(self) -> None:
-        """Refuses a schedule without timesteps."""
-        require_positive(num_timesteps=self.num_timesteps)
-
-
-Data = colormnist.Options | avatars.Options | celeba.Options | planar.Options | folder.Options | queries.Options
 Network = UNetConfig | ExactScore | DiffusersFolder
 
 
@@ -208,7 +166,7 @@ class Config:
 
     Attributes:
       seed: of all stages but pretraining.
-      data: the pictures; `data.name` says of which data set.
+      data: the pictures, by the `Options` of one of `DATA`; `data.name` says of which.
       diffusion: the forward process, unless the network's folder says it.
       network: the backbone; `network.kind` is "unet", "exact" or "diffusers".
       pretrain: its training, if it is trained.
@@ -220,8 +178,8 @@ class Config:
     """
 
     seed: int = 0
-    data: Data
-    diffusion: Diffusion = Diffusion()
+    data: Any
+    diffusion: Diffusion = dataclasses.field(default_factory=Diffusion)
     network: Network
     pretrain: Pretrain = Pretrain()
     discover: DiscoveryOptions = dataclasses.field(default_factory=DiscoveryOptions)
@@ -247,10 +205,28 @@ class Config:
                 f"discover.num_experts is {self.discover.num_experts}, more than the pool holds (capacity "
                 f"{self.discover.capacity}): lower the one or raise the other."
             )
+        if not isinstance(self.network, DiffusersFolder):  # which says the schedule
+            self.require_timesteps(self.diffusion.num_timesteps)
         for name, method in self.evaluate.methods.items():
             if method.level not in self.adapt.levels:
                 hint = nearest(method.level, self.adapt.levels)
                 raise ValueError(f"evaluate.methods.{name}.level names no level: {method.level!r}{hint}")
+
+    def require_timesteps(self, last: int) -> None:
+        """Checks that a schedule of `last` timesteps has those that are named.
+
+        Raises:
+          ValueError: if not.
+        """
+        sampling, discovery = self.sampling, self.discover
+        named = {"discover.timesteps": discovery.timesteps, "discover.hierarchy": discovery.hierarchy}
+        for name, given in (named | {"sampling.num_steps": (sampling.num_steps,)}).items():
+            if max(given, default=0) > last:
+                raise ValueError(f"{name} has {max(given)}: the schedule has {last} timesteps, so use at most that.")
+        try:
+            timesteps(last, sampling.num_steps, sampling.timestep_spacing, sampling.steps_offset)
+        except ValueError as error:
+            raise ValueError(f"sampling.{error}") from error
 
     def scheduler(self) -> interop.SchedulerConfig:
         """The forward process, what the network predicts, and how it is sampled, in diffusers' words."""
@@ -258,17 +234,7 @@ class Config:
 
 
 KINDS: dict[str, tuple[str, dict[str, type]]] = {
-    "data": (
-        "name",
-        {
-            "colormnist": colormnist.Options,
-            "avatars": avatars.Options,
-            "celeba": celeba.Options,
-            "planar": planar.Options,
-            "folder": folder.Options,
-            "queries": queries.Options,
-        },
-    ),
+    "data": ("name", {name: module.Options for name, module in DATA.items()}),
     "network": ("kind", {"unet": UNetConfig, "exact": ExactScore, "diffusers": DiffusersFolder}),
 }
 """The sections of which there are several kinds: the field that says which, and what it may say."""

@@ -16,6 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cdisc.learning import pretrain
+
 _DEVICES = "devices"
 """The name of the axis of devices; trees with a leading axis of them are called spread."""
 
@@ -120,14 +122,21 @@ def side_by_side(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
     return map_devices(on_device, 1, num_shared, everywhere=False)
 
 
-def one_by_one(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
-    """`fn(item, *shared)` for items (D, ...), one for each device; D is at most the number of devices.
+def one_by_one(fn: Callable[..., Any], num_shared: int, at_once: int | None = None) -> Callable[..., Any]:
+    """`fn(item, *shared)` for items (Q, ...), of which the devices treat `at_once` at a time; by default, one each.
 
     For functions whose work differs from query to query, such as a loop that stops by its own residual: vectorised,
-    the quickest query would wait for the slowest. The arguments are those of `side_by_side`.
+    the quickest query would wait for the slowest. The other arguments are those of `side_by_side`.
     """
-    mapped = side_by_side(fn, num_shared)
-    return lambda items, *shared: gather(mapped(spread(items), *shared), size(items))
+    mapped, at_once = side_by_side(fn, num_shared), at_once or jax.local_device_count()
+
+    def apply(items: Any, *shared: Any) -> Any:
+        starts = range(0, size(items), at_once)
+        parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + at_once], items) for i in starts]
+        out = [gather(mapped(spread(part), *shared), size(part)) for part in parts]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *out)
+
+    return apply
 
 
 def divided(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
@@ -139,28 +148,13 @@ def divided(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
     """
     alone = one_by_one(functools.partial(fn, axis_name=None), num_shared)
     # A single item is spread as a copy for each device, and all of them are left with its result.
-    together = one_by_one(functools.partial(fn, axis_name=_DEVICES), num_shared)
-
-    def apply(items: Any, *shared: Any) -> Any:
-        few = size(items) < jax.local_device_count()
-        return in_groups(together, items, *shared, at_once=1) if few else alone(items, *shared)
-
-    return apply
+    together = one_by_one(functools.partial(fn, axis_name=_DEVICES), num_shared, at_once=1)
+    return lambda items, *shared: (together if size(items) < jax.local_device_count() else alone)(items, *shared)
 
 
 def groups(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:
     """`items` in runs of `count`."""
     return (items[i : i + count] for i in range(0, len(items), count))
-
-
-def in_groups(mapped: Callable[..., Any], items: Any, *shared: Any, at_once: int | None = None) -> Any:
-    """Applies a function of stacked items to `at_once` of (Q, ...) at a time; by default, as many as devices."""
-    at_once = at_once or jax.local_device_count()
-    parts = [
-        mapped(jax.tree.map(lambda leaf, i=i: leaf[i : i + at_once], items), *shared)
-        for i in range(0, size(items), at_once)
-    ]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def stack(trees: Sequence[Any]) -> Any:
@@ -202,55 +196,40 @@ def batch_rows(count: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
     return rows, np.broadcast_to((columns < part)[:, None], rows.shape)
 
 
-def training_step(
-    draw: Callable[[Any, jax.Array], Any],
-    zero_total: Callable[[Any], Any],
-    add: Callable[[Any, Any, Any, Any, jax.Array], Any],
-    update: Callable[[Any, Any], tuple[Any, Any]],
-    count: int,
-    parts: int,
-) -> Callable[[Any, Any, jax.Array], tuple[Any, Any]]:
-    """One step of training as a function `(state, pictures, key) -> (state, metrics)`, which overwrites its state.
+def training_step(step: pretrain.Step) -> Callable[[Any, Any, jax.Array], tuple[Any, Any]]:
+    """A step as a function `(state, pictures, key) -> (state, metrics)`, which overwrites its state.
 
-    `pictures` has the leaves (devices, parts, each, ...) of `batch_rows`. Every device draws all other randomness
-    for the whole batch, so that it does not depend on their number. Each sums the gradient over its own pictures; the
-    sum over all devices of all processes updates the state, of which each keeps a copy.
+    The state is one that `replicate` made; `pictures` has the leaves (devices, parts, each, ...) of `batch_rows`. Every
+    device draws all other randomness for the whole batch, so that it does not depend on their number. Each sums the
+    gradient over its own pictures; the sum over all devices of all processes updates the state, of which each keeps a
+    copy.
 
     Each micro-batch is a call of one program; a loop inside it would multiply compile time if unrolled, and slow XLA's
     CPU convolution gradients if not.
-
-    Args:
-      draw: `(state, key) -> drawn`, leaves (count, ...).
-      zero_total: `state -> total`, the total of no pictures.
-      add: `(total, state, pictures, drawn, mask) -> total`, for n pictures and what was drawn for them; only those in
-        `mask` (n,) count.
-      update: `(state, total) -> (state, metrics)`.
-      count: pictures in a batch.
-      parts: micro-batches of count / parts pictures each, one after the other.
     """
-    rows, mask = batch_rows(count, parts)
+    rows, mask = batch_rows(step.batch_size, step.parts)
 
     def begin(rows: jax.Array, pictures: Any, mask: jax.Array, state: Any, key: jax.Array) -> tuple[Any, Any]:
-        drawn = jax.tree.map(lambda leaf: leaf[rows], draw(state, key))
+        drawn = jax.tree.map(lambda leaf: leaf[rows], step.draw(state, key))
         # What came from the host is returned, so that it is moved once and not with every part.
-        return zero_total(state), (pictures, drawn, mask)
+        return step.zero_total(state), (pictures, drawn, mask)
 
     def add_part(total: Any, batch: Any, state: Any, index: jax.Array) -> Any:
         # A gradient by what all devices share would be summed over them at once: each takes that of its own copy.
         state = jax.lax.pcast(state, _DEVICES, to="varying")
-        return add(total, state, *jax.tree.map(lambda leaf: leaf[index], batch))
+        return step.add(total, state, *jax.tree.map(lambda leaf: leaf[index], batch))
 
     def finish(total: Any, state: Any) -> tuple[Any, Any]:
-        return update(state, jax.lax.psum(total, _DEVICES))
+        return step.update(state, jax.lax.psum(total, _DEVICES))
 
     begin_all = map_devices(begin, 3, 2, everywhere=True)
     add_all = map_devices(add_part, 2, 2, everywhere=True, donate_argnums=0)
     finish_all = map_devices(finish, 1, 1, everywhere=True, out_axes=None, donate_argnums=1)
 
-    def step(state: Any, pictures: Any, key: jax.Array) -> tuple[Any, Any]:
+    def advance(state: Any, pictures: Any, key: jax.Array) -> tuple[Any, Any]:
         total, batch = begin_all(rows, pictures, mask, state, key)
-        for index in range(parts):
+        for index in range(step.parts):
             total = add_all(total, batch, state, np.int32(index))
         return finish_all(total, state)
 
-    return step
+    return advance

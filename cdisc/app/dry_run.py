@@ -4,9 +4,9 @@ import math
 
 import jax
 
-from cdisc import options
 from cdisc.app.config import Config, as_dict
 from cdisc.errors import UserError, about
+from cdisc.evaluation import methods
 from cdisc.learning import cost
 from cdisc.networks import backbone
 from cdisc.networks.unet import UNetConfig
@@ -31,13 +31,10 @@ def evaluations(config: Config, classes: int | None) -> dict[str, int]:
     if any(level.pool != "query" for level in settings.levels.values()):
         adapting += settings.pool_size * num_steps
     adapting += sum(level.max_evaluations for level in settings.levels.values())
-    sigmas = {config.evaluate.query_only_sigma, *config.evaluate.query_only_sigmas}
-    # What is learnt beside the null model, the teacher alone, Top-1 and Top-3 with it, and Query-only at each width.
-    a_step = 2 * len(config.evaluate.methods) + 1 + 2 + 4 + len(sigmas)
     return {
         "discover": config.discover.max_evaluations,
         "adapt": adapting,
-        "evaluate": config.evaluate.samples * num_steps * a_step,
+        "evaluate": config.evaluate.samples * num_steps * methods.evaluations(config.evaluate),
     }
 
 
@@ -81,7 +78,6 @@ def report(config: Config, devices: int) -> str:
     schedule = scheduler.schedule()
     with about("config.network."):
         model = backbone.unet(network, schedule, scheduler.prediction_type)
-    options.check_timesteps(config, schedule.num_timesteps)
     learning, lanes = config.pretrain, config.discover.lanes
     step = cost.training(network, model, learning, schedule, devices)
     single, evaluated = cost.evaluation(network, model, lanes)

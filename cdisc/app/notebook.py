@@ -26,13 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import bundled, console, options
+from cdisc import console
 from cdisc.app import config as config_lib
 from cdisc.app import plot
-from cdisc.data import avatars, colormnist, compositions, stored
+from cdisc.app.resolve import resolve
+from cdisc.data import avatars, colormnist, compositions
 from cdisc.data import pictures as pictures_lib
 from cdisc.diffusion.gaussian import Gaussian
-from cdisc.diffusion.sampling import ddim
 from cdisc.diffusion.schedule import Schedule, linear_beta
 from cdisc.discovery import concepts as concepts_lib
 from cdisc.discovery.algebra import Concepts
@@ -40,8 +40,9 @@ from cdisc.errors import UserError, require_known
 from cdisc.evaluation import baselines, methods
 from cdisc.keys import named
 from cdisc.learning import adapt as adapt_lib
-from cdisc.networks import denoiser, interop
-from cdisc.networks.backbone import Backbone, function, null_eps
+from cdisc.networks import bundled
+from cdisc.networks.backbone import Backbone, function, null_eps, unet
+from cdisc.networks.unet import UNetConfig
 
 _BUNDLED = {"digits": "colormnist", "faces": "avatars"}
 
@@ -114,19 +115,21 @@ def load(what: str | os.PathLike[str], null_class: int | None = None) -> Model:
     Raises:
       UserError: for a folder that cannot be used.
     """
+    network: UNetConfig | None
     if what in _BUNDLED:
         settings = importlib.import_module(f"cdisc.configs.{_BUNDLED[str(what)]}").get_config("small")
         config = config_lib.read(settings)
-        network = bundled.load(config.pretrain.bundle)
+        found = bundled.load(config.pretrain.bundle)
+        network, scheduler, params = found.network, found.scheduler, found.params
     else:
         if not pathlib.Path(what).expanduser().is_dir():
             raise UserError(f'{what} is no folder: give one that diffusers saved, or "digits" or "faces".')
         source = config_lib.DiffusersFolder(path=str(what), null_class=null_class)
-        config, *_ = options.resolve(dataclasses.replace(_any_network(), network=source))
-        network = interop.load(what)
-    params = network.params if null_class is None else denoiser.null_last(network.params, null_class)
-    schedule, shape = network.scheduler.schedule(), network.network.picture_shape
-    return Model(str(what), network.backbone(), params, schedule, shape, config)
+        config, _, network, scheduler, params = resolve(dataclasses.replace(_any_network(), network=source))
+    assert network is not None  # only an exact score has none
+    schedule = scheduler.schedule()
+    backbone = unet(network, schedule, scheduler.prediction_type)
+    return Model(str(what), backbone, params, schedule, network.picture_shape, config)
 
 
 def model(
@@ -170,15 +173,11 @@ def example(what: str, attributes: str, index: int = 0) -> jax.Array:
       ValueError: for other data.
     """
     require_known("what", what, tuple(_BUNDLED))
-    if what == "digits":
-        data = colormnist.load(colormnist.Options())
-        chosen = compositions.matching(data.split.factors, [attributes])[0]
-        return jnp.asarray(data.queries(chosen, index + 1)[index])
-    chosen = compositions.matching(avatars.FACTORS, [attributes])[0]
-    try:
-        return jnp.asarray(stored.to_float(avatars.rasterize(avatars.face(0, "query", chosen, index, 32))))
-    except ImportError as error:
-        raise avatars.missing(error) from error
+    if what == "faces":
+        return jnp.asarray(avatars.example(attributes, index, 32))
+    data = colormnist.load(colormnist.Options())
+    chosen = compositions.matching(data.split.factors, [attributes])[0]
+    return jnp.asarray(data.queries(chosen, index + 1)[index])
 
 
 def picture(of: Any, like: Model) -> jax.Array:
@@ -266,8 +265,9 @@ def adapt(query: Any, model: Model, level: str = "embedding", seed: int = 0, **c
         pool = _draw(model, _density(query, settings.guidance, 0.0), settings.pool_size, seed)
     classes = None
     if model.backbone.table(model.params).shape[0]:
-        draws, batch = settings.class_draws, model.config.sampling.batch
-        losses = _losses(model.backbone, draws, batch, model.params, model.schedule, image, named(key, "compare"))
+        counts = {"num_draws": settings.class_draws, "batch_size": model.config.sampling.batch}
+        known = (model.backbone, model.params, model.schedule)
+        losses = _class_losses(*known, image, named(key, "compare"), **counts)
         classes = jnp.argsort(losses).astype(jnp.int32)
     given = adapt(query, model, options.after, seed).embedding if options.after else None
     examples = adapt_lib.Examples(query=image, pool=pool, classes=classes, given=given)
@@ -310,7 +310,7 @@ def _draw(model: Model, density: methods.GuidedDensity, count: int, seed: int) -
     shape = model.shape if density.teacher is None else density.teacher.mean.shape
     assert shape is not None  # what has no shape of its own has learnt nothing
     x = jax.random.normal(named(jax.random.key(seed), "sample"), (count, *shape))
-    return _ddim(model.backbone, model.config.sampling, model.params, model.schedule, density, x)
+    return _sample(model.backbone, model.params, model.schedule, density, x, options=model.config.sampling)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -320,22 +320,5 @@ def _discover(
     return concepts_lib.discover(null_eps(backbone, params), schedule, query, key, options)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _ddim(
-    backbone: Backbone, settings: config_lib.Sampling, params: Any, schedule: Schedule, density: Any, x: jax.Array
-) -> jax.Array:
-    return ddim(methods.guided_eps(backbone, params, schedule, density), schedule, x, **settings.ddim_options)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _losses(
-    backbone: Backbone,
-    num_draws: int,
-    batch_size: int,
-    params: Any,
-    schedule: Schedule,
-    query: jax.Array,
-    key: jax.Array,
-) -> jax.Array:
-    conditional, table = functools.partial(backbone.apply, params), backbone.table(params)
-    return baselines.class_losses(conditional, table, schedule, query, key, num_draws=num_draws, batch_size=batch_size)
+_sample = jax.jit(methods.sample, static_argnames=("backbone", "options"))
+_class_losses = jax.jit(baselines.class_losses, static_argnames=("backbone", "num_draws", "batch_size"))

@@ -11,15 +11,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from cdisc import console, options, storage
+from cdisc import storage
 from cdisc.app import checkpoints, devices, hosts
 from cdisc.app import config as config_lib
 from cdisc.app import workdir as workdir_lib
-from cdisc.data import Dataset, compositions, pictures
+from cdisc.app.resolve import resolve
+from cdisc.data import Dataset, compositions
+from cdisc.data import queries as queries_lib
+from cdisc.data.queries import Query
 from cdisc.diffusion import schedule as schedule_lib
-from cdisc.diffusion.parameterization import EpsFn
-from cdisc.diffusion.sampling import ddim
-from cdisc.errors import UserError, about
+from cdisc.errors import about
 from cdisc.evaluation import features, methods, protocol
 from cdisc.keys import named
 from cdisc.networks import backbone as backbone_lib
@@ -28,25 +29,6 @@ from cdisc.networks.unet import UNetConfig
 
 STAGES = ("pretrain", "discover", "adapt", "evaluate", "report")
 """In their order."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Query:
-    """One picture to compose, and what is known about it.
-
-    Attributes:
-      name: what it is called in results and report.
-      image: (*shape) float32.
-      composition: value indices, one for each factor; None if unknown.
-      source: where it comes from.
-      seed: of all that is done with it.
-    """
-
-    name: str
-    image: np.ndarray
-    composition: tuple[int, ...] | None
-    source: str
-    seed: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +44,7 @@ class Run:
       network: the U-Net's options; None where the score is exact.
       backbone: the model as functions of its parameters.
       queries: the pictures to compose.
+      params: the model's parameters, where they need not be trained or restored.
       profile: a folder for traces of a few steps; None traces nothing.
     """
 
@@ -73,6 +56,7 @@ class Run:
     network: UNetConfig | None
     backbone: backbone_lib.Backbone
     queries: tuple[Query, ...]
+    params: Any = None
     profile: pathlib.Path | None = None
 
     def key(self, stage: str, query: Query | None = None) -> jax.Array:
@@ -87,14 +71,9 @@ class Run:
         """A compiled sampler, mapped over devices: `(density, starting noise (n, *shape)), params -> (n, *shape)`."""
 
         def one(item: tuple[methods.GuidedDensity, jax.Array], params: Any) -> jax.Array:
-            density, x = item
-            return self.sample(methods.guided_eps(self.backbone, params, self.schedule, density), x)
+            return methods.sample(self.backbone, params, self.schedule, *item, self.config.sampling)
 
         return devices.one_by_one(one, num_shared=1)
-
-    def sample(self, eps_fn: EpsFn, x: jax.Array) -> jax.Array:
-        """Samples from noise `x` (B, *shape) by DDIM, as the configuration has it."""
-        return ddim(eps_fn, self.schedule, x, **self.config.sampling.ddim_options)
 
     def path(self, *parts: str) -> pathlib.Path:
         """A path in the workdir."""
@@ -111,7 +90,7 @@ def prepare(config: config_lib.Config, workdir: pathlib.Path, query_paths: Seque
     Raises:
       UserError: for anything in the configuration or the queries that cannot be used.
     """
-    config, dataset, network, scheduler = options.resolve(config)
+    config, dataset, network, scheduler, params = resolve(config)
     schedule = scheduler.schedule()
     with about("config.network."):
         backbone = (
@@ -119,7 +98,12 @@ def prepare(config: config_lib.Config, workdir: pathlib.Path, query_paths: Seque
             if network is None
             else backbone_lib.unet(network, schedule, scheduler.prediction_type)
         )
-    queries = own_queries(query_paths, dataset.shape, config.seed) if query_paths else held_out_queries(config, dataset)
+    settings = config.evaluate
+    if query_paths:
+        queries = queries_lib.own(query_paths, dataset.shape, config.seed)
+    else:
+        counts = (settings.num_queries, settings.per_class, settings.seeds)
+        queries = queries_lib.held_out(dataset, config.seed, *counts)
     if config.evaluate.features != "judge":
         with about("config.evaluate."):
             features.load(config.evaluate.features, config.evaluate.weights)  # complains now
@@ -131,7 +115,7 @@ def prepare(config: config_lib.Config, workdir: pathlib.Path, query_paths: Seque
             title = compositions.title(dataset.split.factors, composition)
             with about(f"{dataset.name}, {title}: "):
                 protocol.require_disjoint({"the queries": own, "the references": np.asarray(others)})
-    return Run(config, workdir, dataset, scheduler, schedule, network, backbone, queries)
+    return Run(config, workdir, dataset, scheduler, schedule, network, backbone, queries, params)
 
 
 @contextlib.contextmanager
@@ -161,43 +145,3 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequen
         }
         workdir_lib.bind(workdir, content)
         yield run
-
-
-def held_out_queries(config: config_lib.Config, dataset: Dataset) -> tuple[Query, ...]:
-    """`num_queries` query pictures of held-out compositions: each once in an order drawn by the seed, then again.
-
-    With `per_class`, as many of each; with `seeds`, all of them under each of these.
-    """
-    held_out = dataset.split.held_out
-    if not held_out:
-        raise UserError("this configuration has no pictures of its own: give --query=PICTURE.")
-    settings = config.evaluate
-    count = settings.per_class * len(held_out) or settings.num_queries
-    order = np.random.default_rng(config.seed).permutation(len(held_out))
-    taken = [  # each composition's pictures at once: for some data, each number of them compiles a program
-        dataset.queries(held_out[j], -(-(count - place) // len(order))) for place, j in enumerate(order[:count])
-    ]
-    queries = []
-    for i in range(count):
-        turn, place = divmod(i, len(order))
-        composition = held_out[order[place]]
-        name = compositions.title(dataset.split.factors, composition) + (f" ({turn + 1})" if turn else "")
-        image = np.asarray(taken[place][turn])
-        queries.append(Query(name, image, tuple(composition), f"{dataset.name}, query part", config.seed))
-    again = [
-        dataclasses.replace(q, name=f"{q.name}, seed {seed}", seed=seed) for seed in settings.seeds for q in queries
-    ]
-    return tuple(again or queries)
-
-
-def own_queries(paths: Sequence[str], shape: tuple[int, ...], seed: int) -> tuple[Query, ...]:
-    """The user's own pictures, about which nothing else is known."""
-    if len(shape) != 3:
-        raise UserError("--query gives a picture, and this configuration's data are points: leave --query out.")
-    queries = []
-    for path in paths:
-        image, warning = pictures.read_query(path, shape)
-        if warning is not None:
-            console.warn(warning)
-        queries.append(Query(pathlib.Path(path).name, image, None, path, seed))
-    return tuple(queries)

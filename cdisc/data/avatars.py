@@ -165,6 +165,19 @@ def face(seed: int, part: str, composition: compositions.Composition, index: int
     return svg(compositions.attributes(FACTORS, composition), rng, size)
 
 
+def example(attributes: str, index: int, size: int) -> np.ndarray:
+    """Query picture `index` of the first composition that agrees with `attributes`, drawn now: (size, size, 3).
+
+    Raises:
+      UserError: for attributes that do not exist, or a package that is missing.
+    """
+    chosen = compositions.matching(FACTORS, [attributes])[0]
+    try:
+        return stored.to_float(rasterize(face(0, "query", chosen, index, size)))
+    except ImportError as error:
+        raise missing(error) from error
+
+
 def missing(error: ImportError) -> UserError:
     """The complaint that what draws faces is not installed."""
     return UserError(f"avatars need a package that is missing ({error}): pip install 'cdisc[faces]'.")

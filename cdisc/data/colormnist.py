@@ -140,20 +140,28 @@ def pictures(data: ColorMNIST, composition: compositions.Composition, n: int) ->
     return np.asarray(_render_rows(data, jnp.asarray(rows), jnp.asarray(attributes)))
 
 
-def _palette(colours: Mapping[str, Any], field: str) -> dict[str, tuple[int, int, int]]:
-    """Checks a palette and sorts it by name: a `ConfigDict` does not keep the order in which it was written."""
-    palette: dict[str, tuple[int, int, int]] = {}
+def palette(colours: Mapping[str, Any], field: str) -> dict[str, tuple[int, int, int]]:
+    """Checks a palette and sorts it by name: a `ConfigDict` does not keep the order in which it was written.
+
+    Args:
+      colours: RGB in 0..255 by name.
+      field: of `config.data`, for messages.
+
+    Raises:
+      UserError: If there is none, one is no colour, or two are the same.
+    """
+    found: dict[str, tuple[int, int, int]] = {}
     for name, colour in sorted(colours.items()):
         rgb = tuple(colour)
         if len(rgb) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in rgb):
             raise errors.UserError(f"config.data.{field}.{name} is {rgb}: write three whole numbers from 0 to 255.")
-        for other, taken in palette.items():
+        for other, taken in found.items():
             if taken == rgb:
                 raise errors.UserError(f"config.data.{field}.{name} is the same colour as {other}: give each its own.")
-        palette[name] = rgb
-    if not palette:
+        found[name] = rgb
+    if not found:
         raise errors.UserError(f"config.data.{field} names no colour: give at least one name with three numbers.")
-    return palette
+    return found
 
 
 def _container(part: digits.Digits, table: np.ndarray, foregrounds: np.ndarray, backgrounds: np.ndarray) -> ColorMNIST:
@@ -232,8 +240,8 @@ def load(config: Options) -> Dataset:
             raise errors.UserError(
                 f"the digit source leaves no picture of {int(counts.argmin())} for the {name} part: give a larger one."
             )
-    foregrounds = _palette(config.digit_colours, "digit_colours")
-    backgrounds = _palette(config.backgrounds, "backgrounds")
+    foregrounds = palette(config.digit_colours, "digit_colours")
+    backgrounds = palette(config.backgrounds, "backgrounds")
     factors = compositions.Factors(
         names=FACTOR_NAMES,
         values=(tuple(str(value) for value in range(digits.NUM_VALUES)), tuple(foregrounds), tuple(backgrounds)),

@@ -21,6 +21,7 @@ import numpy as np
 
 from cdisc.diffusion.parameterization import EpsFn
 from cdisc.diffusion.schedule import Schedule
+from cdisc.keys import named
 
 _HIGHEST = jax.lax.Precision.HIGHEST  # TF32 would lose the small differences between large distances
 _VARIANCE_ELEMENTS = 2**22  # of (C, d) arrays held at once by `posterior_variance`: 16 MiB each
@@ -84,9 +85,8 @@ def component(mixture: GaussianMixture, c: int | jax.Array) -> GaussianMixture:
 
 def sample(mixture: GaussianMixture, key: jax.Array, n: int) -> jax.Array:
     """`n` independent samples of `p_0`, (n, *shape)."""
-    which_key, noise_key = jax.random.split(key)
-    which = jax.random.categorical(which_key, jnp.log(mixture.weights), shape=(n,))
-    noise = jax.random.normal(noise_key, (n, *mixture.shape), mixture.means.dtype)
+    which = jax.random.categorical(named(key, "component"), jnp.log(mixture.weights), shape=(n,))
+    noise = jax.random.normal(named(key, "noise"), (n, *mixture.shape), mixture.means.dtype)
     return mixture.means[which] + jnp.sqrt(mixture.variances[which]) * noise
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from cdisc.diffusion.parameterization import EpsFn, eps_from_x0, x0_from_eps
 from cdisc.diffusion.schedule import Schedule, alpha_bar_at
 from cdisc.errors import require_known, require_positive
+from cdisc.keys import named
 
 SPACINGS = ("trailing", "leading", "linspace")
 VARIANCES = ("fixed_small", "fixed_large")
@@ -168,7 +169,7 @@ def ddim(
 
     def step(x: jax.Array, now_next: jax.Array) -> tuple[jax.Array, None]:
         t, s = (jnp.full(x.shape[:1], value) for value in now_next)
-        of_step = None if key is None else jax.random.fold_in(key, now_next[0])
+        of_step = None if key is None else named(key, "step", now_next[0])
         clipped = use_clipped_model_output
         x, _ = ddim_step(eps_fn, schedule, x, t, s, of_step, eta=eta, clip=clip, use_clipped_model_output=clipped)
         return x, None
@@ -214,7 +215,7 @@ def ancestral(
         variance = (1.0 - a_s) / (1.0 - a_t) * (1.0 - alpha)
         if variance_type == "fixed_large":
             variance = jnp.where(now > 1, 1.0 - alpha, 0.0)  # the last step adds no noise
-        noise = jax.random.normal(jax.random.fold_in(key, now), x.shape)
+        noise = jax.random.normal(named(key, "step", now), x.shape)
         return mean + jnp.sqrt(variance) * noise, None
 
     return jax.lax.scan(step, x, jnp.arange(schedule.num_timesteps, 0, -1))[0]

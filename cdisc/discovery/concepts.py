@@ -151,6 +151,14 @@ class DiscoveryOptions:
             if repeated:
                 raise ValueError(f"{field} has {repeated[0]} more than once: name each timestep once.")
 
+    def rescaled(self, given: int, last: int) -> "DiscoveryOptions":
+        """These options, whose timesteps are those of `given`, for a schedule of `last` timesteps."""
+
+        def scaled(chosen: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(dict.fromkeys(max(1, round(t * last / given)) for t in chosen))
+
+        return dataclasses.replace(self, timesteps=scaled(self.timesteps), hierarchy=scaled(self.hierarchy))
+
     @property
     def chains(self) -> int:
         """The chains of a round, at all noise levels."""
@@ -229,10 +237,28 @@ class Discovery:
     info: DiscoveryInfo
 
     @property
+    def found(self) -> bool:
+        """Whether there is any mode; not under `jax.jit`. Where there is none, the teacher is only a place holder."""
+        return bool(np.any(self.pool.mask))
+
+    @property
     def concepts(self) -> algebra.Concepts:
         """The picks, with what they own; not under `jax.jit`: how many they are is part of the answer."""
         rows = np.asarray(self.selection.indices)[np.asarray(self.selection.mask)]
         return algebra.Concepts(jax.tree.map(lambda leaf: leaf[rows], self.experts), self.ownership[: len(rows)])
+
+
+def or_nothing(discovery: Discovery) -> Discovery:
+    """The discovery, or one without modes in the place of one that is not finite; its numbers can be computed with."""
+    teacher = discovery.teacher
+    if np.isfinite(teacher.mean).all() and np.isfinite(teacher.variance).all():
+        return discovery
+    return dataclasses.replace(
+        discovery,
+        pool=dataclasses.replace(discovery.pool, mask=jnp.zeros_like(discovery.pool.mask)),
+        selection=dataclasses.replace(discovery.selection, mask=jnp.zeros_like(discovery.selection.mask)),
+        teacher=Gaussian(jnp.zeros_like(teacher.mean), jnp.ones_like(teacher.variance)),
+    )
 
 
 def kernel(schedule: Schedule, options: DiscoveryOptions) -> modes.Kernel:

@@ -5,6 +5,7 @@ the density, so modes merge; paths that have met stay together and form a tree: 
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import flax.struct
@@ -37,6 +38,22 @@ class Hierarchy:
     residual: jax.Array
     mode: jax.Array
     nfe: jax.Array
+
+
+def leaves(
+    pools: Iterable[modes.ModePool], options: concepts.DiscoveryOptions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What `follow` begins at: the modes of some pools, without the saddles and those coarser than all levels.
+
+    Returns:
+      The N modes (N, *shape), their timesteps, basins, and the numbers of the pools that they are of, each (N,).
+    """
+    kept = []
+    for number, pool in enumerate(pools):
+        rows = concepts.candidates(pool, options) & (pool.t <= max(options.hierarchy))
+        kept.append((pool.m[rows], pool.t[rows], pool.basin[rows], np.full(np.sum(rows), number)))
+    points, t, basins, of = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
+    return points, t, basins, of
 
 
 def follow(

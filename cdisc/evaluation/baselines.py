@@ -8,7 +8,7 @@ the query is the teacher. All three go through the sampler that every method use
 A class has no variance of its own, so the adaptive weight of Eq. 14 is not defined for it: its `w` is a constant.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,33 +18,33 @@ from cdisc.diffusion.loss import eps_error, stratified_timesteps
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import require_array, require_positive
 from cdisc.keys import named
-
-ConditionalEps = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""`conditional(x, t, embedding)`: noise predicted in `x` (B, *shape) at `t` (B,) given class embeddings (B, E)."""
+from cdisc.networks.backbone import Backbone
 
 
 def class_losses(
-    conditional: ConditionalEps,
-    table: jax.Array,
+    backbone: Backbone,
+    params: Any,
     schedule: Schedule,
     query: jax.Array,
     key: jax.Array,
+    embeddings: jax.Array | None = None,
     *,
     num_draws: int = 32,
     batch_size: int = 64,
 ) -> jax.Array:
-    """The mean eps loss of the query under every trained class: (C,).
+    """The mean eps loss of the query under every trained class, or under others: (C,).
 
     All classes meet the same draws of (t, eps), so that their differences carry little of the draws' noise. The
     timesteps are stratified: one in each of `num_draws` equal parts of 1..T. Costs C * `num_draws` network
     evaluations, in batches of `batch_size` pairs of a class and a draw; only that size determines the memory.
 
     Args:
-      conditional: the network with its class as an argument.
-      table: (C, E) embeddings of the trained classes.
+      backbone: the model.
+      params: its parameters.
       schedule: the noise schedule.
       query: (*shape), clean.
       key: a random key.
+      embeddings: (C, E) the classes; by default the trained ones, the rows of the backbone's table.
       num_draws: M, noisy copies of the query.
       batch_size: network evaluations at once.
 
@@ -54,6 +54,7 @@ def class_losses(
     """
     require_array("query", query, "float32", range(1, 9), "a picture as float32")
     require_positive(num_draws=num_draws, batch_size=batch_size)
+    table = backbone.table(params) if embeddings is None else embeddings
     times = stratified_timesteps(named(key, "timesteps"), num_draws, schedule.num_timesteps)
     noises = jax.random.normal(named(key, "noise"), (num_draws, *query.shape))
 
@@ -61,7 +62,7 @@ def class_losses(
         """The losses of the pairs numbered c * M + m: class c under draw m."""
         c, m = pairs // num_draws, pairs % num_draws
         copies = jnp.broadcast_to(query[None], (pairs.shape[0], *query.shape))
-        return eps_error(lambda x, t: conditional(x, t, table[c]), schedule, copies, times[m], noises[m])
+        return eps_error(lambda x, t: backbone.apply(params, x, t, table[c]), schedule, copies, times[m], noises[m])
 
     num_pairs = table.shape[0] * num_draws
     num_batches = -(-num_pairs // batch_size)

@@ -17,6 +17,7 @@ import numpy as np
 from cdisc.diffusion import guidance
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.parameterization import EpsFn
+from cdisc.diffusion.sampling import DDIMOptions, ddim
 from cdisc.diffusion.schedule import Schedule
 from cdisc.discovery import poe
 from cdisc.evaluation import baselines
@@ -121,6 +122,14 @@ def densities(
     return found
 
 
+def evaluations(options: Evaluate) -> int:
+    """The most evaluations of the network that a step of all of `densities` takes for a picture of each."""
+    sigmas = {options.query_only_sigma, *options.query_only_sigmas}
+    # The null model with each of what is learnt, alone with the teacher, with Top-1's class and Top-3's classes, and
+    # alone with each Query-only.
+    return 2 * len(options.methods) + 1 + 2 + 4 + len(sigmas)
+
+
 def sentences(options: Evaluate, learnt: Mapping[str, str]) -> dict[str, str]:
     """What each method of `densities` is.
 
@@ -178,3 +187,10 @@ def guided_eps(backbone: Backbone, params: Any, schedule: Schedule, density: Gui
         return guidance.move(null, terms)
 
     return guided
+
+
+def sample(
+    backbone: Backbone, params: Any, schedule: Schedule, density: GuidedDensity, x: jax.Array, options: DDIMOptions
+) -> jax.Array:
+    """Samples of a guided density, from noise `x` (B, *shape), by DDIM as the options have it."""
+    return ddim(guided_eps(backbone, params, schedule, density), schedule, x, **options.ddim_options)

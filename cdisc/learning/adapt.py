@@ -12,6 +12,7 @@ gradient of a convolution inside `lax.scan` about eight times slower than outsid
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -358,54 +359,66 @@ def late_loss(losses: jax.Array | np.ndarray) -> jax.Array:
     return jnp.mean(losses[..., losses.shape[-1] // 2 :], axis=-1)
 
 
-def best_fit(
-    begin: Callable[[int], Any],
-    advance: Callable[[Any], tuple[Any, jax.Array]],
-    finish: Callable[[Any], Adaptation],
-    options: AdaptOptions,
-    classes: int,
-    progress: Callable[[range], Iterable[int]] = iter,
-) -> tuple[Adaptation, np.ndarray]:
-    """Learns from each candidate in turn and keeps, for each query by itself, what had the smallest `late_loss`.
+def _of_one(fn: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
+    return jax.jit(fn)
+
+
+@functools.cache
+def fitter(
+    backbone: Backbone, options: AdaptOptions, mapped: Callable[[Callable[..., Any], int], Callable[..., Any]] = _of_one
+) -> Callable[..., tuple[Adaptation, np.ndarray]]:
+    """One adaptation from start to result as `fit(params, schedule, examples, key, prior=None, progress=iter)`.
+
+    It learns from each candidate in turn and keeps, for each query by itself, what had the smallest `late_loss`; of
+    equal candidates, the first. It returns the adaptation and its losses (..., steps), on the host, and raises a
+    FloatingPointError that names the step if a loss is not finite.
 
     Args:
-      begin: `candidate -> state`, as `init`; states may have any leading axes, for queries that learn side by side.
-      advance: `state -> (state, loss)`, as `step`, the losses with these axes.
-      finish: `state -> adaptation`, as `result`.
-      options: how many candidates and steps there are.
-      classes: how many classes there are to start at.
-      progress: shows the loop over the steps.
-
-    Returns:
-      The adaptations and their losses (..., steps), on the host; of equal candidates, the first.
-
-    Raises:
-      FloatingPointError: if a loss is not finite, naming the step.
+      backbone: the pretrained model.
+      options: what is learnt, and how.
+      mapped: `(fn, num_shared) -> fn` compiles a function of a query's item and so many arguments that all queries
+        share; by default, for one query. Where it maps `fn` over many, their examples and keys lead with its axes.
     """
-    found = []
-    for candidate in range(min(options.candidates, classes)):
-        state, losses = begin(candidate), []
-        for _ in progress(range(options.steps)):
-            state, loss = advance(state)
-            losses.append(loss)
-        seen = np.stack([np.asarray(loss) for loss in losses], axis=-1)
-        finite = np.isfinite(seen).all(axis=tuple(range(seen.ndim - 1)))
-        if not finite.all():
-            raise FloatingPointError(
-                f"the loss is not finite at step {int(np.argmin(finite)) + 1}: lower the learning rates"
-            )
-        found.append((finish(state), seen))
-    best = np.argmin([late_loss(seen) for _, seen in found], axis=0)
+    begin = mapped(lambda item, params, candidate: init(backbone, params, item[0], item[1], options, candidate), 2)
+    advance = mapped(
+        lambda carry, params, schedule, prior: step(
+            carry[0], backbone, params, schedule, carry[1], prior, carry[2], options
+        ),
+        3,
+    )
+    finish = mapped(lambda state, params: result(state, backbone, params, options), 1)
 
-    def pick(*leaves: Any) -> np.ndarray:
-        index = best.reshape(1, *best.shape, *(1,) * (np.ndim(leaves[0]) - best.ndim))
-        return np.take_along_axis(np.stack([np.asarray(leaf) for leaf in leaves]), index, axis=0)[0]
+    def fit(
+        params: Any,
+        schedule: Schedule,
+        examples: Examples,
+        key: jax.Array,
+        prior: Prior | None = None,
+        progress: Callable[[range], Iterable[int]] = iter,
+    ) -> tuple[Adaptation, np.ndarray]:
+        classes = 1 if examples.classes is None else examples.classes.shape[-1]
+        found = []
+        for candidate in range(min(options.candidates, classes)):
+            state, losses = begin((examples, key), params, jnp.int32(candidate)), []
+            for _ in progress(range(options.steps)):
+                state, loss = advance((state, examples, key), params, schedule, prior)
+                losses.append(loss)
+            seen = np.stack([np.asarray(loss) for loss in losses], axis=-1)
+            finite = np.isfinite(seen).all(axis=tuple(range(seen.ndim - 1)))
+            if not finite.all():
+                raise FloatingPointError(
+                    f"the loss is not finite at step {int(np.argmin(finite)) + 1}: lower the learning rates"
+                )
+            found.append((finish(state, params), seen))
+        best = np.argmin([late_loss(seen) for _, seen in found], axis=0)
 
-    return jax.tree.map(pick, *found)
+        def pick(*leaves: Any) -> np.ndarray:
+            index = best.reshape(1, *best.shape, *(1,) * (np.ndim(leaves[0]) - best.ndim))
+            return np.take_along_axis(np.stack([np.asarray(leaf) for leaf in leaves]), index, axis=0)[0]
 
+        return jax.tree.map(pick, *found)
 
-_init = jax.jit(init, static_argnames=("backbone", "options"))
-_step = jax.jit(step, static_argnames=("backbone", "options"))
+    return fit
 
 
 def fit(
@@ -423,11 +436,5 @@ def fit(
       FloatingPointError: if the loss is not finite, naming the step.
       TypeError, ValueError: as `init` does.
     """
-    learnt, _ = best_fit(
-        lambda candidate: _init(backbone, params, examples, key, options, candidate),
-        lambda state: _step(state, backbone, params, schedule, examples, prior, key, options),
-        lambda state: result(state, backbone, params, options),
-        options,
-        1 if examples.classes is None else examples.classes.shape[0],
-    )
+    learnt, _ = fitter(backbone, options)(params, schedule, examples, key, prior)
     return jax.tree.map(jnp.asarray, learnt)

@@ -2,10 +2,13 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cdisc.diffusion.loss import LOSSES, draw_noise, weighted_errors
@@ -224,3 +227,55 @@ def update(state: TrainState, total: Total, *, options: PretrainOptions) -> tupl
     ema = optax.incremental_update(params, state.ema, 1.0 - decay)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
     return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
+
+
+class Step(NamedTuple):
+    """One step of training in parts, so that any number of devices can share it.
+
+    Attributes:
+      draw: `(state, key) -> drawn`, what is random besides the pictures, leaves (batch_size, ...).
+      zero_total: `state -> total`, the total of no pictures.
+      add: `(total, state, pictures, drawn, mask) -> total`, for n pictures and what was drawn for them; only those in
+        `mask` (n,) count.
+      update: `(state, total) -> (state, metrics)`.
+      batch_size: pictures in a batch.
+      parts: micro-batches of batch_size / parts pictures each, one after the other.
+    """
+
+    draw: Callable[[Any, jax.Array], Any]
+    zero_total: Callable[[Any], Any]
+    add: Callable[[Any, Any, Any, Any, jax.Array], Any]
+    update: Callable[[Any, Any], tuple[Any, Any]]
+    batch_size: int
+    parts: int
+
+
+def step(backbone: Backbone, options: PretrainOptions, schedule: Schedule, shape: tuple[int, ...]) -> Step:
+    """The step that trains a network on pictures of a shape (H, W, C); its metrics are `loss` and `grad_norm`.
+
+    Its randomness follows from the key and `state.step` alone, so that a resumed training equals an unbroken one.
+    """
+    known: dict[str, Any] = {"options": options, "schedule": schedule}
+    return Step(
+        draw=functools.partial(draw, shape=shape, **known),
+        zero_total=lambda state: zero_total(state.params),
+        add=lambda total, state, *share: add_gradient(total, state.params, *share, backbone=backbone, **known),
+        update=functools.partial(update, options=options),
+        batch_size=options.batch_size,
+        parts=options.accumulate,
+    )
+
+
+def validation(
+    backbone: Backbone, schedule: Schedule, loss: str, pictures: Pictures, key: jax.Array, batch_size: int
+) -> Callable[[denoiser.Params], float]:
+    """The mean loss as a function of parameters: always of these pictures, under the noise that `key` draws."""
+    given = (pictures, *map(np.asarray, draw_noise(key, schedule, pictures[0].shape)))
+    of_batch = jax.jit(functools.partial(example_losses, backbone=backbone, schedule=schedule, loss=loss))
+
+    def validate(params: denoiser.Params) -> float:
+        starts = range(0, len(pictures[0]), batch_size)
+        batches = [jax.tree.map(lambda array, i=i: array[i : i + batch_size], given) for i in starts]
+        return float(np.mean(np.concatenate([of_batch(params, *arrays) for arrays in batches])))
+
+    return validate

@@ -208,6 +208,33 @@ class SchedulerConfig:
         return {"_class_name": "DDPMScheduler", **content, "clip_sample": self.clip is not None, **clips}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diffusion:
+    """The forward process, with a linear schedule, and what the network predicts, where no folder says them.
+
+    Attributes:
+      num_timesteps: T.
+      beta_start: the first beta.
+      beta_end: the last beta.
+      prediction_type: one of `cdisc.networks.backbone.PREDICTION_TYPES`.
+    """
+
+    num_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 2e-2
+    prediction_type: str = "epsilon"
+
+    def __post_init__(self) -> None:
+        """Refuses what is no forward process."""
+        require_positive(num_timesteps=self.num_timesteps)
+        self.scheduler()
+
+    def scheduler(self, **sampler: Any) -> SchedulerConfig:
+        """The same in diffusers' words, with the options of its sampler."""
+        fields = {name: value for name, value in vars(self).items() if name != "num_timesteps"}
+        return SchedulerConfig(num_train_timesteps=self.num_timesteps, **fields, **sampler)
+
+
 def scheduler_config(content: Mapping[str, Any]) -> SchedulerConfig:
     """The options in a `scheduler_config.json`: those of `DDIMScheduler.from_config`, whichever scheduler's file it is.
 

@@ -30,7 +30,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from cdisc.errors import UserError, about, nearest
+from cdisc.errors import UserError, about, nearest, require_positive
 from cdisc.networks import denoiser
 from cdisc.networks.backbone import Backbone, unet
 from cdisc.networks.diffusers_options import (
@@ -155,6 +155,60 @@ def load_options(folder: str | os.PathLike[str]) -> tuple[UNetConfig, SchedulerC
         '{"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear", '
         '"prediction_type": "epsilon"}.'
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusersFolder:
+    """A network that diffusers saved, as a configuration names it.
+
+    Attributes:
+      path: its folder, or its pipeline's.
+      adapter: a folder of a LoRA adapter that PEFT saved, which is merged into its weights; empty for none.
+      null_class: of a network with classes, the row that stands for none of them; None for one without.
+      num_timesteps: the T for which `discover` names timesteps; where the folder's is another, they are scaled to it.
+    """
+
+    path: str = ""
+    adapter: str = ""
+    null_class: int | None = None
+    num_timesteps: int = 1000
+
+    def __post_init__(self) -> None:
+        """Refuses a schedule without timesteps."""
+        require_positive(num_timesteps=self.num_timesteps)
+
+    def options(self) -> tuple[UNetConfig, SchedulerConfig]:
+        """What the folder says of a network that can be explored with a query as its only data.
+
+        Raises:
+          UserError: for any other network.
+        """
+        folder, null = self.path, self.null_class
+        if not folder:
+            raise UserError(
+                "config.network.path is empty: give --config.network.path=FOLDER, one that diffusers saved."
+            )
+        network, scheduler = load_options(folder)
+        if network.in_channels not in (1, 3) or network.out_channels != network.in_channels:
+            raise UserError(
+                f"{folder} maps {network.in_channels} channels to {network.out_channels}: a query is a picture of 1 "
+                "or 3 channels, so use a network that maps these to as many."
+            )
+        if network.center_input_sample:
+            raise UserError(f"{folder} has center_input_sample: queries are in [-1, 1], so use a network without it.")
+        if network.class_embed_type is not None:
+            raise UserError(f"{folder} has class_embed_type {network.class_embed_type!r}: a run needs a table, null.")
+        with about(f"{folder}: "):
+            unet(network, scheduler.schedule(), scheduler.prediction_type)
+        rows = network.num_class_embeds
+        if rows is None and null is not None:
+            raise UserError(f"{folder} has no classes: leave config.network.null_class out.")
+        if rows is not None and (null is None or not 0 <= null < rows):
+            raise UserError(
+                f"{folder} has {rows} classes, and config.network.null_class is {null}: name the row, 0 to {rows - 1}, "
+                "that was trained to stand for no class; without one there is no unconditional density to climb."
+            )
+        return network, scheduler
 
 
 def save(

@@ -157,6 +157,31 @@ class UNetConfig:
         sides = self.sample_size if isinstance(self.sample_size, tuple) else (self.sample_size,) * 2
         return *sides, self.in_channels
 
+    def for_classes(self, classes: int, shape: tuple[int, ...], data: str) -> "UNetConfig":
+        """These options for training on `classes` classes of pictures; a table of None gets a row for each, and null's.
+
+        Args:
+          classes: how many are trained.
+          shape: (H, W, C) of the pictures.
+          data: what they are called.
+
+        Raises:
+          ValueError: for a network that cannot be trained on them, naming the option.
+        """
+        if shape != self.picture_shape:
+            raise ValueError(
+                f"sample_size and in_channels are for pictures of {'x'.join(map(str, self.picture_shape))}, and those "
+                f"of {data} are {'x'.join(map(str, shape))}: make them agree."
+            )
+        if self.num_class_embeds not in (None, classes + 1):
+            raise ValueError(
+                f"num_class_embeds is {self.num_class_embeds}, but the split trains {classes}: set it to "
+                f"{classes + 1}, one row for the null class."
+            )
+        if self.class_embed_type is not None:
+            raise ValueError(f"class_embed_type is {self.class_embed_type!r}: a run needs a table, None.")
+        return dataclasses.replace(self, num_class_embeds=classes + 1)
+
     @property
     def embedding_dim(self) -> int:
         """Width of the time embedding, and so of a class embedding."""

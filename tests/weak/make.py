@@ -19,10 +19,9 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from cdisc import bundled  # noqa: E402
 from cdisc.data import digits  # noqa: E402
 from cdisc.learning import pretrain  # noqa: E402
-from cdisc.networks import backbone, interop, unet  # noqa: E402
+from cdisc.networks import backbone, bundled, interop, unet  # noqa: E402
 
 SMALL = unet.UNetConfig(
     sample_size=16,

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -52,16 +52,10 @@ def draw(
     with the same key start from the same noise.
     """
     batches = -(-count // run.config.sampling.batch)
-    items = [
-        (density, x)
-        for density, key in zip(densities, keys, strict=True)
-        for x in np.asarray(devices.split(jax.random.normal(key, (count, *run.dataset.shape)), batches))
-    ]
-    drawn = [
-        np.asarray(run.sampler(devices.stack(group), params))
-        for group in devices.groups(items, jax.local_device_count())
-    ]
-    return np.concatenate(drawn).reshape(len(densities), -1, *run.dataset.shape)[:, :count]
+    noise = [devices.split(jax.random.normal(key, (count, *run.dataset.shape)), batches) for key in keys]
+    repeated = devices.stack([density for density in densities for _ in range(batches)])
+    drawn = np.array(run.sampler((repeated, np.concatenate(noise)), params))
+    return drawn.reshape(len(densities), -1, *run.dataset.shape)[:, :count]
 
 
 def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool) -> Sequence[QueryModel]:
@@ -80,28 +74,23 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
     if run.backbone.num_blocks and len(split.factors.names) > 1:
         sizes = [len(values) for values in split.factors.values]
         parts = composition.parts_of(run.backbone.table(params), split.trained, sizes)
+    losses_of = functools.partial(baselines.class_losses, batch_size=run.config.sampling.batch)
 
-    def compare(item: tuple[jax.Array, jax.Array], params: Any, parts: Any) -> tuple[jax.Array, Any]:
+    def compare(item: tuple[jax.Array, jax.Array], params: Any) -> Any:
         query, key = item
-        losses_of = functools.partial(
-            baselines.class_losses,
-            functools.partial(run.backbone.apply, params),
-            schedule=run.schedule,
-            query=query,
-            batch_size=run.config.sampling.batch,
-        )
-        losses = losses_of(run.backbone.table(params), key=key, num_draws=settings.class_draws)
+        known = (run.backbone, params, run.schedule, query)
+        losses = losses_of(*known, key, num_draws=settings.class_draws)
         if parts is None:
             return losses, None
 
         def of_sums(embeddings: jax.Array) -> jax.Array:
-            return losses_of(embeddings, key=named(key, "composed"), num_draws=settings.composed_draws)
+            return losses_of(*known, named(key, "composed"), embeddings, num_draws=settings.composed_draws)
 
         start = jnp.asarray(split.trained, jnp.int32)[baselines.top1(losses)]
         return losses, composition.explain(of_sums, parts, start)
 
-    compared = devices.one_by_one(compare, num_shared=2)
-    fits = {name: fitter(run, name, options) for name, options in specs.items()}
+    compared = devices.one_by_one(compare, num_shared=1)
+    fits = {name: adapt_lib.fitter(run.backbone, options, devices.side_by_side) for name, options in specs.items()}
 
     def work(indices: Sequence[int]) -> list[QueryModel]:
         queries = [run.queries[i] for i in indices]
@@ -111,15 +100,17 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
 
         examples = adapt_lib.Examples(query=devices.stack([query.image for query in queries]))
         teachers = [discoveries[i].teacher for i in indices]
-        losses, composed = [None] * len(indices), [None] * len(indices)
+        losses, composed = None, None
         if num_classes:
-            losses, sums = devices.in_groups(compared, (examples.query, keys("compare")), params, parts)
+            losses, composed = compared((examples.query, keys("compare")), params)
             for query, seen in zip(queries, np.isnan(losses).all(axis=1), strict=True):
                 if seen:
                     raise UserError(f"adapt: no class has a loss for {query.name}: the network's output is NaN.")
-            examples = dataclasses.replace(examples, classes=jnp.argsort(losses, axis=1).astype(jnp.int32))
-            if sums is not None:
-                examples, composed = dataclasses.replace(examples, composed=sums.embedding), devices.unstack(sums)
+            examples = dataclasses.replace(
+                examples,
+                classes=jnp.argsort(losses, axis=1).astype(jnp.int32),
+                composed=composed and composed.embedding,
+            )
         if any(options.pool != "query" for options in specs.values()):
             densities = [methods.teacher_density(teacher, settings.guidance) for teacher in teachers]
             examples = dataclasses.replace(
@@ -127,20 +118,22 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
             )
         learnt: dict[str, adapt_lib.Adaptation] = {}
         rows: list[list[str]] = [[] for _ in indices]
+        params_on, schedule_on, prior_on = devices.replicate((params, run.schedule, prior))
         for name, options in specs.items():
             given = learnt[options.after].embedding if options.after else None
-            learnt[name], seen = fits[name](
-                params, dataclasses.replace(examples, given=given), prior, keys(f"fit {name}")
-            )
+            # Moved once, to where the steps need them.
+            item = devices.spread((dataclasses.replace(examples, given=given), keys(f"fit {name}")))
+            progress = functools.partial(console.progress, what=f"adapt {name}")
+            try:
+                fitted = fits[name](params_on, schedule_on, *item, prior_on, progress)
+            except FloatingPointError as error:
+                raise UserError(f"adapt: {name}: {error}; what was finished before is kept.") from error
+            learnt[name], seen = devices.gather(fitted, len(indices))
             for lines, of_query in zip(rows, np.asarray(seen).tolist(), strict=True):
                 lines += [json.dumps({"level": name, "step": n, "loss": loss}) for n, loss in enumerate(of_query, 1)]
         for i, lines in zip(indices, rows, strict=True):
             storage.write_text(run.path("adapt", f"query_{i:04d}.jsonl"), "".join(f"{line}\n" for line in lines))
-        by_name = {name: devices.unstack(adaptations) for name, adaptations in learnt.items()}
-        return [
-            QueryModel(teacher, losses[j], composed[j], {name: of_queries[j] for name, of_queries in by_name.items()})
-            for j, teacher in enumerate(teachers)
-        ]
+        return devices.unstack(QueryModel(devices.stack(teachers), losses, composed, learnt))
 
     def untrained(teacher: Gaussian, params: Any, key: jax.Array) -> QueryModel:
         nothing = jnp.zeros(())
@@ -159,48 +152,3 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
 
     like = jax.eval_shape(untrained, discoveries[0].teacher, params, run.key("adapt"))
     return saved_by_query(run, "adapt", active, like, settings.chunk * jax.local_device_count(), work)
-
-
-def fitter(
-    run: Run, name: str, options: adapt_lib.AdaptOptions
-) -> Callable[[Any, adapt_lib.Examples, adapt_lib.Prior | None, jax.Array], tuple[adapt_lib.Adaptation, jax.Array]]:
-    """`fit(params, examples, prior, keys)` of one adaptation for Q queries side by side; compiled once for all chunks.
-
-    It returns what each query has taught, leaves (Q, ...), and the losses (Q, steps).
-    """
-    backbone, schedule = run.backbone, run.schedule
-
-    begin = devices.side_by_side(
-        lambda item, params, candidate: adapt_lib.init(backbone, params, item[0], item[1], options, candidate),
-        num_shared=2,
-    )
-    advance = devices.side_by_side(
-        lambda state_item, params, prior: adapt_lib.step(
-            state_item[0], backbone, params, schedule, state_item[1], prior, state_item[2], options
-        ),
-        num_shared=2,
-    )
-    finish = devices.side_by_side(
-        lambda state, params: adapt_lib.result(state, backbone, params, options), num_shared=1
-    )
-
-    def fit(
-        params: Any, examples: adapt_lib.Examples, prior: adapt_lib.Prior | None, keys: jax.Array
-    ) -> tuple[adapt_lib.Adaptation, jax.Array]:
-        # Moved once, to where the steps need them.
-        item = devices.spread((examples, keys))
-        params_on, prior_on = devices.replicate((params, prior))
-        try:
-            found = adapt_lib.best_fit(
-                lambda candidate: begin(item, params_on, jnp.int32(candidate)),
-                lambda state: advance((state, *item), params_on, prior_on),
-                lambda state: finish(state, params_on),
-                options,
-                1 if examples.classes is None else examples.classes.shape[-1],
-                lambda steps: console.progress(steps, f"adapt {name}"),
-            )
-        except FloatingPointError as error:
-            raise UserError(f"adapt: {name}: {error}; what was finished before is kept.") from error
-        return devices.gather(found, devices.size(examples.query))
-
-    return fit

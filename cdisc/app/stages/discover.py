@@ -1,6 +1,5 @@
 """The discovery of every query: its modes, its experts, its teacher; and the hierarchy of all their modes."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,6 @@ from cdisc import console, storage
 from cdisc.app import checkpoints, devices
 from cdisc.app.run import Run
 from cdisc.app.stages.saved import saved_by_query, unfinished
-from cdisc.diffusion.gaussian import Gaussian
 from cdisc.discovery import concepts
 from cdisc.discovery import hierarchy as hierarchy_lib
 from cdisc.networks import backbone as backbone_lib
@@ -37,9 +35,9 @@ def discover(run: Run, params: Any, active: bool) -> Sequence[concepts.Discovery
         queries = [run.queries[i] for i in indices]
         images = devices.stack([query.image for query in queries])
         keys = jnp.stack([run.key("discover", query) for query in queries])
-        discoveries = [or_nothing(discovery) for discovery in devices.unstack(mapped((images, keys), params))]
+        discoveries = [concepts.or_nothing(discovery) for discovery in devices.unstack(mapped((images, keys), params))]
         for query, discovery in zip(queries, discoveries, strict=True):
-            if not found(discovery):
+            if not discovery.found:
                 least = zip(discovery.info.smallest_residual, discovery.info.timesteps, strict=True)
                 said = ", ".join(f"{residual:.3f} at t = {t}" for residual, t in least)
                 console.warn(
@@ -55,38 +53,14 @@ def discover(run: Run, params: Any, active: bool) -> Sequence[concepts.Discovery
     return saved_by_query(run, "discover", active, like, jax.local_device_count(), work)
 
 
-def found(discovery: concepts.Discovery) -> bool:
-    """Whether the discovery of a query found any mode; where it did not, its teacher is no more than a place holder."""
-    return bool(np.any(discovery.pool.mask))
-
-
-def or_nothing(discovery: concepts.Discovery) -> concepts.Discovery:
-    """The discovery, or one without modes in the place of one that is not finite; its numbers can be computed with."""
-    if np.isfinite(discovery.teacher.mean).all() and np.isfinite(discovery.teacher.variance).all():
-        return discovery
-    return dataclasses.replace(
-        discovery,
-        pool=dataclasses.replace(discovery.pool, mask=jnp.zeros_like(discovery.pool.mask)),
-        selection=dataclasses.replace(discovery.selection, mask=jnp.zeros_like(discovery.selection.mask)),
-        teacher=Gaussian(jnp.zeros_like(discovery.teacher.mean), jnp.ones_like(discovery.teacher.variance)),
-    )
-
-
 def follow(
     run: Run, params: Any, discoveries: Sequence[concepts.Discovery], active: bool
 ) -> tuple[dict[str, Any], hierarchy_lib.Hierarchy] | None:
-    """The hierarchy of all queries' modes, as JSON and with its arrays; None where it was not asked for.
-
-    Its leaves are the modes that the discoveries found, without the saddles, at their own noise levels.
-    """
+    """The hierarchy of all queries' modes, as JSON and with its arrays; None where it was not asked for."""
     options = run.config.discover
     if not options.hierarchy:
         return None
-    kept = []
-    for pool in (discovery.pool for discovery in discoveries):
-        rows = pool.mask & (pool.curvature < options.max_curvature) & (pool.t <= max(options.hierarchy))
-        kept.append((pool.m[rows], pool.t[rows], pool.basin[rows]))
-    points, t, basins = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
+    points, t, basins, of = hierarchy_lib.leaves((discovery.pool for discovery in discoveries), options)
     if not len(t):
         return None
 
@@ -101,8 +75,7 @@ def follow(
             raise unfinished("discover", path)
         checkpoints.save(path, climb(params, points, t))
     hierarchy = jax.tree.map(np.asarray, checkpoints.restore(path, jax.eval_shape(climb, params, points, t)))
-    sources = [query.name for query, (_, at, _) in zip(run.queries, kept, strict=True) for _ in at]
-    tree = hierarchy_lib.tree(hierarchy, basins, sources)
+    tree = hierarchy_lib.tree(hierarchy, basins, [run.queries[i].name for i in of])
     file, text = run.path("discover", "hierarchy.json"), json.dumps(tree, indent=2) + "\n"
     # A run that only restores writes nothing: its workdir may be an archive.
     if not file.exists() or file.read_bytes() != text.encode():

@@ -1,6 +1,5 @@
 """Samples of every method for every query, and their figures."""
 
-import dataclasses
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
@@ -12,12 +11,13 @@ from cdisc import console, runtime, signals, storage
 from cdisc.app import config as config_lib
 from cdisc.app import devices, hosts
 from cdisc.app.report import results as results_lib
-from cdisc.app.run import Query, Run
+from cdisc.app.run import Run
 from cdisc.app.stages.adapt import QueryModel, draw
-from cdisc.app.stages.discover import NOTHING, found
+from cdisc.app.stages.discover import NOTHING
 from cdisc.app.stages.judge import judge_report, load_judge
 from cdisc.app.stages.saved import read_seconds, saved_by_query
 from cdisc.data import compositions
+from cdisc.data.queries import Query
 from cdisc.discovery import concepts
 from cdisc.errors import UserError, about
 from cdisc.evaluation import features, judge, methods, options, protocol
@@ -36,17 +36,9 @@ def densities_of(run: Run, params: Any, query: Query, model: QueryModel) -> dict
     return methods.densities(jnp.asarray(query.image), *known, run.config.evaluate, run.config.guidance)
 
 
-@dataclasses.dataclass(frozen=True)
-class Present(Sequence[dict[str, np.ndarray]]):
-    """Samples of queries by method, without those that there are none of."""
-
-    saved: Sequence[dict[str, np.ndarray]]
-
-    def __len__(self) -> int:
-        return len(self.saved)
-
-    def __getitem__(self, index: Any) -> Any:
-        return {name: samples for name, samples in self.saved[index].items() if not np.isnan(samples).all()}
+def present(samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Samples by method, without those that there are none of."""
+    return {name: drawn for name, drawn in samples.items() if not np.isnan(drawn).all()}
 
 
 def evaluate(
@@ -60,7 +52,7 @@ def evaluate(
 
     def work(indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
         known = [models[i] for i in indices]
-        without = [j for j, i in enumerate(indices) if not found(discoveries[i])]
+        without = [j for j, i in enumerate(indices) if not discoveries[i].found]
         densities = [densities_of(run, params, run.queries[i], model) for i, model in zip(indices, known, strict=True)]
         keys = [run.key("evaluate", run.queries[i]) for i in indices]
         # All methods start from the same noise, so that their samples can be compared one by one.
@@ -82,7 +74,7 @@ def evaluate(
 
     names = (*densities_of(run, params, run.queries[0], models[0]), options.PRODUCT)
     like = {name: jax.ShapeDtypeStruct((settings.samples, *run.dataset.shape), jnp.float32) for name in names}
-    samples = Present(saved_by_query(run, "evaluate", active, like, jax.local_device_count(), work))
+    samples = saved_by_query(run, "evaluate", active, like, jax.local_device_count(), work, present)
     if active and hosts.first():
         signals.obey()  # a judge may have to be trained
         write_results(run, discoveries, samples, load_judge(run))
@@ -167,7 +159,7 @@ def write_results(
                 else compositions.attributes(run.dataset.split.factors, query.composition),
                 "source": query.source,
                 "seed": query.seed,
-                **({} if found(discovery) else {"failed": NOTHING}),
+                **({} if discovery.found else {"failed": NOTHING}),
                 **protocol.describe(discovery),
                 "methods": measured[i],
             }

@@ -8,7 +8,6 @@ from typing import Any
 from cdisc import console, storage
 from cdisc.app.run import Run
 from cdisc.app.stages.adapt import QueryModel
-from cdisc.app.stages.discover import found
 from cdisc.discovery import concepts
 from cdisc.evaluation import options
 from cdisc.networks import interop
@@ -30,7 +29,7 @@ def export(
     interop.save(folder / "backbone", run.network, params, run.scheduler)
     for i, (model, discovery) in enumerate(zip(models, discoveries, strict=True)):
         for name, adaptation in model.adaptations.items():
-            if found(discovery) or not options.learns_from_product(run.config.adapt.levels, name):
+            if discovery.found or not options.learns_from_product(run.config.adapt.levels, name):
                 to = folder / f"query_{i:04d}" / name
                 interop.save_adapter(to, run.network, adaptation.adapter, adaptation.embedding)
     names = {f"query_{i:04d}": {"name": query.name, "source": query.source} for i, query in enumerate(run.queries)}

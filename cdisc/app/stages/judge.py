@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cdisc import bundled, console, storage
+from cdisc import console, storage
 from cdisc.app import checkpoints
 from cdisc.app.run import Run
 from cdisc.evaluation import judge, protocol
 from cdisc.keys import named
+from cdisc.networks import bundled
 
 _JUDGED = 1000
 """Real pictures on which the judge is tested."""

@@ -1,7 +1,6 @@
-"""The backbone: exact, restored, bundled, imported, or trained from scratch."""
+"""The backbone: restored, bundled, or trained from scratch."""
 
 import functools
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -12,21 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdisc import bundled, console, signals, storage
+from cdisc import console, signals, storage
 from cdisc.app import checkpoints, devices, hosts, watch
 from cdisc.app import config as config_lib
-from cdisc.app.config import DiffusersFolder
 from cdisc.app.run import Run
 from cdisc.app.stages.saved import meet, unfinished
 from cdisc.data import Dataset
 from cdisc.data.pictures import Pixels, grid, png
-from cdisc.diffusion.loss import draw_noise
-from cdisc.diffusion.schedule import Schedule
+from cdisc.diffusion.sampling import ddim
 from cdisc.errors import UserError
 from cdisc.keys import named
 from cdisc.learning import pretrain as pretrain_lib
-from cdisc.networks import denoiser, interop, lora
-from cdisc.networks.backbone import Backbone
+from cdisc.networks import bundled, denoiser
 from cdisc.networks.unet import UNetConfig
 
 _METRICS_EVERY = 50
@@ -46,32 +42,35 @@ _TRACED_STEPS = 5
 
 
 def pretrain(run: Run, active: bool) -> Any:
-    """The backbone's parameters: exact, restored, bundled, imported or trained."""
-    if run.network is None:
-        return run.dataset.train
-    if isinstance(run.config.network, DiffusersFolder):
-        return import_backbone(run, run.config.network, active)
+    """The backbone's parameters: given, restored, bundled or trained."""
+    if run.params is not None:
+        return run.params
+    assert run.network is not None  # an exact score has parameters
     like = jax.eval_shape(functools.partial(denoiser.init, run.network), run.key("pretrain"))
     path = run.path("pretrain", "params")
     # Ask the first process: it writes, and may have written before a slower one looks.
-    if hosts.gather(str(checkpoints.exists(path)))[0] == "True":
-        meet([path])
-        return checkpoints.restore(path, like)
-    if not active:
-        raise unfinished("pretrain", path)
-    if run.config.pretrain.restore:
-        params = restore_backbone(run, like)
-    elif run.config.pretrain.from_scratch:
-        params = train_backbone(run, run.network)
-    elif not run.config.pretrain.bundle:
-        raise UserError("config.pretrain names no bundled backbone: set --config.pretrain.from_scratch=True.")
-    else:
-        params = bundled.restore_npz(bundled.FOLDER / f"{run.config.pretrain.bundle}.npz", like, bundle_about(run))
-        console.say(f"pretrain: the bundled backbone {run.config.pretrain.bundle}")
-    if hosts.first():
-        checkpoints.save(path, params, weights_about(run))
+    if hosts.gather(str(checkpoints.exists(path)))[0] != "True":
+        if not active:
+            raise unfinished("pretrain", path)
+        params = obtain(run, run.network, like)
+        if hosts.first():
+            checkpoints.save(path, params, weights_about(run))
     meet([path])
     return checkpoints.restore(path, like)
+
+
+def obtain(run: Run, network: UNetConfig, like: Any) -> denoiser.Params:
+    """The backbone's parameters of another run, bundled or trained, as the configuration says."""
+    if run.config.pretrain.restore:
+        return restore_backbone(run, like)
+    if run.config.pretrain.from_scratch:
+        return train_backbone(run, network)
+    name = run.config.pretrain.bundle
+    if not name:
+        raise UserError("config.pretrain names no bundled backbone: set --config.pretrain.from_scratch=True.")
+    params: denoiser.Params = bundled.restore_npz(bundled.FOLDER / f"{name}.npz", like, bundle_about(run))
+    console.say(f"pretrain: the bundled backbone {name}")
+    return params
 
 
 def weights_about(run: Run) -> dict[str, str]:
@@ -104,81 +103,9 @@ def restore_backbone(run: Run, like: Any) -> denoiser.Params:
     return checkpoints.restore(folder, like)
 
 
-def import_backbone(run: Run, source: DiffusersFolder, active: bool) -> denoiser.Params:
-    """The parameters in a folder of diffusers, which stay there: the workdir keeps only their digest.
-
-    Raises:
-      UserError: for weights that cannot be read, or that are not those which the workdir's results were made with.
-    """
-    folder, null = source.path, source.null_class
-    pretrained = interop.load(folder)
-    params = pretrained.params
-    if source.adapter:
-        adapter, embedding = interop.load_adapter(source.adapter, pretrained.network)
-        params = lora.merge(params, adapter)
-        if embedding is not None:
-            console.warn(f"{source.adapter} has a class of its own besides its factors, which is not used.")
-    digest = hashlib.sha256(repr((pretrained.network, pretrained.scheduler)).encode())
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).tobytes())
-    path, later = run.path("pretrain", "imported.json"), run.path("discover")
-    with hosts.first_alone():
-        try:
-            known = storage.read_json(path, "choose another --workdir")["sha256 of weights"]
-        except FileNotFoundError as error:
-            known = digest.hexdigest()
-            if later.exists():
-                raise UserError(
-                    f"{path}, which says which network {later} was made with, is not there: choose another --workdir, "
-                    "or remove pretrain and discover and adapt from this one."
-                ) from error
-            if not active:
-                raise unfinished("pretrain", path) from error
-            storage.write_json(path, {"sha256 of weights": known})
-            count = sum(leaf.size for leaf in jax.tree.leaves(params))
-            console.say(f"pretrain: {folder}, {count:,} parameters")
-        if known != digest.hexdigest():
-            raise UserError(f"{folder} is not the network that {run.workdir} was made with: choose another --workdir.")
-    return params if null is None else denoiser.null_last(params, null)
-
-
 def bundle_about(run: Run) -> dict[str, str]:
     """What must match for a bundled backbone to be used."""
     return {"config": config_lib.backbone_digest(run.config), "data": run.dataset.fingerprint}
-
-
-def compiled_step(
-    *,
-    backbone: Backbone,
-    options: pretrain_lib.PretrainOptions,
-    schedule: Schedule,
-    shape: tuple[int, ...],
-) -> Callable[[pretrain_lib.TrainState, Any, jax.Array], tuple[pretrain_lib.TrainState, dict[str, jax.Array]]]:
-    """One step on all devices as a function `(state, pictures, key) -> (state, metrics)`, which overwrites its state.
-
-    Its randomness follows from `key` and `state.step` alone, so a resumed run equals an unbroken one.
-
-    Args:
-      backbone: the network as a function of its parameters.
-      options: the training's.
-      schedule: the forward process.
-      shape: (H, W, C) of a picture.
-
-    Returns:
-      The step, which takes a state that `devices.replicate` made and the pictures of `read_share`; `metrics` are
-      `loss` and `grad_norm`, both scalars.
-    """
-    known: dict[str, Any] = {"options": options, "schedule": schedule}
-    return devices.training_step(
-        draw=functools.partial(pretrain_lib.draw, shape=shape, **known),
-        zero_total=lambda state: pretrain_lib.zero_total(state.params),
-        add=lambda total, state, *share: pretrain_lib.add_gradient(
-            total, state.params, *share, backbone=backbone, **known
-        ),
-        update=functools.partial(pretrain_lib.update, options=options),
-        count=options.batch_size,
-        parts=options.accumulate,
-    )
 
 
 def read_share(dataset: Dataset, options: pretrain_lib.PretrainOptions, key: jax.Array) -> Callable[[int], Any]:
@@ -190,7 +117,7 @@ def read_share(dataset: Dataset, options: pretrain_lib.PretrainOptions, key: jax
       key: the training's.
 
     Returns:
-      `steps done -> pictures`, those of the next step as `compiled_step` takes them.
+      `steps done -> pictures`, those of the next step as `devices.training_step` takes them.
     """
     places, _ = devices.batch_rows(options.batch_size, options.accumulate)
     host = devices.host_device()
@@ -255,7 +182,8 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
     state = devices.replicate(found.state)
     best, metrics = jax.tree.map(np.array, (found.best, found.metrics))
     del found  # it is on a device
-    train_step = compiled_step(backbone=run.backbone, options=options, schedule=run.schedule, shape=run.dataset.shape)
+    step = pretrain_lib.step(run.backbone, options, run.schedule, run.dataset.shape)
+    train_step = devices.training_step(step)
     read = read_share(run.dataset, options, key_train)
     every, samples_every = options.save_every, options.samples_every
     draw, validate = class_pictures(run, key_samples), validation(run, options, key_validation)
@@ -316,7 +244,8 @@ def class_pictures(run: Run, key: jax.Array) -> Callable[[denoiser.Params], Pixe
         def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
             return run.backbone.apply(params, x, t, denoiser.embed(params, labels))
 
-        return run.sample(eps_fn, jnp.repeat(noise, columns, axis=0))
+        x = jnp.repeat(noise, columns, axis=0)
+        return ddim(eps_fn, run.schedule, x, **run.config.sampling.ddim_options)
 
     return lambda params: grid(draw(devices.one_copy(params)), columns=columns)
 
@@ -325,20 +254,11 @@ def validation(run: Run, options: pretrain_lib.PretrainOptions, key: jax.Array) 
     """The loss of parameters on pictures of the trained classes that training does not use, always the same ones."""
     trained = run.dataset.split.trained
     count = len(trained) * -(-_VALIDATED // len(trained))
-    labels = np.arange(count, dtype=np.int32) % len(trained)
-    x0 = np.concatenate([run.dataset.queries(composition, 1) for composition in trained])[labels]
-    given = ((x0, labels), *map(np.asarray, draw_noise(key, run.schedule, x0.shape)))
-
-    known: dict[str, Any] = {"backbone": run.backbone, "schedule": run.schedule, "loss": options.loss}
-    example_losses = jax.jit(functools.partial(pretrain_lib.example_losses, **known))
-
-    def validate(params: denoiser.Params) -> float:
-        params, batch = devices.one_copy(params), run.config.sampling.batch
-        batches = [jax.tree.map(lambda array, i=i: array[i : i + batch], given) for i in range(0, count, batch)]
-        found = [example_losses(params, *arrays) for arrays in batches]
-        return float(np.mean(np.concatenate(found)))
-
-    return validate
+    labels = jnp.arange(count, dtype=jnp.int32) % len(trained)
+    x0 = jnp.concatenate([run.dataset.queries(composition, 1) for composition in trained])[labels]
+    pictures, batch = (x0, labels), run.config.sampling.batch
+    validate = pretrain_lib.validation(run.backbone, run.schedule, options.loss, pictures, key, batch)
+    return lambda params: validate(devices.one_copy(params))
 
 
 def finite_metrics(history: Sequence[dict[str, jax.Array]], done: int, folder: pathlib.Path) -> np.ndarray:

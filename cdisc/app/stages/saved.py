@@ -44,18 +44,24 @@ def meet(paths: Sequence[pathlib.Path]) -> None:
 class Saved(Sequence[Any]):
     """What a stage left for each query, on the host. Read when asked for: all of it may not fit in memory."""
 
-    def __init__(self, paths: Sequence[pathlib.Path], like: Any):
-        self._paths, self._like = paths, like
+    def __init__(self, paths: Sequence[pathlib.Path], like: Any, shown: Callable[[Any], Any]):
+        self._paths, self._like, self._shown = paths, like, shown
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: Any) -> Any:
-        return jax.tree.map(np.asarray, checkpoints.restore(self._paths[index], self._like))
+        return self._shown(jax.tree.map(np.asarray, checkpoints.restore(self._paths[index], self._like)))
 
 
 def saved_by_query(
-    run: Run, stage: str, active: bool, like: Any, at_once: int, work: Callable[[Sequence[int]], Sequence[Any]]
+    run: Run,
+    stage: str,
+    active: bool,
+    like: Any,
+    at_once: int,
+    work: Callable[[Sequence[int]], Sequence[Any]],
+    shown: Callable[[Any], Any] = lambda result: result,
 ) -> Saved:
     """What a stage leaves for each query; what was not saved before is worked out and saved.
 
@@ -66,6 +72,7 @@ def saved_by_query(
       like: the structure, shapes and types of one result.
       at_once: at most how many queries `work` is given at a time; fewer where a process would else have none.
       work: from indices into `run.queries` to their results.
+      shown: from a result, as it is read again, to what is returned of it.
 
     Raises:
       UserError: if a result is missing and the stage was not asked for, or cannot be written, or disappears.
@@ -90,7 +97,7 @@ def saved_by_query(
             if i in missing and hosts.first():
                 checkpoints.save(paths[i], found[place])
     meet(paths)
-    return Saved(paths, like)
+    return Saved(paths, like, shown)
 
 
 def note_seconds(path: pathlib.Path, stage: str, seconds: float, finished: bool) -> None:

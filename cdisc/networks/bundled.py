@@ -1,4 +1,4 @@
-"""The networks that come with cdisc, as files beside this one; `tools/bundle.py` makes them."""
+"""The networks that come with cdisc, as files in `cdisc/bundled`; `tools/bundle.py` makes them."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from cdisc.errors import UserError, require_known
 from cdisc.networks import denoiser, interop
 from cdisc.networks.unet import UNetConfig
 
-FOLDER = pathlib.Path(__file__).parent
+FOLDER = pathlib.Path(__file__).parent.parent / "bundled"
 
 
 def about(network: UNetConfig, scheduler: interop.SchedulerConfig) -> dict[str, str]:

@@ -1,0 +1,83 @@
+"""The pictures, the network and the forward process that a configuration names, checked before any work."""
+
+import dataclasses
+import hashlib
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from cdisc import console
+from cdisc.app import hosts
+from cdisc.app.config import DATA, Config, DiffusersFolder
+from cdisc.data import Dataset, queries
+from cdisc.errors import about
+from cdisc.networks import denoiser, interop, lora
+from cdisc.networks.interop import SchedulerConfig
+from cdisc.networks.unet import UNetConfig
+
+
+def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, SchedulerConfig, Any]:
+    """What `config` names; this alone asks whether a network is trained here or was saved by diffusers.
+
+    Returns:
+      The configuration, where there is a folder with its way to sample and timesteps of its schedule; the pictures; the
+      U-Net's options, None where the score is exact; the forward process and what is predicted; the parameters, None
+      where they are to be trained or restored.
+
+    Raises:
+      UserError: for anything in the configuration that cannot be used.
+    """
+    source = config.network
+    if isinstance(source, DiffusersFolder):
+        return _resolve_folder(config, source)
+    with hosts.first_alone():  # some data are made once and kept, which takes minutes
+        dataset = next(module for module in DATA.values() if module.Options is type(config.data)).load(config.data)
+    if not isinstance(source, UNetConfig):
+        return config, dataset, None, config.scheduler(), dataset.train
+    with about("config.network."):
+        network = source.for_classes(len(dataset.split.trained), dataset.shape, dataset.name)
+    return config, dataset, network, config.scheduler(), None
+
+
+def _resolve_folder(
+    config: Config, source: DiffusersFolder
+) -> tuple[Config, Dataset, UNetConfig, SchedulerConfig, denoiser.Params]:
+    network, scheduler = source.options()
+    for name, level in config.adapt.levels.items():
+        with about(f"config.adapt.levels.{name}."):
+            if network.num_class_embeds in (None, 1) and not level.after and level.start == "top1":
+                raise ValueError(f"start is 'top1', and {source.path} has no class to start at: set it to 'normal'.")
+            if network.num_class_embeds in (None, 1) and level.space == "span":
+                raise ValueError(f"space is 'span', and {source.path} has no classes to span one: set it to 'free'.")
+            if level.prior_weight > 0:
+                raise ValueError(
+                    f"prior_weight is {level.prior_weight}, and there are no pictures for it: set it to 0."
+                )
+    if not scheduler.sampler.startswith("DDIM"):
+        console.say(f"{source.path} is of a {scheduler.sampler}: here samples are drawn by DDIM, on its schedule")
+    given, last, discovery = source.num_timesteps, scheduler.num_train_timesteps, config.discover
+    if given != last:
+        discovery = discovery.rescaled(given, last)
+        console.say(
+            f"the network's schedule has {last} timesteps: config.discover's, given for {given}, become "
+            f"{discovery.timesteps} and {discovery.hierarchy}"
+        )
+    sampling = dataclasses.replace(config.sampling, **scheduler.ddim_options)
+    config = dataclasses.replace(config, discover=discovery, sampling=sampling)
+    with about("config."):
+        config.require_timesteps(last)
+    params = interop.load(source.path).params
+    if source.adapter:
+        adapter, embedding = interop.load_adapter(source.adapter, network)
+        params = lora.merge(params, adapter)
+        if embedding is not None:
+            console.warn(f"{source.adapter} has a class of its own besides its factors, which is not used.")
+    digest = hashlib.sha256(repr((network, scheduler)).encode())
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf).tobytes())
+    name = pathlib.Path(source.path).expanduser().resolve().name
+    dataset = queries.load(name, network.picture_shape, digest.hexdigest())
+    null = source.null_class
+    return config, dataset, network, scheduler, params if null is None else denoiser.null_last(params, null)
