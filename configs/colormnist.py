@@ -178,7 +178,6 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.evaluate.update(
         num_queries=4,
         samples=8,
-        class_guidance=3.0,  # the trained classes' samples carry their class in 99% at 2 and 91% at 1
         query_only_sigmas=(0.1, 0.3),
     )
     c.evaluate.judge.bundle = "colormnist_small_judge"

@@ -125,9 +125,9 @@ def densities(
 def evaluations(options: Evaluate) -> int:
     """The most evaluations of the network that a step of all of `densities` takes for a picture of each."""
     sigmas = {options.query_only_sigma, *options.query_only_sigmas}
-    # The null model with each of what is learnt, alone with the teacher, with Top-1's class and Top-3's classes, and
-    # alone with each Query-only.
-    return 2 * len(options.methods) + 1 + 2 + 4 + len(sigmas)
+    # The null model with each of what is learnt, alone with the teacher, with Top-1's class, the composed one and
+    # Top-3's classes, and alone with each Query-only.
+    return 2 * len(options.methods) + 1 + 2 + 2 + 4 + len(sigmas)
 
 
 def sentences(options: Evaluate, learnt: Mapping[str, str]) -> dict[str, str]:

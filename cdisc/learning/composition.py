@@ -8,6 +8,7 @@ method does without (arXiv 2605.07078), and nothing is learnt from the picture b
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -95,7 +96,7 @@ def explain(losses_of: Callable[[jax.Array], jax.Array], parts: Parts, start: ja
     value = np.concatenate([np.arange(size) for size in parts.sizes])
     changed = factor[:, None] == np.arange(len(parts.sizes))  # (V, F), which factor each candidate changes
 
-    def improve(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def improve(carry: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> Any:
         composition, least, rounds, _ = carry
         candidates = jnp.where(changed, value[:, None], composition[None])
         losses = losses_of(parts.embedding(candidates))
@@ -105,7 +106,7 @@ def explain(losses_of: Callable[[jax.Array], jax.Array], parts: Parts, start: ja
         composition = jnp.where(better, candidates[best], composition)
         return composition, jnp.minimum(losses[best], least), rounds + 1, better
 
-    def unfinished(carry: tuple[jax.Array, ...]) -> jax.Array:
+    def unfinished(carry: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> jax.Array:
         return carry[3] & (carry[2] < 2 * len(parts.sizes))
 
     begin = (jnp.asarray(start, jnp.int32), jnp.asarray(jnp.inf), jnp.asarray(0, jnp.int32), jnp.asarray(True))

@@ -136,13 +136,11 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
         return devices.unstack(QueryModel(devices.stack(teachers), losses, composed, learnt))
 
     def untrained(teacher: Gaussian, params: Any, key: jax.Array) -> QueryModel:
-        nothing = jnp.zeros(())
-        composed = parts and composition.Explained(
-            jnp.zeros(len(parts.sizes), jnp.int32), parts.values[0], nothing, nothing.astype(jnp.int32)
-        )
-        examples = adapt_lib.Examples(
-            jnp.zeros(run.dataset.shape), classes=jnp.arange(num_classes), composed=composed and composed.embedding
-        )
+        examples = adapt_lib.Examples(jnp.zeros(run.dataset.shape), classes=jnp.arange(num_classes))
+        composed = None
+        if parts is not None:
+            composed = composition.explain(lambda sums: jnp.zeros(len(sums)), parts, jnp.zeros(len(parts.sizes)))
+            examples = dataclasses.replace(examples, composed=composed.embedding)
         learnt: dict[str, adapt_lib.Adaptation] = {}
         for name, options in specs.items():
             given = learnt[options.after].embedding if options.after else None
