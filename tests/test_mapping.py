@@ -150,8 +150,8 @@ def test_results_do_not_depend_on_the_devices(answers, count, by):
 
 @pytest.mark.parametrize(("count", "by"), WAYS)
 def test_a_discovery_on_several_devices_is_that_on_one(answers, count, by):
-    # The second of two queries. Catches: a loop under shard_map whose carry enters as the same on all devices and leaves
-    # as different; queries that several devices share in turn, treated at once.
+    # The second of two queries. Catches: a loop under shard_map whose carry enters as the same on all devices and
+    # leaves as different; queries that several devices share in turn, treated at once.
     alone, answer = answers[1]["by_pmap"], answers[count][by]
     np.testing.assert_allclose(answer["found"], alone["found"], rtol=1e-4, atol=1e-5)
     assert answer["nfe"] == answers[count]["by_pmap"]["nfe"]
