@@ -83,7 +83,7 @@ class Pretrain(PretrainOptions):
       from_scratch: whether a backbone is trained instead of taking the bundled one.
       bundle: the name of a bundled backbone that is used unless `from_scratch`.
       restore: the workdir of another run, whose backbone is taken; empty for none.
-      start: the name of a bundled backbone whose weights training starts from, with new classes; empty for none.
+      start: the name of a bundled backbone whose weights training starts from, with new classes; None for none.
       save_every: steps between checkpoints, each with a validation loss.
       keep: how many of them are kept.
       result: the averaged parameters that are used, the "last" ones or the "best", of the smallest validation loss.
@@ -94,7 +94,7 @@ class Pretrain(PretrainOptions):
     from_scratch: bool = True
     bundle: str = ""
     restore: str = ""
-    start: str = ""
+    start: str | None = None
     save_every: int = 1000
     keep: int = 2
     result: Literal["last", "best"] = "last"
