@@ -16,6 +16,7 @@ from cdisc.app.config import Sampling, read
 from cdisc.app.run import Run, prepare
 from cdisc.app.stages import adapt as stage
 from cdisc.app.stages import evaluate
+from cdisc.data import compositions
 from cdisc.data.queries import Query
 from cdisc.diffusion import exact
 from cdisc.diffusion.gaussian import Gaussian
@@ -129,7 +130,7 @@ def test_samples_do_not_depend_on_their_batches_nor_do_programs_on_how_many_ther
     assert compiled == [4, 10]
 
 
-def _stage(workdir, monkeypatch, pictures, levels, chunk=1, params=TABLE, methods_=None, **guidance):
+def _stage(workdir, monkeypatch, pictures, levels, chunk=1, params=TABLE, methods_=None, split=None, **guidance):
     """The stage on a run of these queries: the run, what it left, and the densities of the samples to learn from.
 
     A query's teacher sits at the query, and so do the samples that are learnt from.
@@ -141,8 +142,11 @@ def _stage(workdir, monkeypatch, pictures, levels, chunk=1, params=TABLE, method
     queries = tuple(Query(f"picture {i}", np.asarray(x), None, "a test", 0) for i, x in enumerate(pictures))
     shape = queries[0].image.shape
     known = lambda data, key, count, rows: (jnp.zeros((count, *shape)), jnp.zeros(count, jnp.int32))  # noqa: E731
-    dataset = types.SimpleNamespace(shape=shape, train=None, train_batch=known)
-    run = dataclasses.replace(RUN, config=read(config), workdir=workdir, dataset=dataset, queries=queries)
+    dataset = types.SimpleNamespace(shape=shape, train=None, train_batch=known, split=split)
+    backbone = dataclasses.replace(RUN.backbone, num_blocks=0 if split is None else 1)
+    run = dataclasses.replace(
+        RUN, config=read(config), workdir=workdir, dataset=dataset, queries=queries, backbone=backbone
+    )
     teachers = [Gaussian(mean=jnp.asarray(q.image), variance=jnp.full_like(q.image, 0.1)) for q in queries]
     drawn = []
 
@@ -197,6 +201,24 @@ def test_each_query_has_what_its_own_picture_teacher_and_samples_taught(monkeypa
         assert [len(_losses(run, i, name)) for name in levels] == [60, 60, 1]
         seen, on = (model.adaptations[name].embedding for name in ("seen", "on"))
         np.testing.assert_allclose(on, seen, atol=1e-6)
+
+
+def test_each_query_is_read_as_a_sum_of_its_own_parts(monkeypatch, tmp_path):
+    # Catches: the composition of another query, of the nearest trained class, or of the class table's rows as they are;
+    # an adaptation that starts elsewhere, and no row for it among the methods.
+    factors = compositions.Factors(("across", "down"), (("left", "right"), ("up", "down", "flat")))
+    split = compositions.split(factors, ["across=right down=up", "across=left down=flat"])
+    across, down = np.eye(4)[:2], np.array([[0, 0, 1, 0.0], [0, 0, 0, 1], [0, 0, -0.5, 0.5]])
+    params = jnp.asarray([across[i] + down[j] for i, j in split.trained], jnp.float32)
+    pictures = [jnp.asarray(across[i] + down[j], jnp.float32).reshape(2, 2, 1) for i, j in split.held_out]
+    levels = {"on": {**TAUGHT, "pool": "query", "start": "composed"}}
+    run, models, _ = _stage(tmp_path, monkeypatch, pictures, levels, 2, params, split=split)
+    for query, model, composition in zip(run.queries, models, split.held_out, strict=True):
+        np.testing.assert_array_equal(model.composed.composition, composition)
+        for embedding in (model.composed.embedding, model.adaptations["on"].embedding):
+            np.testing.assert_allclose(embedding, np.ravel(query.image), atol=1e-4)
+        shown = evaluate.densities_of(run, params, query, model)["composed"]
+        np.testing.assert_allclose(shown.embeddings[0], np.ravel(query.image), atol=1e-4)
 
 
 def test_every_step_query_and_adaptation_draws_noise_of_its_own(monkeypatch, tmp_path):
