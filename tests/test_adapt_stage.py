@@ -140,7 +140,9 @@ def _stage(workdir, monkeypatch, pictures, levels, chunk=1, params=TABLE, method
     config.adapt.update(guidance=guidance or config.adapt.guidance, class_draws=1, chunk=chunk, levels=levels)
     config.evaluate.methods = methods_ or {}
     queries = tuple(Query(f"picture {i}", np.asarray(x), None, "a test", 0) for i, x in enumerate(pictures))
-    dataset = types.SimpleNamespace(shape=queries[0].image.shape, split=split)
+    shape = queries[0].image.shape
+    known = lambda data, key, count, rows: (jnp.zeros((count, *shape)), jnp.zeros(count, jnp.int32))  # noqa: E731
+    dataset = types.SimpleNamespace(shape=shape, train=None, train_batch=known, split=split)
     backbone = dataclasses.replace(RUN.backbone, num_blocks=0 if split is None else 1)
     run = dataclasses.replace(
         RUN, config=read(config), workdir=workdir, dataset=dataset, queries=queries, backbone=backbone
@@ -272,6 +274,15 @@ def test_what_a_method_samples_is_what_was_learnt_at_its_scale_beside_its_own_te
         _apply(TABLE, x @ kernel["kernel"], t, jnp.tile(e[None], (2, 1))) for e in (TABLE[0], beside.embeddings[0])
     )
     np.testing.assert_allclose(eps, null + 1.5 * (given - null), rtol=1e-3, atol=1e-3)
+
+
+def test_pictures_of_trained_classes_reach_the_steps_that_ask_for_them(monkeypatch, tmp_path):
+    # The query is its class and nothing is learnt, so the loss is that of the known pictures, which are not their
+    # class's. Catches: an adaptation that is fitted without them, or with them where they have no weight.
+    alone = {**TAUGHT, "pool": "query", "steps": 2, "batch_size": 8}
+    levels = {"alone": alone, "beside": {**alone, "prior_weight": 1.0}}
+    run, _, _ = _stage(tmp_path, monkeypatch, [EXAMPLES[0].query], levels)
+    assert max(_losses(run, 0, "alone")) < 1e-6 and min(_losses(run, 0, "beside")) > 0.01
 
 
 def test_a_network_that_gives_no_numbers_is_named_with_the_query(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import PAGES, README, ROOT, marked
+from commands import PAGES, README, ROOT, marked, run_here
 
 import cdisc
 from cdisc.diffusion import gaussian
@@ -24,7 +24,7 @@ def test_every_shell_command_is_run_by_ci_or_a_test():
     ran = re.findall(r"\$\(readme ([a-z-]+)\)", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
     # tests/test_pretrained.py and tests/test_folder.py run those that need a network or pictures of the person's own,
     # tests/test_launch.py those that need a cluster.
-    assert sorted(marked(name) for name in [*ran, "pretrained", "folder", "launch"]) == sorted(blocks)
+    assert sorted(marked(name) for name in [*ran, "pretrained", "folder", "launch", "fashion"]) == sorted(blocks)
 
 
 @pytest.mark.parametrize("name", ["main-job", "more-commands", "dry-run", "hosts", "faces", "folder"])
@@ -34,6 +34,14 @@ def test_commands_name_files_that_exist(name):
         for option in ("--config=", "--query="):
             if word.startswith(option):
                 assert (ROOT / word.removeprefix(option).split(":")[0]).is_file()
+
+
+def test_the_command_for_files_of_mnist_s_format_is_accepted(tmp_path):
+    # Catches: a field that is gone. tests/test_digits.py reads such files; training on them takes an hour.
+    words = shlex.split(marked("fashion").replace("\\\n", "").replace("runs/fashion", str(tmp_path / "run")))
+    assert words[1:3] == ["-m", "cdisc.main"]
+    ended = run_here(*words[3:], "--dry_run")
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_extras_that_are_named_exist():
