@@ -203,6 +203,9 @@ def followed(
     run: Callable[[Sequence[str]], None], workdir: pathlib.Path, stages: Sequence[str]
 ) -> tuple[str, list[str]]:
     """Runs, does what is advised, and so on: how it ended, and the sentences on the way."""
+    from cdisc.app import workdir as workdir_lib
+    from cdisc.app.run import STAGES
+
     sentences: list[str] = []
     while len(sentences) < 5:
         ended = once(functools.partial(run, stages))
@@ -213,10 +216,10 @@ def followed(
         sentences.append(ended.sentence)
         if found := re.match(r"(/\S+) .*: delete that folder and run again", ended.sentence):
             shutil.rmtree(found[1])
-        elif found := re.search(r"or remove ([\w ]+) from this one", ended.sentence):
-            for stage in (gone := found[1].split(" and ")):
-                shutil.rmtree(workdir / stage)
-            stages = [*dict.fromkeys([*gone, *stages])]
+        elif found := re.search(r"or remove ([\w. ]+) from this one", ended.sentence):
+            for name in (gone := found[1].split(" and ")):
+                workdir_lib.remove(workdir / name)
+            stages = [*(stage for stage in STAGES if stage in {*gone, *stages})]
         elif found := re.search(r"add (\w+) to --stages", ended.sentence):
             stages = [found[1], *stages]
         else:

@@ -85,8 +85,8 @@ def require_positive(**values: int | Sequence[int] | None) -> None:
 
 
 def short(name: object, most: int = 200) -> str:
-    """A name as a sentence shows it: of one that is longer than `most` characters, the middle is left out."""
-    text = str(name)
+    """A name as a sentence shows it, in one line; of one longer than `most` characters, the middle is left out."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cdisc.errors import UserError
+from cdisc.errors import UserError, short
 
 _ELSEWHERE = "choose another --workdir"
 
@@ -135,10 +135,11 @@ def writable(folder: pathlib.Path, instead: str = _ELSEWHERE) -> None:
       UserError: if not.
     """
     try:
+        taken = len(str(folder.absolute()).encode())  # Orbax takes no path that is not UTF-8
         folder.mkdir(parents=True, exist_ok=True)
-        room = os.pathconf(folder, "PC_PATH_MAX") - len(os.fsencode(folder.absolute()))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}): {instead}.") from error
+        room = os.pathconf(folder, "PC_PATH_MAX") - taken
+    except (OSError, UnicodeEncodeError) as error:
+        raise UserError(f"{short(folder)} cannot be written ({error}): {instead}.") from error
     if room < _DEEPEST:
         raise UserError(f"{folder!s:.50}... is too long a path to hold files: {instead}.")
     if not os.access(folder, os.W_OK):

@@ -106,6 +106,7 @@ def table(sep=",", cell=str, row=None, names="image_id Bald Male Smiling", quote
         table(quote='"'),
         table(row=0),
         table(row=1, quote='"'),
+        "Bald Male Smiling\n" + table("\t ", names="Bald").split("\n", 1)[1],
         table(" ", row=1, quote='"', names="image_id Bald Male Smiling").replace(" ", "", 1),
         "sep=;\n" + table(";", row=0),
         table(row=0, names="index image_id Bald Male Smiling"),
@@ -130,6 +131,7 @@ def test_attribute_files_as_people_have_them(tmp_path, text):
         (table(cell=lambda value: "yes" if value > 0 else "no"), r"expected: fetch it anew|has the value"),
         (table(cell=lambda value: "nan"), "has the value 'nan'"),
         (table().replace("000002.jpg", "img/000001.png"), "names a file twice"),
+        (table().replace("Male", "Bald"), "has the column Bald twice"),
         ("x" * 200_000, "cannot be read"),
         (b"\x80\x02}q", r"cannot be read .*: it must be a table as text"),
     ],
@@ -151,6 +153,13 @@ def test_the_partition_of_another_program_or_format(tmp_path):
     ):
         root = written(tmp_path / str(i), text, "list_eval_partition.csv")
         assert celeba.read_partition(root, tuple(SMALL)).tolist() == [0, 1, 2]
+
+
+def test_a_partition_that_says_two_things_of_a_file(tmp_path):
+    # Catches: the last of them taken without a word.
+    root = written(tmp_path, "000001.jpg 0\n000002.jpg 1\n000003.jpg 2\n000001.png 2\n", "list_eval_partition.txt")
+    with pytest.raises(UserError, match=r"list_eval_partition\.txt names a file twice"):
+        celeba.read_partition(root, tuple(SMALL))
 
 
 def archive_of(root, members, method=zipfile.ZIP_STORED):

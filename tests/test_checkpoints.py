@@ -311,6 +311,7 @@ def dying(fn, done, moment, error):
 def test_what_killed_runs_left_is_swept_from_a_workdir(tmp_path):
     # Catches: leftovers that stay for ever, a finished checkpoint or another's file taken along.
     kept = ["adapt/query_0000/arrays/x.partial", "results.json", "pretrain/train/step_00000010/manifest.json"]
+    kept += ["my.old/photo.png", "notes.partial", "src/code.old"]  # another's
     left = ["results.json.host.12.partial", "adapt/query_0001.partial/arrays/d", "pretrain/train/step_00000020.old/a"]
     for name in (*kept, *left):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -466,6 +467,10 @@ def test_writable(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another --workdir"):
         storage.writable(tmp_path / "file" / "b")
+    # Catches: a folder whose name is no UTF-8, to which Orbax answers with a traceback when the first stage is done.
+    with pytest.raises(UserError, match=r"run.udcff cannot be written \(.*: choose another --workdir"):
+        storage.writable(tmp_path / os.fsdecode(b"run\xff"))
+    assert not (tmp_path / os.fsdecode(b"run\xff")).exists()
     monkeypatch.setattr(checkpoints.os, "access", lambda folder, mode: False)
     with pytest.raises(UserError, match="cannot be written"):
         storage.writable(tmp_path)

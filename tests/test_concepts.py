@@ -10,7 +10,7 @@ import pytest
 
 from cdisc.diffusion import exact, schedule
 from cdisc.diffusion.gaussian import Gaussian
-from cdisc.discovery import concepts, curvature, modes
+from cdisc.discovery import concepts, curvature, modes, selection
 from cdisc.learning import cost
 
 SCHEDULE = schedule.linear_beta()
@@ -426,3 +426,22 @@ def test_timesteps_beyond_the_schedule_are_refused():
     options = dataclasses.replace(SMALL, timesteps=(50, 101))
     with pytest.raises(ValueError, match="the schedule ends at 100"):
         concepts.discover(eps_fn, schedule.linear_beta(100), jnp.zeros(2), jax.random.key(0), options)
+
+
+@pytest.mark.parametrize(("mean", "variance"), [(np.nan, 1.0), (0.5, np.inf), (0.5, np.nan)])
+def test_what_is_not_finite_is_a_discovery_without_modes(mean, variance):
+    # Catches: a check of the mean alone; modes, picks or a teacher that stay.
+    points, all_of = jnp.full((2, 3), 0.5), jnp.ones(2, bool)
+    given = concepts.Discovery(
+        pool=dataclasses.replace(modes.empty_pool(2, points[0]), mask=all_of),
+        experts=Gaussian(points, points),
+        selection=selection.Selection(indices=jnp.arange(2), mask=all_of, gains=jnp.ones(2)),
+        ownership=points,
+        teacher=Gaussian(jnp.full(3, 0.5), jnp.ones(3)),
+        info=None,
+    )
+    assert concepts.or_nothing(given) is given and given.found
+    teacher = Gaussian(given.teacher.mean.at[1].set(mean), given.teacher.variance.at[2].set(variance))
+    nothing = concepts.or_nothing(dataclasses.replace(given, teacher=teacher))
+    assert not nothing.found and len(nothing.concepts) == 0
+    np.testing.assert_array_equal([nothing.teacher.mean, nothing.teacher.variance], [[0.0] * 3, [1.0] * 3])

@@ -21,3 +21,5 @@ def test_a_long_name_keeps_its_ends():
     # Catches: a sentence as long as a name of thousands of characters, a short name that is cut.
     assert errors.short("a" * 200) == "a" * 200
     assert errors.short("a" * 5000 + ".png") == "a" * 100 + "..." + "a" * 96 + ".png"
+    # Catches: a file's name that breaks a sentence in two, or that a terminal or UTF-8 cannot show.
+    assert errors.short("a\nb\x1b[2J\udcff é 猫") == r"a\nb\x1b[2J\udcff é 猫"

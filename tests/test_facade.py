@@ -177,7 +177,7 @@ def test_mistakes_are_sentences(found, tmp_path):
             call()
 
 
-def test_pictures_come_as_files_images_bytes_and_numbers(tmp_path):
+def test_pictures_come_as_files_images_bytes_and_numbers(tmp_path, capsys):
     # Catches: bytes taken for numbers in [-1, 1]; an image whose size is not the model's.
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -189,6 +189,18 @@ def test_pictures_come_as_files_images_bytes_and_numbers(tmp_path):
         np.testing.assert_allclose(got, expected, atol=1e-6)
     with pytest.raises(ValueError, match=r"give one of \(8, 8, 3\)"):
         cdisc.picture(pixels[:4], like)
+    # Catches: an image that is neither turned nor fitted as its file would be; bytes as numbers of another type.
+    image = Image.fromarray(np.kron(pixels, np.ones((2, 4, 1), np.uint8)))
+    image.getexif()[0x0112] = 3
+    image.save(tmp_path / "b.png", exif=image.getexif())
+    with Image.open(tmp_path / "b.png") as again:
+        np.testing.assert_array_equal(cdisc.picture(again, like), cdisc.picture(tmp_path / "b.png", like))
+    for kind in (np.float32, np.int64):
+        with pytest.raises(ValueError, match=r"values up to 2\d\d: give a picture in \[-1, 1\], or bytes"):
+            cdisc.picture(pixels.astype(kind), like)
+    capsys.readouterr()
+    cdisc.picture(pixels / 255.0, like)
+    assert "no value below 0, and black is -1" in capsys.readouterr().err
 
 
 def test_the_example_is_the_composition_that_was_asked_for():

@@ -1,5 +1,6 @@
 """Figures: pixels and colours that can be said beforehand."""
 
+import itertools
 import subprocess
 import sys
 
@@ -49,14 +50,44 @@ def test_owner_colours_do_not_change_with_the_count() -> None:
     assert figures.owner_colours(5)[:3] == figures.owner_colours(3)
 
 
-def test_owners_gives_each_pixel_the_colour_of_the_largest_mean_weight() -> None:
-    weights = np.zeros((3, 1, 3, 2))
-    weights[:, 0, 0] = [[0.4, 0.4], [0.5, 0.1], [0.1, 0.5]]  # No channel alone has the first as its largest.
-    weights[:, 0, 1] = [[0.2, 0.2], [0.2, 0.2], [0.6, 0.6]]
-    weights[:, 0, 2] = [[0.0, 0.0], [0.5, 0.5], [0.5, 0.5]]
-    picked = ["#{:02x}{:02x}{:02x}".format(*pixel) for pixel in figures.owners(weights)[0]]
-    colours = figures.owner_colours(3)
-    assert picked == [colours[0], colours[2], colours[1]]
+def _inside(path: str, x: float, y: float) -> bool:
+    """Whether a point lies in a path by the even-odd rule."""
+    found = False
+    for ring in path.removesuffix("Z").split("Z"):
+        corners = [tuple(map(float, corner.split())) for corner in ring.removeprefix("M").split("L")] if ring else []
+        for (x1, y1), (x2, y2) in itertools.pairwise(corners):
+            if (y1 > y) != (y2 > y) and x < x1 + (y - y1) * (x2 - x1) / (y2 - y1):
+                found = not found
+    return found
+
+
+def test_outlines_hold_what_each_prototype_owns_most_of() -> None:
+    # Catches: x and y exchanged, a path off by half a pixel, one that ends at the edge, a hole that is filled.
+    weights = np.zeros((3, 64, 96, 2))
+    weights[0, :40], weights[1, 40:] = 1.0, 1.0
+    weights[0, 10:20, 30:50], weights[2, 10:20, 30:50] = 0.0, 1.0
+    paths = figures.outlines(weights)
+    for x, y, owner in (
+        (0.5, 0.5, 0),
+        (95.5, 38.0, 0),
+        (95.5, 63.5, 1),
+        (0.5, 42.0, 1),
+        (40.0, 15.0, 2),
+        (25.0, 15.0, 0),
+    ):
+        assert [_inside(path, x, y) for path in paths] == [number == owner for number in range(3)], (x, y)
+    assert not any(_inside(path, 96.5, 30.0) or _inside(path, 40.0, -0.5) for path in paths)
+
+
+def test_outlines_smooth_what_alternates_and_take_one_prototype_or_none() -> None:
+    # Catches: a checkerboard drawn pixel by pixel.
+    checks = np.indices((64, 64)).sum(axis=0) % 2
+    weights = np.stack([0.6 * checks, 1.0 - 0.6 * checks])[..., None]  # the second owns 0.7 on average
+    first, second = figures.outlines(weights)
+    assert first == "" and second.count("M") == 1
+    (alone,) = figures.outlines(np.ones((1, 8, 8, 3)))
+    assert _inside(alone, 0.4, 0.4) and _inside(alone, 7.6, 7.6)
+    assert figures.outlines(np.zeros((0, 8, 8, 3))) == []
 
 
 def test_variance_map_states_its_ends() -> None:

@@ -227,6 +227,14 @@ def test_tables_as_programs_write_them(own, text):
         ("file,Größe\nb/1.png,groß\n".encode("cp1252"), r"cannot be read .*: it must be a table as text in UTF-8"),
         ("file,Colour,colour\nb/1.png,a,b\n", "has the column 'colour' and also 'Colour': write them alike"),
         ("file,colour\nb/1.png,Red\na/2.png,red\n", "in the column colour the value 'red' and also 'Red'"),
+        # Catches: what nobody sees, or how a line is drawn, telling classes apart.
+        (
+            "file,colour\nb/1.png,red\na/2.png,r\u00aded\u200b\n",
+            "in the column colour the value 'r.xaded.u200b' and also 'red'",
+        ),
+        ("file,colour\nb/1.png,dark-red\na/2.png,dark\u2013red\n", "in the column colour the value"),
+        ("file,colour\nb/1.png,dark_red\na/2.png,dark red\n", "in the column colour the value"),
+        ("file,shape\nb,disc\n", r"names b, which is not in .*: mend the name"),
         ("file,size\nb/1.png,gro\u00df\na/2.png,GROSS\n", "in the column size the value"),
         ("file,cafe\nb/1.png,caf\u00e9\na/2.png,cafe\u0301\n", "in the column cafe the value"),
         ("file,shape\nb/1.png,disc\na/../b/1.png,disc\n", r"names a/\.\./b/1\.png for the second time"),
@@ -365,7 +373,7 @@ def test_the_readme_s_command(tmp_path):
     assert checkpoints.exists(workdir / "pretrain" / "params")
 
 
-@pytest.mark.parametrize("variant", ["large", "small", "tiny"])
+@pytest.mark.parametrize("variant", ["large", "small", "tiny", "finetune"])
 def test_there_are_pictures_for_what_a_variant_evaluates(variant):
     config = config_of("folder.py", variant)
     assert config.data.reference >= config.evaluate.references + config.evaluate.samples

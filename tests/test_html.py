@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import json
 import pathlib
 import re
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import ROOT
 from PIL import Image
 
-from cdisc.app.report import figures, html
+from cdisc import storage
+from cdisc.app.report import cards, figures, html
 from cdisc.app.report import results as results_lib
 from cdisc.data import pictures
 from cdisc.diffusion.exact import GaussianMixture
@@ -55,7 +58,7 @@ class _Reader(parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.words.append(data)
 
     @property
@@ -107,7 +110,7 @@ def _results() -> dict[str, Any]:
     }
 
 
-def _panel(shape: tuple[int, ...] = (8, 8, 3), concepts: int = 2, **changes: Any) -> html.Panel:
+def _panel(shape: tuple[int, ...] = (8, 8, 3), concepts: int = 2, **changes: Any) -> cards.Panel:
     """A query with a pool of one mode more than its concepts, which are picked from last to first."""
     rng = np.random.default_rng(1)
     shares = rng.dirichlet(np.ones(max(concepts, 1)), shape)
@@ -142,7 +145,7 @@ def _panel(shape: tuple[int, ...] = (8, 8, 3), concepts: int = 2, **changes: Any
         teacher=Gaussian(mean=rng.uniform(-1, 1, shape), variance=rng.uniform(0.1, 1, shape)),
         info=DiscoveryInfo(*[np.int32(0)] * 12),
     )
-    return html.Panel(
+    return cards.Panel(
         entry=entry,
         query=rng.uniform(-1, 1, shape),
         discovery=discovery,
@@ -150,8 +153,8 @@ def _panel(shape: tuple[int, ...] = (8, 8, 3), concepts: int = 2, **changes: Any
     )
 
 
-def _page(*panels: html.Panel, **changes: Any) -> html.Page:
-    return html.Page(title="A title", subtitle="A subtitle", results=_results(), panels=panels, **changes)
+def _page(*panels: cards.Panel, **changes: Any) -> html.Page:
+    return html.Page(title="A title", results=_results(), panels=panels, **changes)
 
 
 @pytest.fixture
@@ -168,8 +171,10 @@ def _is_whole(document: str) -> _Reader:
     assert reader.open == []
     inside = {f"#{name}" for name in reader.names}
     assert all(source.startswith("data:image/png;base64,") or source in inside for source in reader.sources)
-    assert all(image["alt"] for image in reader.images) and all(reader.charts)
-    assert "<script" not in document and "@import" not in document and "url(" not in document
+    # A picture beside its name in the list of queries needs no words.
+    assert all(image["alt"] or image["width"] == "28" for image in reader.images) and all(reader.charts)
+    assert document.count("<script>") == document.count("<script") == 1
+    assert "@import" not in document and document.count("url(") == document.count("url(#clip-")
     assert "http:" not in document and "https:" not in document
     return reader
 
@@ -179,8 +184,9 @@ def test_the_page_of_pictures_is_whole_and_made_for_light_and_dark() -> None:
     reader = _is_whole(document)
     assert document.startswith("<!doctype html>")
     assert "prefers-color-scheme: dark" in document
-    assert len(reader.images) == 2 * (1 + 2 * 3 + 2 + 2 + 2 + 1 + 3)
-    for expected in ("A title", "A subtitle", "c0ffee", "jax 0.10.2", "1,234.5 s", "2,250 network evaluations"):
+    # In the list, the query, two concepts, product, two sheets, three modes, two maps, variance, and three scales.
+    assert len(reader.images) == 2 * (1 + 1 + 2 + 1 + 2 + 3 + 2 + 1 + 3)
+    for expected in ("A title", "c0ffee", "jax 0.10.2", "1,234.5 s", "2,250 network evaluations"):
         assert expected in reader.text
 
 
@@ -189,58 +195,102 @@ def test_pictures_are_shown_pixel_for_pixel_and_scaled_by_a_whole_factor() -> No
     reader = _Reader(html.render(_page(panel)))
     found = panel.discovery
     assert found is not None
-    query = next(image for image in reader.images if image["alt"] == "the query cyan 3")  # before the modes
+    query = _image(reader, "the query cyan 3")
     np.testing.assert_array_equal(_pixels(query), pictures.to_uint8(panel.query))
     assert query["class"] == "pixels"
-    assert (query["width"], query["height"]) == ("112", "112")
+    assert (query["width"], query["height"]) == ("144", "144")
     np.testing.assert_array_equal(_pixels(_image(reader, "mean of the product")), pictures.to_uint8(found.teacher.mean))
     # Concepts are the experts that were picked, from last to first.
     for number, picked in ((1, 2), (2, 1)):
-        shown = _pixels(_image(reader, f"concept {number} of"))
+        shown = _pixels(_image(reader, f"concept {number}"))
         np.testing.assert_array_equal(shown, pictures.to_uint8(found.experts.mean[picked]))
     np.testing.assert_array_equal(
         _pixels(_image(reader, "ownership of concept 1")), figures.ownership_map(found.ownership[0])
     )
-    shares = found.ownership[:2]
-    np.testing.assert_array_equal(_pixels(_image(reader, "the owner of each pixel")), figures.owners(shares))
+    (elements,) = (of for name, of in reader.charts.items() if name.startswith("the regions of the query"))
+    lines = [attrs["d"] for kind, attrs in elements if kind == "path"]
+    assert lines == figures.outlines(found.ownership[:2])
     variance, low, high = figures.variance_map(found.teacher.variance)
     np.testing.assert_array_equal(_pixels(_image(reader, "variance of the product")), variance)
     assert f"{low:.2g}" in reader.text and f"{high:.2g}" in reader.text
 
 
 def test_large_pictures_are_scaled_down_smoothly() -> None:
-    query = _Reader(html.render(_page(_panel((150, 300, 3), concepts=1)))).images[0]
+    query = _image(_Reader(html.render(_page(_panel((150, 300, 3), concepts=1)))), "the query")
     assert "class" not in query
-    assert (query["width"], query["height"]) == ("112", "56")
+    assert (query["width"], query["height"]) == ("148", "74")
 
 
-def test_a_panel_shows_the_first_samples_and_says_how_many_there_are() -> None:
+def test_a_card_has_the_first_samples_and_says_how_many_there_are() -> None:
     panel = _panel()
-    reader = _Reader(html.render(_page(panel, samples_shown=4)))
+    page = _page(panel)
+    reader = _Reader(html.render(page, [cards.card(panel, samples_shown=4)]))
     sheet = _pixels(_image(reader, "samples of poe"))
     np.testing.assert_array_equal(sheet, pictures.grid(np.asarray(panel.samples["poe"])[:4]))
     assert "4 of 7 samples · joint 0.50 · recall 0.25 · distance 0.25" in reader.text
     assert "top1 3 samples" in reader.text
 
 
-def test_panels_are_taken_one_by_one_up_to_a_number_that_the_page_says(tmp_path: pathlib.Path) -> None:
+def test_queries_are_taken_one_by_one_and_shown_while_the_page_is_small(tmp_path: pathlib.Path) -> None:
     # Catches: thousands of queries held in memory, or in a page that no browser opens, or left out without a word.
-    taken, target = [], tmp_path / "index.html"
+    taken = []
 
-    def panels() -> Iterator[html.Panel]:
+    def panels() -> Iterator[cards.Panel]:
         for name in ("one", "two", "three"):
-            # What was made before is in the file already, but for its buffer.
-            taken.append((name, next(tmp_path.glob("index.html.*.partial")).stat().st_size))
+            taken.append((name, len(list(tmp_path.glob("cards/*.json")))))
             yield _panel((64, 64, 3), name=name)
 
-    page = _page(panels_shown=2)
+    length = len(json.dumps(cards.card(_panel((64, 64, 3), name="one"))))
+    page = _page(bytes_shown=int(2.5 * length))
     page.results["queries"].append(page.results["queries"][0])
-    html.write(target, dataclasses.replace(page, panels=panels()))
-    text = _is_whole(target.read_text(encoding="utf-8")).text
-    assert [name for name, _ in taken] == ["one", "two"]
-    assert taken[1][1] > taken[0][1]
+    html.write(tmp_path, dataclasses.replace(page, panels=panels()))
+    text = _is_whole((tmp_path / "index.html").read_text(encoding="utf-8")).text
+    assert taken == [("one", 0), ("two", 1), ("three", 2)]
+    assert "two" in text and "three" not in text
     assert "These are the first 2 of 3 queries" in text
-    assert "These are the first" not in html.render(_page(_panel(), panels_shown=2))
+    third = storage.read_json(tmp_path / "cards" / "query_0002.json", "")
+    assert third == cards.card(_panel((64, 64, 3), name="three"))
+    assert "These are the first" not in html.render(_page(_panel(), _panel()))
+    assert "These are the first 1 of 2" in _Reader(html.render(_page(_panel(), bytes_shown=0))).text
+
+
+def test_the_card_of_a_picture_says_all_that_was_found() -> None:
+    # Catches: a share of another concept, a picture of another, a figure of another method; numbers that JSON has not.
+    panel = _panel(novelty={"score": 2.0})
+    found, card = panel.discovery, cards.card(panel)
+    assert found is not None
+    assert card["novelty"] == {"score": 2.0} and card["attributes"] == {"digit_colour": "cyan", "digit": "3"}
+    assert [concept["t"] for concept in card["concepts"]] == [50, 100]
+    for place, (concept, picked) in enumerate(zip(card["concepts"], (2, 1), strict=True)):
+        assert concept["share"] == pytest.approx(found.ownership[place].mean())
+        shown = _pixels({"src": concept["mean"]["source"]})
+        np.testing.assert_array_equal(shown, pictures.to_uint8(found.experts.mean[picked]))
+        assert concept["colour"] == figures.owner_colours(2)[place]
+    assert card["samples"]["poe"]["figures"]["joint_accuracy"] == 0.5
+    assert card["samples"]["top1"]["drawn"] == 3
+    assert json.loads(json.dumps(card, allow_nan=False)) == card
+    documented = (
+        (ROOT / "docs" / "running.md").read_text(encoding="utf-8").split("## The card")[1].split("## Watching")[0]
+    )
+    parts = (card, card["concepts"][0], card["modes"][0], card["modes"][0]["tiles"][0], card["samples"]["poe"])
+    assert {key for part in parts for key in part if f"`{key}`" not in documented} == set()
+
+
+def test_methods_of_one_adaptation_are_turned_by_their_guidance() -> None:
+    # Catches: a dial of one method, a sheet shown twice, marks that no dial names, baselines among the first.
+    panel = _panel()
+    for name in ("top1", "low", "high"):
+        panel.samples[name] = panel.samples["poe"]
+    page = _page(panel, dials={"high": {1.0: "low", 2.5: "high"}}, shown_first=("low", "high", "poe"))
+    page.results["methods"] |= {name: page.results["methods"]["poe"] for name in ("low", "high")}
+    document = html.render(page)
+    reader = _is_whole(document)
+    text = reader.text
+    assert document.count('data-label="guidance of high"') == 2
+    assert [document.count(f'data-step="{step}"') for step in ("1", "2.5")] == [2, 2]
+    assert "high at guidance 2.5: joint accuracy 0.70, recall 0.10" in text
+    assert len([image for image in reader.images if (image["alt"] or "").startswith("samples of high")]) == 1
+    assert text.index("high, guidance 1") < text.index("What it is compared with") < text.index("top1 7 samples")
 
 
 def test_captions_state_what_a_concept_is() -> None:
@@ -274,8 +324,8 @@ def test_modes_stand_in_columns_from_fine_to_coarse_noise() -> None:
         t=np.array([50, 50, 50, 400]), basin=np.array([31, 21, 11, 61]), curvature=np.array([-0.5, 0.5, -0.5, -0.5])
     )
     panel = dataclasses.replace(panel, discovery=panel.discovery.replace(pool=pool))
-    reader = _is_whole(html.render(_page(panel, modes_shown=2)))
-    assert "query t = 50 31 21 (saddle) 1 more t = 400 61" in reader.text
+    reader = _is_whole(html.render(_page(panel), [cards.card(panel, modes_shown=2)]))
+    assert "t = 50 31 21 (saddle) 1 more t = 400 61" in reader.text
     np.testing.assert_array_equal(_pixels(_image(reader, "mode at t = 400")), pictures.to_uint8(pool.m[3]))
     # Places without a mode are not shown.
     absent = panel.discovery.replace(pool=pool.replace(mask=np.array([True, True, True, False])))
@@ -334,10 +384,10 @@ def test_a_hierarchy_of_points_has_their_coordinates(plane: html.Plane) -> None:
 def test_the_table_has_means_with_errors_and_marks_what_prints_highest() -> None:
     document = html.render(_page())
     reader = _Reader(document)
-    assert "Method Joint accuracy Digit colour Recall Distance to query Samples Queries" in reader.text
-    assert "poe 0.70 ± 0.02 0.70 ± 0.02 0.10 ± 0.01 0.25 1,200 2" in reader.text
+    assert "Method Joint accuracy Digit colour Recall Distance to query poe" in reader.text
+    assert "poe 1,200 samples, 2 queries 0.70 ± 0.02 0.70 ± 0.02 0.10 ± 0.01 0.25" in reader.text
     # On a narrow screen the heads of the columns stand beside their cells.
-    heads = ["Joint accuracy", "Digit colour", "Recall", "Distance to query", "Samples", "Queries"]
+    heads = ["Joint accuracy", "Digit colour", "Recall", "Distance to query"]
     assert re.findall(r'<td data-heading="([^"]*)"', document) == 2 * heads
     # 0.701 and 0.699 print alike, so neither is better; the distance has no better end.
     assert re.findall(r'class="best">([^<]*)<', document) == ["0.30"]
@@ -375,8 +425,8 @@ def test_pooled_figures_have_tables_of_their_own_where_there_are_any() -> None:
     rows = (
         text.split("Methods, all queries of a class together")[1].split("How to read")[0].split("lower is better.")[1]
     )
-    assert "Method Precision Recall F1 KID Classes poe 0.90 0.80 0.85 ± 0.02 0.010 23" in rows
-    assert rows.rstrip().endswith("Method Precision KID Classes poe 0.50 0.200 23")
+    assert "Method Precision Recall F1 KID poe 23 classes 0.90 0.80 0.85 ± 0.02 0.010" in rows
+    assert rows.rstrip().endswith("Method Precision KID poe 23 classes 0.50 0.200")
     assert "top1" not in rows
 
 
@@ -390,7 +440,7 @@ def test_the_chart_has_recall_across_and_accuracy_up_and_needs_two_methods_with_
     chart = "joint accuracy against recall"
     reader = _is_whole(html.render(page))
     assert _marks(reader, chart, "circle", "cx", "cy")[::2] == [(10.0, 29.9), (50.0, 0.0)]
-    assert "1 1 poe top1 2 2 top1" in reader.text  # the title, the mark, the legend
+    assert "1 1 poe top1 (n = 1200) 2 2 top1" in reader.text  # the title, the mark, the legend
     (elements,) = (found for name, found in reader.charts.items() if name.startswith(chart))
     bars = [attrs["d"] for kind, attrs in elements if attrs.get("class") == "outline"]
     assert bars == ["M9 29.9h2M10 27.9v4", "M50 0h0M50 -10v20"]
@@ -423,8 +473,8 @@ def test_a_query_that_failed_says_why() -> None:
 def test_a_query_without_a_discovery_has_a_panel() -> None:
     panel = dataclasses.replace(_panel(prototypes=[]), discovery=None, samples={})
     reader = _is_whole(html.render(_page(panel)))
-    assert reader.images[0]["alt"] == "the query cyan 3"
-    assert "Their product" not in reader.text
+    assert _image(reader, "the query cyan 3")
+    assert "their product" not in reader.text and "Who owns what" not in reader.text
 
 
 def test_a_query_of_unknown_composition() -> None:
@@ -442,17 +492,17 @@ def test_every_text_from_outside_is_escaped() -> None:
     results.update(dataset=evil, config_hash=evil, versions={evil: evil}, seconds={evil: 1.0})
     results["methods"] = {evil: results["methods"]["poe"]}
     results["methods"][evil]["attribute_accuracy"] = {evil: 0.5}
-    page = html.Page(title=evil, subtitle=evil, results=results, panels=(panel,), methods={evil: evil})
+    page = html.Page(title=evil, results=results, panels=(panel,), methods={evil: evil})
     document = html.render(page)
     reader = _is_whole(document)
     assert "<b onload" not in document
     # Unescaped by the parser, each comes back as it was: the head, the table, the legend, the panel and the run.
-    assert reader.text.count(evil) == 16
+    assert reader.text.count(evil) == 17
     assert _image(reader, f"mean of the product for {evil}")
 
 
 def test_the_page_of_points_is_whole_and_shows_all_samples(plane: html.Plane) -> None:
-    page = _page(_panel((2,)), plane=plane, samples_shown=2)
+    page = _page(_panel((2,)), plane=plane)
     page.results["methods"]["top1"] = {**page.results["methods"]["poe"], "recall": None}
     document = html.render(page)
     reader = _is_whole(document)
@@ -518,7 +568,7 @@ def test_points_need_the_plane() -> None:
 def test_write_gives_the_same_bytes_each_time(tmp_path: pathlib.Path) -> None:
     page = _page(_panel())
     for name in ("a", "b"):
-        html.write(tmp_path / name / "index.html", page)
+        html.write(tmp_path / name, page)
     assert (tmp_path / "a" / "index.html").read_bytes() == (tmp_path / "b" / "index.html").read_bytes()
     assert (tmp_path / "a" / "index.html").read_text(encoding="utf-8") == html.render(page)
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["index.html"]
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"index.html", "cards"}

@@ -259,8 +259,13 @@ def test_an_option_of_the_network_that_cdisc_lacks_is_refused_by_name(options, m
     ("options", "message"),
     [
         ({"_class_name": "ScoreSdeVeScheduler"}, "it is of a 'ScoreSdeVeScheduler': cdisc reads DDPMScheduler, DDIM"),
-        ({"beta_schedule": "sigmoid"}, "beta_schedule has 'sigmoid', which cdisc does not know: use one of linear, sc"),
-        ({"prediction_type": "v-prediction"}, r"prediction_type has 'v-prediction', .*; did you mean 'v_prediction'\?"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule has 'sigmoid', which cdisc does not have: it has linear, sc"),
+        # Catches: another process called a mistyped name of one that is there.
+        (
+            {"prediction_type": "flow_prediction"},
+            r"'flow_prediction', which cdisc does not have: it has ep\w+, v\w+, s\w+\.$",
+        ),
+        ({"num_train_timesteps": 10**9}, "num_train_timesteps is 1000000000: use at most 1000000"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas has 2 values, but num_train_timesteps is 100"),
         ({"variance_type": "learned_range"}, "variance_type has 'learned_range'"),
         ({"thresholding": True}, "thresholding is True, which cdisc does not have: it has False"),
@@ -435,6 +440,25 @@ def test_a_variant_is_taken_where_it_is_alone(folder, params):
         interop.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), r"saved has no diffusion_pytorch_model\.safetensors: copy it"),
+        (lambda file: (file.unlink(), file.mkdir()), "copy it"),
+        (lambda file: (file.unlink(), file.symlink_to("../../blobs/gone")), "copy it"),
+        (
+            lambda file: file.rename(file.with_name("diffusion_pytorch_model-00001-of-00002.safetensors")),
+            r"00001-of-00002\.safetensors without their index: copy diffusion_pytorch_model\.safetensors\.index\.json",
+        ),
+    ],
+)
+def test_weights_that_are_not_there(damage, message, folder):
+    # Catches: a traceback for a link of a hub's cache whose blob was removed.
+    damage(folder / interop.WEIGHTS_FILE)
+    with pytest.raises(UserError, match=message):
+        interop.load(folder)
+
+
 def test_whole_weights_beside_an_index_are_not_chosen_among(folder):
     shutil.copy(folder / interop.WEIGHTS_FILE, folder / "whole")
     _split(folder)
@@ -503,7 +527,11 @@ def test_the_scheduler_of_a_network_s_folder_is_looked_for_beside_it(folder):
     assert interop.load_options(folder / "unet") == (NETWORK, SCHEDULER)
     (folder / "checkpoint-5").mkdir()
     shutil.move(folder / "unet", folder / "checkpoint-5")
-    assert interop.load_options(folder / "checkpoint-5") == (NETWORK, SCHEDULER)
+    for given in ("checkpoint-5", "checkpoint-5/unet"):
+        assert interop.load_options(folder / given) == (NETWORK, SCHEDULER)
+    shutil.move(folder / "scheduler" / interop.SCHEDULER_FILE, folder / "checkpoint-5")
+    for given in ("checkpoint-5", "checkpoint-5/unet"):
+        assert interop.load_options(folder / given) == (NETWORK, SCHEDULER)
 
 
 def test_the_folder_s_own_scheduler_comes_first(folder):
@@ -557,6 +585,9 @@ def test_a_hub_s_cache_stands_for_its_snapshot(folder, params, tmp_path):
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("0123abc")
     _assert_equal(interop.load(cache).params, params)
+    (cache / "refs" / "main").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="has 0 snapshots that could be meant"):
+        interop.load(cache)
 
 
 def test_a_tilde_is_the_home_folder(folder, params, monkeypatch):
@@ -831,11 +862,28 @@ def test_an_adapter_of_peft_is_what_peft_adds(options, dense, conv, params, tmp_
             CONV | {"conv_out.lora_A": np.full((1, 8, 3, 3), np.nan)},
             r"lora_A\.weight has values that are not finite",
         ),
+        # Catches: factors of a norm, or none, or one of two of a layer, left out without a word.
+        (
+            {},
+            DENSE | {"conv_norm_out.lora_A": np.ones((2, 8)), "conv_norm_out.lora_B": np.ones((8, 2))},
+            r"not of the network's kernels: conv_norm_out\.lora_A\.weight, conv_norm_out\.lora_B",
+        ),
+        ({}, {}, "holds no tensor"),
+        ({}, DENSE | {f"module.{name}": array for name, array in DENSE.items()}, "holds tensors twice"),
     ],
 )
 def test_an_adapter_that_is_no_lora_of_the_network_is_refused(options, tensors, message, tmp_path):
     with pytest.raises(UserError, match=message):
         interop.load_adapter(_peft(tmp_path / "peft", tensors, **options), NETWORK)
+
+
+def test_factors_are_no_whole_numbers(tmp_path):
+    # Catches: a quantised adapter whose numbers are taken as they are.
+    _peft(tmp_path / "peft", DENSE)
+    whole = {f"base_model.model.{name}.weight": array.astype(np.int8) for name, array in DENSE.items()}
+    safetensors.numpy.save_file(whole, tmp_path / "peft" / interop.ADAPTER_FILE)
+    with pytest.raises(UserError, match="holds int8: give one of F64"):
+        interop.load_adapter(tmp_path / "peft", NETWORK)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,9 @@ def refused(*arguments):
         (("--config=none",), r"or a name of avatars, celeba, colormnist, folder, letters, mixture, pretrained\."),
         (("--config", "colormnist:none"), r"configs/colormnist\.py has no variant 'none'"),
         (("--config", "configs/none.py:tiny"), r"there is no config file 'configs/none\.py'"),
+        # Catches: the option after it taken for the file; results in the folder where one happens to be.
+        (("--config=", "--workdir=x"), r"there is no config file '': give one"),
+        ((TINY, "--workdir="), r"^cdisc: --workdir is empty: give a folder\.$"),
         ((f"{TINY[:-4]}huge",), "has no variant 'huge': use one of paper, small, study, tiny$"),
         (
             (TINY, "--config.discover.probess=3"),
@@ -75,6 +78,19 @@ def refused(*arguments):
 def test_command_lines_that_cannot_be_used(arguments, sentence):
     # Catches: letting any of the libraries' errors through, or quoting their tracebacks.
     assert re.search(sentence, refused(*arguments), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("def get_config(): return {}", r"mine\.py has no get_config\(\) that returns a configuration\.$"),
+        ("import no_such_module", r"mine\.py raised ModuleNotFoundError: No module named 'no_such_module'$"),
+        ("def get_config(): return 1 / 0", r"mine\.py raised ZeroDivisionError: division by zero$"),
+    ],
+)
+def test_a_configuration_of_one_s_own_that_cannot_be_used(tmp_path, text, sentence):
+    (tmp_path / "mine.py").write_text(text)
+    assert re.search(sentence, refused(f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run"), re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +118,12 @@ def test_fields_that_may_be_none_take_a_value_and_none(monkeypatch, tmp_path, ar
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--stages=discovr",), "there is no stage 'discovr'; did you mean 'discover'?: use pretrain, discover"),
+        (("--stages=discovr",), "there is no stage 'discovr'; did you mean 'discover'?"),
+        (("--stages=,",), "there is no stage '': use pretrain, discover"),
         (("--stages=",), "--stages names no stage"),
+        (("--export=",), "--export is empty: give a folder."),
+        # Catches: a query counted twice, which makes intervals narrower than they are.
+        (("--config.evaluate.seeds=(1,1)",), "config.evaluate.seeds is (1, 1): name each once, from 0 to 4294967295."),
         (
             ("--config.discover.num_experts=9",),
             "config.discover.num_experts is 9, more than the pool holds (capacity 8)",
@@ -139,7 +159,7 @@ def test_fields_that_may_be_none_take_a_value_and_none(monkeypatch, tmp_path, ar
         ),
         (
             ("--config.diffusion.prediction_type=noise",),
-            "config.diffusion.prediction_type has 'noise', which cdisc does not know: use one of",
+            "config.diffusion.prediction_type has 'noise', which cdisc does not have: it has",
         ),
         (
             ("--config.network.dtype=float16",),

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from commands import ROOT
+from test_docs import named
 
 import cdisc
 
@@ -23,7 +24,7 @@ def test_there_are_four():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_each_opens_in_colab_and_names_what_exists(path):
-    # Catches: a name of the facade that is gone, a cell that was edited and not run.
+    # Catches: a name of the facade that is gone, a module that has moved, a cell that was edited and not run.
     assert "colab-badge.svg" in cells(path, "markdown")[0]
     install, *code = cells(path, "code")
     assert "%pip install" in install
@@ -34,6 +35,9 @@ def test_each_opens_in_colab_and_names_what_exists(path):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cdisc"
     }
     assert used <= set(cdisc.__all__)
+    for node in (node for cell in code for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.ImportFrom)):
+        for alias in node.names if node.module.startswith("cdisc") else ():
+            assert named(f"{node.module}.{alias.name}") is not None
     kept = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in kept] == list(range(1, len(kept) + 1))
     assert path.stat().st_size < 1_000_000

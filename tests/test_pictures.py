@@ -2,6 +2,7 @@ import io
 import os
 import pathlib
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -153,6 +154,71 @@ def test_colours_are_those_of_the_profile(tmp_path, kind):
         assert np.abs((picture[9, 9] + 1) * 127.5 - expected).max() < 2.5
         decoded = decoding.decode(path.read_bytes(), 32)
         np.testing.assert_allclose(decoded / 127.5 - 1.0, picture, atol=1e-6)
+
+
+def chunk(kind, content):
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+P3 = (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+NOT_P3 = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+
+
+def of_srgb(values):
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def primaries(numbers):
+    return chunk(b"cHRM", struct.pack(">8I", *(round(number * 1e5) for number in numbers)))
+
+
+def power(gamma):
+    return chunk(b"gAMA", struct.pack(">I", round(gamma * 1e5)))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "is_p3", "light"),
+    [
+        (chunk(b"cICP", bytes((12, 13, 0, 1))), True, of_srgb),
+        (chunk(b"cICP", bytes((1, 13, 0, 1))), False, of_srgb),
+        (chunk(b"cICP", bytes((1, 8, 0, 1))), False, lambda values: values),
+        (primaries(P3) + power(0.45455), True, lambda values: values**2.2),
+        (power(1.0), False, lambda values: values),
+        (primaries(NOT_P3) + power(0.45455), False, of_srgb),
+        (chunk(b"sRGB", b"\0") + primaries(P3) + power(1.0), False, of_srgb),
+        (power(0.0) + primaries((0,) * 8), False, of_srgb),
+        (chunk(b"cICP", bytes((9, 16, 0, 1))), False, of_srgb),
+    ],
+)
+def test_colours_by_numbers(tmp_path, chunks, is_p3, light):
+    # Catches: wide-gamut or linear values taken for sRGB's; the numbers of sRGB itself changing a byte.
+    for rgb in ((230, 40, 40), (60, 120, 200), (128, 128, 128)):
+        buffer = io.BytesIO()
+        Image.new("RGB", (32, 32), rgb).save(buffer, "PNG")
+        content = buffer.getvalue()[:33] + chunks + buffer.getvalue()[33:]
+        (tmp_path / "query.png").write_bytes(content)
+        xyz = np.transpose(DISPLAY_P3) if is_p3 else SRGB_IN_D50
+        expected = in_srgb(xyz @ light(np.array(rgb) / 255.0))
+        picture, note = pictures.read_query(tmp_path / "query.png", SHAPE)
+        assert np.abs((picture[9, 9] + 1) * 127.5 - expected).max() < (1.0 if light is not of_srgb or is_p3 else 0.01)
+        assert ("numbers 9 and 16 of H.273" in note) == (b"cICP\x09" in chunks)
+        np.testing.assert_allclose(decoding.decode(content, 32) / 127.5 - 1.0, picture, atol=1e-6)
+
+
+def test_the_numbers_of_an_avif(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (230, 40, 40)).save(buffer, "AVIF", quality=100)
+    (tmp_path / "query.avif").write_bytes(buffer.getvalue().replace(b"colrnclx\0\x01", b"colrnclx\0\x0c"))
+    picture, _ = pictures.read_query(tmp_path / "query.avif", SHAPE)
+    expected = in_srgb(np.transpose(DISPLAY_P3) @ of_srgb(np.array((230, 40, 40)) / 255.0))
+    assert np.abs((picture[9, 9] + 1) * 127.5 - expected).max() < 5.0  # its own colours are rounded
+
+
+def test_a_program_that_draws_is_never_run(tmp_path):
+    (tmp_path / "query.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n")
+    with pytest.raises(errors.UserError, match="is a program that draws, and no picture"):
+        pictures.read_query(tmp_path / "query.eps", SHAPE)
 
 
 def test_a_profile_that_says_nothing_changes_nothing(tmp_path):

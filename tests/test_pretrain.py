@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,11 @@ def test_the_loss_is_the_one_of_the_options():
         ({"warmup_steps": 0}, "warmup_steps is 0: use whole numbers from 1 on"),
         ({"decay_steps": -1}, "decay_steps is -1: use a whole number, 0 for no decay"),
         ({"steps": 13}, "steps is 13, fewer than the 4 of warmup_steps and the 10 of"),
+        # Catches: training that climbs its loss, or averages that grow, to the end.
+        ({"learning_rate": -1.0}, r"learning_rate is -1\.0: use a positive number"),
+        ({"clip_norm": math.inf}, "clip_norm is inf: use a positive number"),
+        ({"ema_decay": 1.5}, r"ema_decay is 1\.5: use a number from 0 on, below 1"),
+        ({"null_dropout": math.nan}, "null_dropout is nan: use a number from 0 on, below 1"),
     ],
 )
 def test_options_that_would_not_train_are_refused(changes, message):

@@ -1,5 +1,6 @@
 """What the stage that trains shows of its training."""
 
+import dataclasses
 import json
 import pathlib
 import runpy
@@ -14,7 +15,7 @@ import toy_run
 from commands import ROOT, config_of
 
 from cdisc.app import checkpoints
-from cdisc.app.config import Sampling, read
+from cdisc.app.config import Sampling, backbone_digest, read
 from cdisc.app.run import Run
 from cdisc.app.stages import pretrain as stage
 from cdisc.diffusion.schedule import linear_beta
@@ -228,3 +229,39 @@ def test_weights_steps_pictures_and_validation_draw_from_keys_of_their_own(tmp_p
         toy_run.run(tmp_path)
     assert keys.keys() == {"init", "train", "samples", "validation"}
     assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys.values()}) == 4
+
+
+def test_training_starts_from_a_bundled_network_with_new_classes(tmp_path, monkeypatch):
+    # Catches: classes of other pictures kept, another null density, weights that are drawn anew all the same.
+    known = bundled.load("avatars_small")
+    options = types.SimpleNamespace(pretrain=types.SimpleNamespace(start="avatars_small"))
+    run = types.SimpleNamespace(config=options, scheduler=known.scheduler)
+    network = dataclasses.replace(known.network, num_class_embeds=5)
+    found = stage.weights_to_start_from(run, network)
+    table, null = found["class_embedding"]["embedding"], known.params["class_embedding"]["embedding"][-1]
+    np.testing.assert_array_equal(table, np.tile(null, (5, 1)))
+    np.testing.assert_array_equal(found["conv_in"]["kernel"], known.params["conv_in"]["kernel"])
+    for other in ({"norm_eps": 1e-3}, {"block_out_channels": (64, 64, 80)}):
+        with pytest.raises(UserError, match="is 'avatars_small', whose network or forward process is another"):
+            stage.weights_to_start_from(run, dataclasses.replace(network, **other))
+    run.scheduler = dataclasses.replace(known.scheduler, beta_end=0.1)
+    with pytest.raises(UserError, match="forward process is another"):
+        stage.weights_to_start_from(run, network)
+    options.pretrain.start = "avatar_small"
+    with pytest.raises(UserError, match=r"^config\.pretrain\.start: .*did you mean 'avatars_small'"):
+        stage.weights_to_start_from(run, network)
+    given = {"class_embedding": {"embedding": jnp.full((4, 3), 5.0)}}
+    monkeypatch.setattr(toy_run.pretrain_lib, "init", toy_run.init)
+    monkeypatch.setattr(stage, "weights_to_start_from", lambda run, network: given)
+    _, average = toy_run.run(tmp_path)
+    assert np.mean(average) > 3  # from ones it comes to less than 2
+
+
+@pytest.mark.parametrize(("start", "alike"), [("", True), ("avatars_small", False)])
+def test_where_training_starts_counts_only_where_it_is_named(start, alike):
+    # Catches: bundles that a new field makes strange, weights from elsewhere under the digest of fresh ones.
+    content = config_of("avatars.py", "small")
+    plain = backbone_digest(read(content))
+    content.pretrain.start = start
+    assert (backbone_digest(read(content)) == plain) == alike
+    assert bundled.npz_about(bundled.FOLDER / "avatars_small.npz")["config"] == plain

@@ -99,6 +99,16 @@ def test_signals_that_are_ignored_stay_so():
     assert "AssertionError" in process.stderr
 
 
+def test_little_comes_before_the_command_can_be_stopped():
+    # Catches: an import, such as typing's of 20 ms, while Python still answers Ctrl-C with a traceback.
+    known = "import sys, signal, importlib; before = set(sys.modules); import cdisc.main; "
+    script = f"{known}print(sorted(set(sys.modules) - before))"
+    process = subprocess.run(
+        [sys.executable, "-S", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert process.stdout == "['cdisc', 'cdisc.main']\n"
+
+
 def test_ctrl_c_while_the_command_starts(tmp_path):
     # Catches: handlers that are installed after the imports, of which one is then in a traceback.
     process = subprocess.Popen(

@@ -239,7 +239,7 @@ def test_discovery_has_the_options_and_each_query_its_key(this, monkeypatch):
 
 def test_no_saddle_and_nothing_coarser_is_followed(this, monkeypatch, tmp_path):
     # Catches: saddles, places of the pool that hold nothing, or levels beyond the last, as leaves of the hierarchy; a
-    # hierarchy of fewer queries taken for that of more.
+    # hierarchy of fewer queries taken for that of more, a mode of one query taken for another's.
     given = []
 
     def follow(eps_fn, schedule, points, t, options):
@@ -247,7 +247,7 @@ def test_no_saddle_and_nothing_coarser_is_followed(this, monkeypatch, tmp_path):
         return points
 
     monkeypatch.setattr(discover.hierarchy_lib, "follow", follow)
-    monkeypatch.setattr(discover.hierarchy_lib, "tree", lambda found, basins, sources: {"basins": basins.tolist()})
+    monkeypatch.setattr(discover.hierarchy_lib, "tree", lambda _, basins, of: {"basins": basins.tolist(), "of": of})
     config = dataclasses.replace(
         this.config, discover=dataclasses.replace(this.config.discover, hierarchy=(100, 200), max_curvature=0.1)
     )
@@ -255,7 +255,8 @@ def test_no_saddle_and_nothing_coarser_is_followed(this, monkeypatch, tmp_path):
     first = discovered((True, True, True, False), curvature=(-0.5, 0.5, 0.05, -1.0), t=(100, 100, 200, 100))
     second = discovered((True, True), curvature=(-0.5, -0.5), t=(300, 50))
     tree, points = discover.follow(this, this.dataset.train, [first, second], True)
-    assert tree == {"basins": [1, 3, 2]}
+    names = [query.name for query in this.queries]
+    assert tree == {"basins": [1, 3, 2], "of": [names[0], names[0], names[1]]}
     np.testing.assert_array_equal(points, [[0, 1], [4, 5], [2, 3]])
     this = dataclasses.replace(this, queries=this.queries[:1])
     tree, points = discover.follow(this, this.dataset.train, [first], True)

@@ -155,14 +155,25 @@ def test_a_record_that_is_not_there_or_not_what_was_written(bind, tmp_path, text
         path.unlink()
     else:
         path.write_text(before.replace('"seed": 0', '"seed": 1') if text == "an edit" else text)
-    with pytest.raises(UserError, match=r"config\.json, .* or remove pretrain and discover and adapt from this one"):
+    advised = "pretrain and discover and adapt and evaluate and results.json" + " and config.json" * (text is not None)
+    with pytest.raises(UserError, match=rf"config\.json, .* or remove {advised} from this one"):
         bind()
     assert left(tmp_path) == SAMPLES | JUDGE | {"results.json"}
-    for stage in ("pretrain", "discover", "adapt"):
-        shutil.rmtree(tmp_path / stage)
+    for name in advised.split(" and "):
+        workdir_lib.remove(tmp_path / name)
     bind()
     assert path.read_text() == before
-    assert sorted(file.name for file in tmp_path.rglob("*")) == ["config.json", "evaluate"]
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["config.json"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "results.json", "evaluate/query_0000"])
+def test_files_of_something_else_are_left_alone(bind, tmp_path, name):
+    # Catches: a network's config.json, or whatever results.json there is in the folder, gone without a word.
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(UserError, match=f"choose another --workdir, or remove {name.partition('/')[0]} from this one"):
+        bind()
+    assert (tmp_path / name).read_text() == '{"_class_name": "UNet2DModel"}'
 
 
 def test_a_removal_that_is_interrupted_is_done_again(bind, tmp_path, monkeypatch):

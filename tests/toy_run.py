@@ -51,7 +51,7 @@ def run(workdir: pathlib.Path, result: str = "last") -> tuple[list[np.ndarray], 
         config=types.SimpleNamespace(pretrain=options, sampling=config.Sampling()),
         path=workdir.joinpath,
         key=lambda stage: jax.random.key(0),
-        queries=range(QUERIES),
+        queries=[types.SimpleNamespace(crc=i, seed=0) for i in range(QUERIES)],
         schedule=linear_beta(1000),
         trace_folder=lambda stage: None,
         dataset=types.SimpleNamespace(

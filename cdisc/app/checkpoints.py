@@ -33,6 +33,12 @@ _MANIFEST = "manifest.json"
 _PARTIAL, OLD = ".partial", ".old"
 """How the names of folders end that are not finished yet, and of those that are about to go."""
 
+_WRITTEN = (
+    *("config.json*", "results.json*", "seconds.json*", "pretrain/*/*"),
+    *(f"{stage}/*" for stage in ("pretrain", "discover", "adapt", "evaluate", "report", "benchmark")),
+)
+"""What runs write in a workdir, in which a user may have files, too."""
+
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _NETWORK = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 
@@ -126,8 +132,8 @@ def save(path: pathlib.Path, tree: Any, about: Mapping[str, Any] | None = None) 
 
 
 def sweep(workdir: pathlib.Path) -> None:
-    """Removes what killed runs have left half written in a workdir that is `locked`; only where runs write."""
-    for pattern in ("*", "*/*", "pretrain/*/*"):
+    """Removes what killed runs have left half written in a workdir that is `locked`; only what runs write."""
+    for pattern in _WRITTEN:
         for end in (_PARTIAL, OLD):
             for path in workdir.glob(pattern + end):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

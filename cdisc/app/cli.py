@@ -135,6 +135,8 @@ def _run(argv: list[str]) -> int:
 def _folder(flag: flags.FlagHolder[str | None]) -> pathlib.Path | None:
     if flag.value is None:
         return None
+    if not flag.value.strip():
+        raise UserError(f"--{flag.name} is empty: give a folder.")
     if "://" in flag.value:
         raise UserError(
             f"--{flag.name} is {flag.value!r}, and only folders can be written: mount the bucket as one, or copy the "
@@ -145,23 +147,26 @@ def _folder(flag: flags.FlagHolder[str | None]) -> pathlib.Path | None:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags, with a sentence instead of a traceback where they cannot be parsed."""
-    argv, file = list(argv), ""
+    argv, file = list(argv), None
     for place, (argument, following) in enumerate(itertools.pairwise([*argv, ""])):
-        name, _, value = argument.partition("=")
+        name, given, value = argument.partition("=")
         if name in ("--config", "-config"):
-            file = _file(value or following)
-            argv[place : place + (1 if value else 2)] = [f"--config={file}"]
+            file = _file(value if given else following)
+            argv[place : place + (1 if given else 2)] = [f"--config={file}"]
             break
     try:
-        if file:
+        if file is not None:
             _require_fields(file, argv)
         return flags.FLAGS(argv)
     except UserError as error:
         console.fail(str(error))
-    except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
-        # Where the config file raised, the message is a traceback, whose last line is the sentence.
+    except Exception as error:  # a config file may raise anything
+        # Where it did, the message is a traceback, whose last line is the sentence.
         lines = str(error).strip().splitlines() if "Traceback" in str(error) else [" ".join(str(error).split())]
-        console.fail(lines[-1].removeprefix("ValueError: "))
+        said = isinstance(error, flags.Error | OSError | SyntaxError | TypeError | ValueError)
+        console.fail(
+            ("" if said else f"{file} raised {type(error).__name__}: ") + lines[-1].removeprefix("ValueError: ")
+        )
     sys.exit(2)
 
 
@@ -187,6 +192,8 @@ def _require_fields(file: str, argv: list[str]) -> None:
     apart = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=apart, sys_argv=[])
     apart(["", f"--config={file}"])
+    if not isinstance(config.value, ml_collections.ConfigDict):
+        raise UserError(f"{path} has no get_config() that returns a configuration.")
     for argument in argv:
         first, *names = argument.lstrip("-").partition("=")[0].split(".")
         if not argument.startswith("-") or first not in ("config", "noconfig") or not names:

@@ -47,11 +47,12 @@ _LATER = (
     "downsample_type",
     "mid_block_scale_factor",
     "resnet_time_scale_shift",
+    "start",
     "time_embedding_dim",
     "time_embedding_type",
     "upsample_type",
 )
-"""Fields of a U-Net that are younger than digests: while they have their defaults, they are left out of them."""
+"""Fields that are younger than digests: while they have their defaults, they are left out of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Pretrain(PretrainOptions):
       from_scratch: whether a backbone is trained instead of taking the bundled one.
       bundle: the name of a bundled backbone that is used unless `from_scratch`.
       restore: the workdir of another run, whose backbone is taken; empty for none.
+      start: the name of a bundled backbone whose weights training starts from, with new classes; empty for none.
       save_every: steps between checkpoints, each with a validation loss.
       keep: how many of them are kept.
       result: the averaged parameters that are used, the "last" ones or the "best", of the smallest validation loss.
@@ -92,6 +94,7 @@ class Pretrain(PretrainOptions):
     from_scratch: bool = True
     bundle: str = ""
     restore: str = ""
+    start: str = ""
     save_every: int = 1000
     keep: int = 2
     result: Literal["last", "best"] = "last"
@@ -331,8 +334,8 @@ def backbone_digest(config: Config, sections: Sequence[str] = BACKBONE_SECTIONS)
     content = {name: fields for name, fields in as_dict(config).items() if name in sections}
     for section, fields in content.items():
         left_out = set(_NOT_IN_WEIGHTS.get(section, ()))
-        if section == "network":
-            left_out |= {name for name in _LATER if fields.get(name) == getattr(UNetConfig, name)}
+        kind = Pretrain if section == "pretrain" else UNetConfig
+        left_out |= {name for name in _LATER if name in fields and fields[name] == getattr(kind, name, None)}
         content[section] = {name: value for name, value in fields.items() if name not in left_out}
     return storage.digest(content)
 

@@ -9,8 +9,6 @@ import importlib
 import io
 import json
 import os
-import pathlib
-import zipfile
 from typing import Any
 
 import jax.numpy as jnp
@@ -35,7 +33,7 @@ def save(path: str | os.PathLike[str], content: Any) -> None:
     tree = json.dumps(_described(content, arrays))
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, tree=np.asarray(tree), **arrays)
-    storage.write_bytes(pathlib.Path(path), [buffer.getvalue()], "choose another path")
+    storage.write_bytes(storage.user_path(str(path)), [buffer.getvalue()], "choose another path")
 
 
 def restore(path: str | os.PathLike[str]) -> Any:
@@ -44,23 +42,14 @@ def restore(path: str | os.PathLike[str]) -> Any:
     Raises:
       UserError: if the file is missing, damaged, or of another version of cdisc.
     """
-    path = pathlib.Path(path)
+    path = storage.user_path(str(path))
     try:
         # A file of our own: NumPy leaves its own open when it is no archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return _made(json.loads(str(archive["tree"])), archive)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: check the path.") from error
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ImportError,
-        zipfile.BadZipFile,
-    ) as error:
+    except Exception as error:  # whatever NumPy, zipfile and a class raise for what is no such file
         raise UserError(
             f"{path} cannot be read ({error}): it is damaged, no file of cdisc.save, or of another version."
         ) from error

@@ -196,7 +196,11 @@ def require_shared(folder: pathlib.Path) -> None:
       UserError: if not; in every process, naming the first one that has another.
     """
     # A file of a new name, for which nobody has looked: NFS keeps for a minute that a file was not there.
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".partial") if first() else contextlib.nullcontext() as mark:
+    with (
+        tempfile.NamedTemporaryFile(dir=folder, prefix="config.json.", suffix=".partial")
+        if first()
+        else contextlib.nullcontext() as mark
+    ):
         name = gather("" if mark is None else os.path.basename(mark.name))[0]
         seen = gather(str((folder / name).exists()))
     if "False" in seen:

@@ -63,7 +63,7 @@ def run(
     known = (*STAGES, "benchmark")
     for stage in stages:
         if stage not in known:
-            raise UserError(f"there is no stage {stage!r}{nearest(stage, known)}: use {', '.join(known)}.")
+            raise UserError(f"there is no stage {stage!r}{nearest(stage, known) or ': use ' + ', '.join(known) + '.'}")
     if "benchmark" in stages:
         stages = (*STAGES[:-1], *stages)
     if export_to is not None and isinstance(config.network, config_lib.ExactScore):

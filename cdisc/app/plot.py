@@ -23,7 +23,7 @@ class Drawing(Figure):
 
 
 def concepts(found: Any) -> Drawing:
-    """What was found in a query: the query, its product, and each concept with what it owns, in its colour.
+    """What was found in a query: the query, its product, and each concept above the part of the query that it owns.
 
     Args:
       found: what `cdisc.discover` returned, of a picture or of a point in the plane.
@@ -38,10 +38,13 @@ def concepts(found: Any) -> Drawing:
         axis.axis("off")
     _show(axes[0, 0], found.query, "query")
     _show(axes[0, 1], found.product.mean, "product")
-    colours = figures.owner_colours(len(shares))
-    for place, (mean, share, colour) in enumerate(zip(found.concepts.experts.mean, shares, colours, strict=True)):
-        _show(axes[0, 2 + place], mean, f"concept {place}", colour)
-        axes[1, 2 + place].imshow(figures.ownership_map(share))
+    colours, query = figures.owner_colours(len(shares)), pictures_lib.to_uint8(found.query)
+    parts = zip(found.concepts.experts.mean, shares, figures.leads(shares), colours, strict=True)
+    for place, (mean, share, lead, colour) in enumerate(parts):
+        _show(axes[0, 2 + place], mean, f"concept {place}")
+        axes[1, 2 + place].imshow(np.where(lead[..., None] > 0, query, query // 5), interpolation="nearest")
+        if lead.min() < 0 < lead.max():
+            axes[1, 2 + place].contour(lead, levels=[0.0], colors=colour, linewidths=1.5)
         axes[1, 2 + place].set_title(f"owns {share.mean():.0%}", fontsize=7)
     return drawing
 
@@ -62,9 +65,9 @@ def pictures(samples: ArrayLike, columns: int | None = None) -> Drawing:
     return drawing
 
 
-def _show(axis: Any, picture: ArrayLike, title: str, colour: str = "black") -> None:
+def _show(axis: Any, picture: ArrayLike, title: str) -> None:
     axis.imshow(pictures_lib.to_uint8(picture), interpolation="nearest")
-    axis.set_title(title, fontsize=7, color=colour)
+    axis.set_title(title, fontsize=7)
 
 
 def _plane(found: Any) -> Drawing:

@@ -44,6 +44,7 @@ def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, Schedul
 def _resolve_folder(
     config: Config, source: DiffusersFolder
 ) -> tuple[Config, Dataset, UNetConfig, SchedulerConfig, denoiser.Params]:
+    """The same for a network that diffusers saved, whose weights are read now: their digest is the fingerprint."""
     network, scheduler = source.options()
     for name, level in config.adapt.levels.items():
         with about(f"config.adapt.levels.{name}."):

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -64,7 +63,7 @@ class Run:
         seed = self.config.pretrain.seed if stage == "pretrain" else self.config.seed
         seed = seed if query is None else query.seed
         key = named(jax.random.key(seed), stage)
-        return key if query is None else named(key, "query", zlib.crc32(query.image.tobytes()))
+        return key if query is None else named(key, "query", query.crc)
 
     @functools.cached_property
     def sampler(self) -> Callable[..., jax.Array]:
@@ -128,12 +127,10 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequen
     """
     run = prepare(config, workdir, query_paths)
     config = run.config
-    crcs = [f"{zlib.crc32(query.image.tobytes()):08x}" for query in run.queries]
+    crcs = [f"{query.crc:08x}" for query in run.queries]
     hosts.require_alike(data=run.dataset.fingerprint[:12], queries=storage.digest(crcs)[:12])
     storage.writable(workdir)
     with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
-        if hosts.first():
-            checkpoints.sweep(workdir)
         hosts.require_shared(workdir)
         content = {
             "config": config_lib.as_dict(config),
@@ -143,5 +140,8 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequen
                 f"{i:04d} {query.name}": crc for i, (query, crc) in enumerate(zip(run.queries, crcs, strict=True))
             },
         }
+        begun = (workdir / "config.json").exists()
         workdir_lib.bind(workdir, content)
+        if begun and hosts.first():  # else nothing there is a run's
+            checkpoints.sweep(workdir)
         yield run

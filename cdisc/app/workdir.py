@@ -83,20 +83,19 @@ def bind(workdir: pathlib.Path, content: dict[str, Any]) -> None:
       UserError: if what is there would be lost, or cannot be read.
     """
     path, content = workdir / "config.json", json.loads(json.dumps(content))  # as it is read again
-    begun = " and ".join(stage for stage in _WORK if (workdir / stage).exists())
-    remedy = f"choose another --workdir, or remove {begun} from this one"
     before = None
     try:
-        before = storage.read_json(path, remedy)
+        before = storage.read_json(path, "")
     except (FileNotFoundError, storage.DamagedError) as error:
-        if begun:
+        # It may be a folder of something else.
+        there = [name for name in (*_WORK, "evaluate", "results.json", "config.json") if (workdir / name).exists()]
+        if there:
             raise UserError(
-                f"{path}, which says how {workdir} was made, is missing or not as this version wrote it: {remedy}."
+                f"{path}, which says how {workdir} was made, is missing or not as this version wrote it: choose "
+                f"another --workdir, or remove {' and '.join(there)} from this one."
             ) from error
-    changed, readers = {}, {"pretrain"}  # of a record that is not known, all
-    if before is not None:
-        changed = _changes(before, content)
-        readers = {first_reader(name) for name in changed}
+    changed = {} if before is None else _changes(before, content)
+    readers = {first_reader(name) for name in changed}
     said = ", ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in list(changed.items())[:3])
     said += f", and {len(changed) - 3} more" if len(changed) > 3 else ""
     since = min((_WORK.index(reader) for reader in readers if reader in _WORK), default=len(_WORK))
@@ -109,7 +108,7 @@ def bind(workdir: pathlib.Path, content: dict[str, Any]) -> None:
     with hosts.first_alone():
         if hosts.first() and changed:
             console.say(f"{workdir}: {said}")
-        if hosts.first() and (before is None or readers or before["queries"] != content["queries"]):
+        if hosts.first() and before is not None and (readers or before["queries"] != content["queries"]):
             # First, so that whoever is killed meanwhile comes by here again.
             outdated = [workdir / "results.json"]
             if readers & {*_WORK, "evaluate"}:

@@ -81,6 +81,9 @@ def _columns(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
     if rows and _number(rows[0][-1]) is None:
         names = rows.pop(0)
     width = len(rows[0]) if rows else 0
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise UserError(f"{path} has the column {short(twice)} twice: fetch it anew.")
     if len(names) == width:  # the authors give the file's column no name
         names = names[1:]
     wanted = 1 + len(names) if names else 2
@@ -149,6 +152,8 @@ def read_partition(root: pathlib.Path, files: Sequence[str]) -> np.ndarray:
         return np.zeros(len(files), np.int8)
     _, (named, *parts) = _columns(path)
     known = dict(zip(map(_stem, named), map(_number, parts[0]), strict=True))
+    if len(known) < len(named):
+        raise UserError(f"{path} names a file twice: fetch it anew, or take it away.")
     found = [known.get(_stem(name)) for name in files]
     missing = next((name for name, part in zip(files, found, strict=True) if part not in (0, 1, 2)), None)
     if missing is not None:
@@ -203,7 +208,7 @@ def _in_folder(folder: pathlib.Path) -> tuple[list[_Member], Callable[[Any], byt
         with (folder / name).open("rb") as file:
             return decoding.read_bytes(file)
 
-    names = [entry.name for entry in os.scandir(folder)]
+    names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
     return [_Member(pathlib.PurePosixPath(name), name, name) for name in names], read
 
 
@@ -220,7 +225,8 @@ def _in_archive(archive: pathlib.Path) -> tuple[list[_Member], Callable[[Any], b
             return decoding.read_bytes(file)
 
     members = zipped.infolist()
-    return [_Member(pathlib.PurePosixPath(m.filename), m, (m.CRC, m.file_size)) for m in members], read
+    paths = (pathlib.PurePosixPath(m.filename.replace("\\", "/")) for m in members)  # as Windows writes them
+    return [_Member(path, m, (m.CRC, m.file_size)) for path, m in zip(paths, members, strict=True)], read
 
 
 def _meant(file: str, found: Sequence[_Member], place: pathlib.Path) -> _Member:

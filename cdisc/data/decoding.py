@@ -17,7 +17,7 @@ from cdisc import console
 from cdisc.data import cache, pictures
 from cdisc.errors import UserError
 
-VERSIONS = {"decoding": "2", "pillow": PIL.__version__}
+VERSIONS = {"decoding": "3", "pillow": PIL.__version__}
 """What decides a decoded picture beside its file: a cache of other versions is another cache."""
 
 MAX_BYTES = 2**27

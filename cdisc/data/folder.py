@@ -92,8 +92,9 @@ def _place(root: pathlib.Path, name: str) -> pathlib.Path | None:
 
 
 def _alike(text: str) -> str:
-    """What two words share that a reader takes for the same, such as Red and red."""
-    return unicodedata.normalize("NFKC", text).casefold()
+    """What two words share that a reader takes for the same, such as Red and red, or dark-red and dark_red."""
+    kinds = {"Cf": "", "Pd": "-", "Pc": "-", "Zs": "-"}  # such as a soft hyphen, which nobody sees
+    return "".join(kinds.get(unicodedata.category(c), c) for c in unicodedata.normalize("NFKC", text).casefold())
 
 
 def _meant(root: pathlib.Path, file: str) -> str | None:
@@ -103,7 +104,8 @@ def _meant(root: pathlib.Path, file: str) -> str | None:
     except (OSError, ValueError):
         return None
     stem = _alike(pathlib.PurePath(file).stem)
-    return next((str(pathlib.PurePath(file).with_name(p.name)) for p in beside if _alike(p.stem) == stem), None)
+    near = (p.name for p in beside if _alike(p.stem) == stem and p.is_file())
+    return next((str(pathlib.PurePath(file).with_name(name)) for name in near), None)
 
 
 def _refuse_twins(said: str, what: str, words: Sequence[str]) -> None:
@@ -111,7 +113,7 @@ def _refuse_twins(said: str, what: str, words: Sequence[str]) -> None:
     for word in words:
         other = seen.setdefault(_alike(word), word)
         if other != word:
-            raise UserError(f"{said} has {what} {short(word)!r} and also {short(other)!r}: write them alike.")
+            raise UserError(f"{said} has {what} '{short(word)}' and also '{short(other)}': write them alike.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

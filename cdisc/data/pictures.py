@@ -8,11 +8,12 @@ import pathlib
 import re
 import struct
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, ImageFile
 
 from cdisc import storage
 from cdisc.errors import UserError, short
@@ -32,6 +33,22 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What shows a picture upright, by its EXIF orientation."""
+
+_CICP = {
+    "PNG": re.compile(rb"\0\0\0\x04cICP(.)(.)", re.DOTALL),
+    "AVIF": re.compile(rb"colrnclx\0(.)\0(.)", re.DOTALL),
+}
+"""Where a file has the numbers of its colours (ITU-T H.273): of the primaries and of the transfer."""
+_SRGB = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+_PRIMARIES = {
+    1: _SRGB,
+    2: _SRGB,  # not said
+    9: (0.3127, 0.329, 0.708, 0.292, 0.17, 0.797, 0.131, 0.046),
+    12: (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
+}
+"""By number: x and y of white, red, green and blue."""
+_POWERS = dict.fromkeys((1, 2, 6, 13, 14, 15)) | {4: 2.2, 5: 2.8, 8: 1.0}
+"""By number: the power of a value that is its light; None for sRGB's curve, by which television's is shown, too."""
 
 
 def read_query(path: str | pathlib.Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, str | None]:
@@ -85,10 +102,17 @@ def read_query(path: str | pathlib.Path, shape: tuple[int, int, int]) -> tuple[n
         raise UserError(f"{said} cannot be read ({reason(error)}): {advice}.") from error
     if frames > 1:
         notes.insert(0, f"it has {frames} frames, of which the first is used")
+    return _as_numbers(pixels), _told(said, pixels, notes)
+
+
+def _as_numbers(pixels: Pixels) -> np.ndarray:
+    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+
+
+def _told(said: str, pixels: Pixels, notes: list[str]) -> str | None:
     if np.ptp(pixels, axis=(0, 1)).max() < 8:
         notes.append("all its pixels have nearly the same colour")
-    warning = f"{said}: {', and '.join(notes)}." if notes else None
-    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0), warning
+    return f"{said}: {', and '.join(notes)}." if notes else None
 
 
 def as_query(of: Any, shape: tuple[int, ...] | None) -> tuple[np.ndarray, str | None]:
@@ -96,7 +120,7 @@ def as_query(of: Any, shape: tuple[int, ...] | None) -> tuple[np.ndarray, str | 
 
     Args:
       of: a file's path, an image of Pillow, bytes (H, W, C), or numbers, pictures in [-1, 1].
-      shape: wanted; None for any, which a file cannot be fitted to.
+      shape: wanted; None for any, which a file or an image cannot be fitted to.
 
     Returns:
       It, `shape` float32; and a sentence about what had to be changed, as `read_query` has it.
@@ -105,10 +129,13 @@ def as_query(of: Any, shape: tuple[int, ...] | None) -> tuple[np.ndarray, str | 
       TypeError, ValueError: for what is no finite array of that shape.
       UserError: as `read_query`.
     """
-    if isinstance(of, str | os.PathLike):
+    if isinstance(of, str | os.PathLike | Image.Image):
         if shape is None or len(shape) != 3:
             raise ValueError("this model takes arrays of any shape, so a file cannot be fitted to it: give an array.")
-        return read_query(str(of), shape)
+        if not isinstance(of, Image.Image):
+            return read_query(str(of), shape)
+        pixels, notes = fit(of, shape)
+        return _as_numbers(pixels), _told("the query", pixels, notes)
     values = np.asarray(of)
     if values.dtype.kind not in "fiu":
         raise TypeError(f"the query is {values.dtype} of shape {values.shape}: give a picture or a point as numbers.")
@@ -117,8 +144,15 @@ def as_query(of: Any, shape: tuple[int, ...] | None) -> tuple[np.ndarray, str | 
         raise ValueError(f"the query has the shape {values.shape}: give {wanted}.")
     if not np.isfinite(values).all():
         raise ValueError("the query has entries that are not finite: give numbers.")
-    scaled = values / np.float32(127.5) - np.float32(1.0) if values.dtype == np.uint8 else values
-    return scaled.astype(np.float32), None
+    if values.dtype == np.uint8:
+        return _as_numbers(values), None
+    warning = None
+    if shape is not None and len(shape) == 3:  # what another model takes is not known
+        if (most := np.abs(values).max()) > 2.0:
+            raise ValueError(f"the query has values up to {most:g}: give a picture in [-1, 1], or bytes (uint8).")
+        if values.min() >= 0.0:
+            warning = "the query has no value below 0, and black is -1: see that it is in [-1, 1]."
+    return values.astype(np.float32), warning
 
 
 def fit(image: Image.Image, shape: tuple[int, int, int]) -> tuple[Pixels, list[str]]:
@@ -144,13 +178,15 @@ def fit(image: Image.Image, shape: tuple[int, int, int]) -> tuple[Pixels, list[s
     drafted = image.draft("RGB", (max(height, width),) * 2)
     if Image.MAX_IMAGE_PIXELS is not None and math.prod(image.size) > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError(f"it has {math.prod(image.size)} pixels")
-    orientation, profile = _load(image), image.info.get("icc_profile")
+    if image.format == "EPS":  # which Ghostscript would run
+        raise ValueError("it is a program that draws, and no picture")
+    colours, orientation = _colours(image), _load(image)
     picture = _eight_bits(image)
     size = size if drafted else picture.size
     # Turned last, when there are few pixels; until then, what is wanted lies as the file does.
     across = orientation in (5, 6, 7, 8)
     wanted = (height, width) if across else (width, height)
-    picture, notes = _srgb(_resized(picture, wanted), profile, _MODES[channels])
+    picture, notes = _srgb(_resized(picture, wanted), colours, _MODES[channels])
     if orientation in _TURNS:
         picture = picture.transpose(_TURNS[orientation])
     if across:
@@ -226,8 +262,40 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image if mode == wanted else image.convert(wanted)
 
 
-def _srgb(picture: Image.Image, profile: bytes | None, mode: str) -> tuple[Image.Image, list[str]]:
-    """What `_eight_bits` gave in the colours of sRGB, grey ("L") or not ("RGB"), on white; and what is said of it."""
+def _colours(image: Image.Image) -> Any:
+    """What an open file says of its colours: a profile; primaries and power; None if they are sRGB's.
+
+    Of numbers that are not known, it is these, in words.
+    """
+    info, found = image.info, None
+    if profile := info.get("icc_profile"):
+        return profile
+    if isinstance(image, ImageFile.ImageFile) and image.format in _CICP and image.fp is not None:
+        place = image.fp.tell()
+        image.fp.seek(0)
+        found = _CICP[image.format].search(image.fp.read(2**16).partition(b"IDAT")[0])
+        image.fp.seek(place)
+    primaries, power = _SRGB, None
+    if found:
+        numbers = found[1][0], found[2][0]
+        if numbers[0] not in _PRIMARIES or numbers[1] not in _POWERS:
+            return f"its colours are numbers {numbers[0]} and {numbers[1]} of H.273 and were taken for those of sRGB"
+        primaries, power = _PRIMARIES[numbers[0]], _POWERS[numbers[1]]
+    elif "srgb" not in info:
+        given, gamma = info.get("chromaticity", _SRGB), info.get("gamma", 0.0)
+        if min(given) > 0.0 and not np.allclose(given, _SRGB, atol=2e-3):
+            primaries = given
+        # 0.45455 beside sRGB's primaries is how sRGB is written for old programs.
+        if 0.2 < gamma < 5.0 and (primaries is not _SRGB or abs(gamma - 0.45455) > 0.005):
+            power = 1.0 / gamma
+    return None if primaries is _SRGB and power is None else (primaries, power)
+
+
+def _srgb(picture: Image.Image, colours: Any, mode: str) -> tuple[Image.Image, list[str]]:
+    """What `_eight_bits` gave in the colours of sRGB, grey ("L") or not ("RGB"), on white; and what is said of it.
+
+    `colours` is what `_colours` found.
+    """
     notes, alpha = [], None
     if picture.mode in ("LA", "RGBA"):
         alpha = picture.getchannel("A")
@@ -235,9 +303,9 @@ def _srgb(picture: Image.Image, profile: bytes | None, mode: str) -> tuple[Image
     is_grey = picture.mode == "L"
     if picture.mode == "LAB":
         picture = _converted(picture, ImageCms.createProfile("LAB"))
-    elif profile:
+    elif isinstance(colours, bytes):
         try:
-            given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            given = ImageCms.ImageCmsProfile(io.BytesIO(colours))
             # A grey picture may have a profile for colours; any other mismatch is refused.
             of_colours = given.profile.xcolor_space.strip() == "RGB"
             picture = _converted(picture.convert("RGB") if is_grey and of_colours else picture, given)
@@ -245,6 +313,10 @@ def _srgb(picture: Image.Image, profile: bytes | None, mode: str) -> tuple[Image
             notes.append("its colour profile cannot be used and was left out")
     elif picture.mode == "CMYK":
         notes.append("it has CMYK colours without a profile, which are shown as nearly as can be")
+    elif isinstance(colours, str):
+        notes.append(colours)
+    elif colours is not None:
+        picture = _from_light(picture, *colours)
     if picture.mode == "CMYK":
         picture = picture.convert("RGB")
     if alpha is not None and np.asarray(alpha).min() < 255:
@@ -262,6 +334,29 @@ def _converted(picture: Image.Image, profile: Any) -> Image.Image:
     found = ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     assert found is not None  # which it is where a picture is changed in place
     return found
+
+
+def _from_light(picture: Image.Image, primaries: Sequence[float], power: float | None) -> Image.Image:
+    """A picture in sRGB whose values, to a power (None: sRGB's curve), are the light of these primaries."""
+    values = np.asarray(picture) / 255.0
+    light = (
+        np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+        if power is None
+        else (values**power)
+    )
+    if light.ndim == 3:
+        light = light @ np.linalg.solve(_in_xyz(_SRGB), _in_xyz(primaries)).T
+    light = light.clip(0.0, 1.0)
+    values = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return Image.fromarray(np.rint(255.0 * values).astype(np.uint8))
+
+
+def _in_xyz(primaries: Sequence[float]) -> np.ndarray:
+    """(3, 3) what of X, Y and Z, as parts of white's, the red, green and blue have that make it white together."""
+    x, y = np.reshape(primaries, (4, 2)).T
+    white, *colours = np.stack([x / y, np.ones(4), (1.0 - x - y) / y], axis=1)
+    columns = np.transpose(colours) / white[:, None]
+    return columns * np.linalg.solve(columns, np.ones(3))
 
 
 def reason(error: Exception) -> str:

@@ -5,6 +5,7 @@
 
 import dataclasses
 import pathlib
+import zlib
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from cdisc import console
 from cdisc.data import Dataset, compositions, pictures
-from cdisc.errors import UserError
+from cdisc.errors import UserError, short
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +33,11 @@ class Query:
     composition: compositions.Composition | None
     source: str
     seed: int
+
+    @property
+    def crc(self) -> int:
+        """By which its pixels are known."""
+        return zlib.crc32(self.image.tobytes())
 
 
 def held_out(
@@ -81,7 +87,7 @@ def own(paths: Sequence[str], shape: tuple[int, ...], seed: int) -> tuple[Query,
         image, warning = pictures.read_query(path, shape)
         if warning is not None:
             console.warn(warning)
-        queries.append(Query(pathlib.Path(path).name, image, None, path, seed))
+        queries.append(Query(short(pathlib.Path(path).name), image, None, short(path), seed))
     return tuple(queries)
 
 

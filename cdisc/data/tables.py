@@ -88,8 +88,8 @@ def _split(text: str) -> list[Row]:
                 separator = max(counts, key=lambda by: counts[by]) if max(counts.values()) > 1 else " "
                 break
     source = io.StringIO(text, newline="")
-    # Blanks at a line's end are no separators.
-    given = (line.strip(" \t\r\n") + "\n" for line in source) if separator == " " else source
+    # One blank or many, tabs or not, and none at a line's end.
+    given = (" ".join(line.split()) + "\n" for line in source) if separator == " " else source
     reader = csv.reader(given, delimiter=separator, skipinitialspace=True, strict=True)
     rows = [Row(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     return [row for row in rows if any(row.cells)]

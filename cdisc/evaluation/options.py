@@ -106,6 +106,8 @@ class Evaluate:
             values = getattr(self, name)
             if any(not value > 0 for value in (values if isinstance(values, tuple) else (values,))):
                 raise ValueError(f"{name} is {values}: use positive numbers.")
+        if len(set(self.seeds)) < len(self.seeds) or not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise ValueError(f"seeds is {self.seeds}: name each once, from 0 to {2**32 - 1}.")
 
 
 PRODUCT = "product"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,6 +63,12 @@ class PretrainOptions:
         """Refuses what would fail, or mean something else, when the step is traced."""
         require_known("loss", self.loss, LOSSES)
         require_positive(steps=self.steps, batch_size=self.batch_size, warmup_steps=self.warmup_steps)
+        for name, most in {"ema_decay": 1.0, "null_dropout": 1.0, "weight_decay": math.inf}.items():
+            if not 0.0 <= getattr(self, name) < most:
+                raise ValueError(f"{name} is {getattr(self, name)}: use a number from 0 on, below {most}.")
+        for name in ("learning_rate", "clip_norm"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: use a positive number.")
         if self.decay_steps < 0:
             raise ValueError(f"decay_steps is {self.decay_steps}: use a whole number, 0 for no decay.")
         if self.warmup_steps + self.decay_steps > self.steps:

@@ -102,6 +102,11 @@ def null_last(params: Params, row: int) -> Params:
     return {**params, "class_embedding": {"embedding": table}}
 
 
+def new_classes(params: Params, count: int) -> Params:
+    """The parameters with `count` classes that are as the null class is, in the place of theirs."""
+    return {**params, "class_embedding": {"embedding": jnp.tile(null_embedding(params), (count + 1, 1))}}
+
+
 def add_class(config: UNetConfig, params: Params, embedding: jax.Array) -> tuple[UNetConfig, Params]:
     """The network with one more class, `embedding` (E,), as the last before the null class.
 

@@ -21,7 +21,7 @@ import numpy as np
 from cdisc.diffusion import schedule as schedule_lib
 from cdisc.diffusion.sampling import SPACINGS, VARIANCES
 from cdisc.diffusion.schedule import Schedule
-from cdisc.errors import require_known, require_positive
+from cdisc.errors import require_positive
 from cdisc.networks.backbone import PREDICTION_TYPES
 from cdisc.networks.unet import UNetConfig
 
@@ -34,6 +34,14 @@ BETA_SCHEDULES: Mapping[str, Callable[[int, float, float], Schedule]] = types.Ma
         "squaredcos_cap_v2": lambda num_timesteps, beta_start, beta_end: schedule_lib.squared_cosine(num_timesteps),
     }
 )
+
+_KNOWN: Mapping[str, Sequence[str]] = {
+    "beta_schedule": tuple(BETA_SCHEDULES),
+    "prediction_type": PREDICTION_TYPES,
+    "variance_type": VARIANCES,
+    "timestep_spacing": SPACINGS,
+}
+_MOST_TIMESTEPS = 10**6
 
 # Schedulers whose forward process is variance-preserving, with their defaults where those are not DDIM's.
 _DDIM = {"clip_sample": True, "clip_sample_range": 1.0, "timestep_spacing": "leading"}
@@ -173,11 +181,12 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         """Refuses values from which no schedule can be made."""
-        require_known("beta_schedule", self.beta_schedule, tuple(BETA_SCHEDULES))
-        require_known("prediction_type", self.prediction_type, PREDICTION_TYPES)
-        require_known("variance_type", self.variance_type, VARIANCES)
-        require_known("timestep_spacing", self.timestep_spacing, SPACINGS)
+        for name, known in _KNOWN.items():
+            if (given := getattr(self, name)) not in known:  # the nearest would be another process
+                raise ValueError(f"{name} has {given!r}, which cdisc does not have: it has {', '.join(known)}.")
         require_positive(num_train_timesteps=self.num_train_timesteps)
+        if self.num_train_timesteps > _MOST_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps is {self.num_train_timesteps}: use at most {_MOST_TIMESTEPS}.")
         for name in ("beta_start", "beta_end", "trained_betas"):
             betas = getattr(self, name)
             if betas is not None and not np.all((np.asarray(betas) > 0.0) & (np.asarray(betas) < 1.0)):

@@ -146,7 +146,8 @@ def load_options(folder: str | os.PathLike[str]) -> tuple[UNetConfig, SchedulerC
     if not file.is_file():
         raise UserError(f"{part} has no {NETWORK_FILE}: give the folder of a UNet2DModel, or of a pipeline with unet/.")
     network = _read(network_config, file)
-    for place in (root / "scheduler", part, part.parent / "scheduler", root.parent / "scheduler"):
+    # Those who train keep checkpoint-500/unet beside one scheduler/ for all.
+    for place in (root / "scheduler", part, part.parent / "scheduler", part.parents[1] / "scheduler", part.parent):
         if (place / SCHEDULER_FILE).is_file():
             return network, _read(scheduler_config, place / SCHEDULER_FILE)
     raise UserError(
@@ -400,7 +401,8 @@ def _existing(folder: str | os.PathLike[str]) -> pathlib.Path:
     main = path / "refs" / "main"
     known = sorted((path / "snapshots").iterdir())
     if main.is_file():
-        known = [snapshot for snapshot in known if snapshot.name == main.read_text(encoding="utf-8").strip()]
+        name = main.read_text(encoding="utf-8", errors="replace").strip()
+        known = [snapshot for snapshot in known if snapshot.name == name]
     if len(known) != 1:
         raise UserError(f"{path / 'snapshots'} has {len(known)} snapshots that could be meant: give the folder of one.")
     return known[0]
@@ -446,10 +448,14 @@ def _single(folder: pathlib.Path, name: str, loader: str) -> pathlib.Path:
 def _weights(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, str]]:
     """The file of a network's weights, or their index; and the file of each tensor if there is an index."""
     stem = WEIGHTS_FILE.removesuffix(".safetensors")
-    whole = [p for p in sorted(folder.glob(f"{stem}*.safetensors")) if not _SHARD.search(p.name)]
-    found = whole + sorted(folder.glob(f"{stem}*.safetensors.index*.json"))
+    # A link of a hub's cache may lead nowhere.
+    there = [p for p in sorted(folder.glob(f"{stem}*.safetensors*")) if p.is_file()]
+    shards = [p.name for p in there if _SHARD.search(p.name)]
+    found = [p for p in there if p.name not in shards and p.suffix in (".safetensors", ".json")]
     # Variants, such as fp16, have a word more in their names.
     plain = [p for p in found if p.name in (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json")] or found
+    if shards and not plain:
+        raise UserError(f"{folder} has {named(shards)} without their index: copy {WEIGHTS_FILE}.index.json, too.")
     if not plain:
         loader = f"UNet2DModel.from_pretrained({str(folder)!r}, use_safetensors=False)"
         return _single(folder, WEIGHTS_FILE, loader), {}
@@ -518,6 +524,8 @@ def _current_names(names: Iterable[str]) -> dict[str, str]:
 
 def _float32(path: pathlib.Path, name: str, array: np.ndarray) -> np.ndarray:
     """A tensor of a file as float32; raises UserError for one that holds what is no number."""
+    if array.dtype.kind in "iub":
+        raise UserError(f"{path}: {name} holds {array.dtype}: give one of {' or '.join(_FLOATS)}.")
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     if not np.isfinite(array).all():
@@ -609,7 +617,11 @@ def _adapter_scales(content: Mapping[str, Any]) -> Callable[[str, int], float]:
 def _tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """A small file's tensors as float32, by their names without wrappers."""
     with _opened(path) as file:
-        stored = {_WRAPPERS.sub("", name): name for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        names = list(file.keys())
+        stored = {_WRAPPERS.sub("", name): name for name in names}
+        if not stored or len(stored) < len(names):
+            what = "tensors twice, with a wrapper's prefix and without" if stored else "no tensor"
+            raise UserError(f"{path} holds {what}: save the adapter anew.")
         return {name: _float32(path, name, file.get_tensor(old)) for name, old in stored.items()}
 
 
@@ -620,9 +632,11 @@ def _read_factors(path: pathlib.Path, network: UNetConfig, scale_of: Callable[[s
     scales: dict[str, float] = {}
     wrong: list[str] = []
     for name, (leaf, shape) in layout(network).items():
+        if not leaf.endswith("/kernel"):
+            continue
         layer = name.removesuffix(".weight")
         a, b = (given.pop(f"{layer}.lora_{factor}.weight", None) for factor in "AB")
-        if not leaf.endswith("/kernel") or (a is None and b is None):
+        if a is None and b is None:
             continue
         rank = 0 if a is None or a.ndim != len(shape) else a.shape[0]
         # In PEFT the second factor of a convolution is a convolution too, of one pixel.

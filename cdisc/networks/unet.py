@@ -113,6 +113,8 @@ class UNetConfig:
             given, levels = len(getattr(self, name)), len(self.block_out_channels)
             if given != levels:
                 raise ValueError(f"{name} has {given} blocks, but block_out_channels has {levels}: give one for each.")
+        if self.norm_eps < 0:
+            raise ValueError(f"norm_eps is {self.norm_eps}: it is added to a variance, so use no negative number.")
         if self.mid_block_scale_factor == 0:
             raise ValueError("mid_block_scale_factor is 0: the middle block's sums are divided by it.")
         if self.block_out_channels[0] // 2 <= self.freq_shift:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import contourpy
 import matplotlib
 import numpy as np
 from matplotlib import colors
@@ -20,8 +21,8 @@ OWNERSHIP_COLORMAP = "viridis"
 VARIANCE_COLORMAP = "magma"
 """For variances: perceptually uniform, and not to be taken for an ownership map."""
 
-# Okabe and Ito (2008): seven colours that stay apart without full colour vision.
-_OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#f0e442")
+# Okabe and Ito (2008), grey for their black: eight colours that stay apart without full colour vision.
+_OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#f0e442", "#999999")
 
 
 def heat(values: ArrayLike, low: float, high: float, colormap: str) -> Pixels:
@@ -50,15 +51,37 @@ def owner_colours(count: int) -> tuple[str, ...]:
     return tuple(colors.to_hex(colour) for colour in matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count)))
 
 
-def owners(weights: ArrayLike) -> Pixels:
-    """Each pixel in the colour of the prototype with the largest weight there (ties: the first).
+def leads(weights: ArrayLike) -> np.ndarray:
+    """By how much each prototype owns more of a pixel than any other: (K, H, W), below 0 where another owns more.
+
+    Shares alternate from pixel to pixel where prototypes agree, so they are smoothed by a Gaussian first, whose
+    standard deviation is 1/32 of the height.
 
     Args:
-      weights: (K, H, W, C), K at least 1; compared by their mean over the channels.
+      weights: (K, H, W, C), K from 0 on; compared by their mean over the channels.
     """
     means = np.mean(np.asarray(weights, np.float64), axis=-1)
-    wheel = np.rint(255 * colors.to_rgba_array(owner_colours(len(means)))[:, :3]).astype(np.uint8)
-    return wheel[np.argmax(means, axis=0)]
+    width = means.shape[1] / 32.0
+
+    def smoothing(size: int) -> np.ndarray:
+        away = np.subtract.outer(np.arange(size), np.arange(size)) / width
+        return np.exp(-0.5 * away**2) / np.exp(-0.5 * away**2).sum(axis=1, keepdims=True)
+
+    shares = smoothing(means.shape[1]) @ means @ smoothing(means.shape[2]).T
+    others = [np.max(np.delete(shares, number, axis=0), axis=0, initial=0.0) for number in range(len(shares))]
+    return shares - np.reshape(others, shares.shape)
+
+
+def outlines(weights: ArrayLike) -> list[str]:
+    """For each prototype the line around where it `leads`, as an SVG path in pixels from the corner."""
+    paths = []
+    for lead in leads(weights):
+        edge = np.pad(np.zeros(lead.shape, bool), 1, constant_values=True)
+        lead = np.pad(lead, 1, mode="edge")
+        lead = np.where(edge, -np.abs(lead), lead)  # so that lines close along the picture's edge
+        lines: Any = contourpy.contour_generator(z=lead).lines(0.0)
+        paths.append("".join("M" + "L".join(f"{x - 0.5:.1f} {y - 0.5:.1f}" for x, y in line) + "Z" for line in lines))
+    return paths
 
 
 def variance_map(variance: ArrayLike) -> tuple[Pixels, float, float]:

@@ -100,23 +100,17 @@ def score_class(
             signals.obey()
             yield {name: jnp.asarray(images) for name, images in samples[i].items()}
 
-    if composition is None:
-        return protocol.score_class(judged_by, shown, drawn(), None, None)
-    pictures = jnp.asarray(dataset.references(composition, settings.references + settings.samples))
-    with about(f"{dataset.name}, {run.queries[places[0]].name}: "):
-        parts = {"the queries": np.stack(shown), "the references": np.asarray(pictures)}
-        protocol.require_disjoint(parts | {"what the network learnt from": np.asarray(training)})
-    return protocol.score_class(
-        judged_by,
-        shown,
-        drawn(),
-        composition,
-        pictures[: settings.references],
+    references, real = None, {}
+    if composition is not None:
+        pictures = jnp.asarray(dataset.references(composition, settings.references + settings.samples))
+        with about(f"{dataset.name}, {run.queries[places[0]].name}: "):
+            parts = {"the queries": np.stack(shown), "the references": np.asarray(pictures)}
+            protocol.require_disjoint(parts | {"what the network learnt from": np.asarray(training)})
         # Other real pictures of the composition in place of samples: what a perfect method would reach.
-        real={REAL: pictures[settings.references :]},
-        k=settings.k,
-        extract=compared_in.extract,
-        training=training,
+        references, real = pictures[: settings.references], {REAL: pictures[settings.references :]}
+    extract, k = compared_in.extract, settings.k
+    return protocol.score_class(
+        judged_by, shown, drawn(), composition, references, real=real, k=k, extract=extract, training=training
     )
 
 
@@ -140,22 +134,20 @@ def write_results(
     if any(query.composition is not None for query in run.queries):
         key, rows = named(run.key("evaluate"), "training"), np.arange(_TRAINING)
         training, _ = run.dataset.train_batch(run.dataset.train, key, _TRAINING, rows)
-    by_place: dict[int, dict[str, protocol.Figures]] = {}
+    measured: dict[int, dict[str, protocol.Figures]] = {}
     pools = []
     for places in classes.values():
         figures, pooled = score_class(run, places, samples, judged_by, compared_in, training)
-        by_place |= zip(places, figures, strict=True)
+        measured |= zip(places, figures, strict=True)
         pools.append(pooled)
-    measured = [by_place[i] for i in range(len(labels))]
     queries: list[dict[str, Any]] = []
     for i, (query, discovery) in enumerate(zip(run.queries, discoveries, strict=True)):
         signals.obey()
+        shown, factors = query.composition, run.dataset.split.factors
         queries.append(
             {
                 "name": query.name,
-                "attributes": None
-                if query.composition is None
-                else compositions.attributes(run.dataset.split.factors, query.composition),
+                "attributes": None if shown is None else compositions.attributes(factors, shown),
                 "source": query.source,
                 "seed": query.seed,
                 **({} if discovery.found else {"failed": NOTHING}),
@@ -168,6 +160,7 @@ def write_results(
         for places, pooled in zip(classes.values(), pools, strict=True)
         if pooled
     ]
+    figures_of = [query["methods"] for query in queries]
     failed = sum("failed" in query for query in queries)
     if failed:
         console.warn(f"evaluate: {failed} of {len(queries)} queries: {NOTHING}.")
@@ -186,6 +179,6 @@ def write_results(
             "features": compared_in.label,
             "queries": queries,
             **({"classes": pooled_by_class} if pooled_by_class else {}),
-            "methods": protocol.overall(measured, labels, pools, [label for label, _ in classes]),
+            "methods": protocol.overall(figures_of, labels, pools, [label for label, _ in classes]),
         },
     )

@@ -1,5 +1,6 @@
 """The backbone: restored, bundled, or trained from scratch."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -19,7 +20,7 @@ from cdisc.app.stages.saved import meet, unfinished
 from cdisc.data import Dataset
 from cdisc.data.pictures import Pixels, grid, png
 from cdisc.diffusion.sampling import ddim
-from cdisc.errors import UserError
+from cdisc.errors import UserError, about
 from cdisc.keys import named
 from cdisc.learning import pretrain as pretrain_lib
 from cdisc.networks import bundled, denoiser
@@ -162,10 +163,12 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
     key_init, key_train, key_samples, key_validation = (
         named(run.key("pretrain"), use) for use in ("init", "train", "samples", "validation")
     )
-    folder = run.path("pretrain", "train")
+    folder, given = run.path("pretrain", "train"), weights_to_start_from(run, network)
 
     def begin(key: jax.Array) -> Progress:
         state = pretrain_lib.init(network, options, key)
+        if given is not None:
+            state = state.replace(params=given, ema=jax.tree.map(jnp.copy, given))
         return Progress(state, state.ema, jnp.full((options.steps, len(_METRICS)), jnp.nan))
 
     like = jax.eval_shape(begin, key_init)
@@ -230,6 +233,28 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
     last = checkpoints.step_path(folder, options.steps)
     meet([last])
     return checkpoints.restore(last, like).best
+
+
+def weights_to_start_from(run: Run, network: UNetConfig) -> denoiser.Params | None:
+    """Those of `config.pretrain.start`, with the classes of `network`; None where none is named.
+
+    Raises:
+      UserError: if there is no such bundled backbone, or it is another network or of another forward process.
+    """
+    name = run.config.pretrain.start
+    if not name:
+        return None
+    with about("config.pretrain.start: "):
+        known = bundled.load(name)
+    alike = dataclasses.replace(known.network, num_class_embeds=network.num_class_embeds, remat=network.remat)
+    forward = ("num_train_timesteps", "beta_start", "beta_end", "prediction_type")
+    if alike != network or any(getattr(known.scheduler, key) != getattr(run.scheduler, key) for key in forward):
+        raise UserError(
+            f"config.pretrain.start is {name!r}, whose network or forward process is another than config.network and "
+            "config.diffusion have: take these from its configuration."
+        )
+    assert network.num_class_embeds is not None  # of a network that is trained
+    return denoiser.new_classes(known.params, network.num_class_embeds - 1)
 
 
 def class_pictures(run: Run, key: jax.Array) -> Callable[[denoiser.Params], Pixels]:

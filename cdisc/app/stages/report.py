@@ -1,12 +1,13 @@
 """The page that shows what the other stages found."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cdisc import console, signals
-from cdisc.app.report import html
+from cdisc.app.report import cards, html
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Run
 from cdisc.app.stages.evaluate import REAL
@@ -29,28 +30,27 @@ def report(
     results = results_lib.read(run.path("results.json"))
     results["seconds"] = read_seconds(run.path("seconds.json"))
     results_lib.write(run.path("results.json"), results)
-    title = f"cdisc on {run.dataset.name}"
-    subtitle = f"config {results['config_hash'][:12]}, seed {run.config.seed}"
     tree, levels = None, ()
     if hierarchy is not None:
         tree, followed = hierarchy
         levels = tuple(m[: len(level["modes"])] for m, level in zip(followed.m, tree["levels"], strict=True))
-    path = run.path("report", "index.html")
+    folder, ways = run.path("report"), run.config.evaluate.methods
     html.write(
-        path,
+        folder,
         html.Page(
-            title=title,
-            subtitle=subtitle,
+            title=f"cdisc on {run.dataset.name}",
             results=results,
             panels=panels(run, discoveries, samples, results),
             plane=plane_of(run, params),
             methods=descriptions(run, results),
+            shown_first=(*ways, "poe", options.PRODUCT),
+            dials=dials(ways),
             reference=REAL,
             hierarchy=tree,
             hierarchy_modes=levels,
         ),
     )
-    console.say(f"report: {path}")
+    console.say(f"report: {folder / 'index.html'}")
 
 
 def panels(
@@ -58,11 +58,19 @@ def panels(
     discoveries: Sequence[concepts.Discovery],
     samples: Sequence[dict[str, np.ndarray]],
     results: dict[str, Any],
-) -> Iterator[html.Panel]:
+) -> Iterator[cards.Panel]:
     """What the page shows of each query, read when asked for: all of it may not fit in memory."""
     for query, discovery, drawn, entry in zip(run.queries, discoveries, samples, results["queries"], strict=True):
         signals.obey()
-        yield html.Panel(entry=entry, query=query.image, discovery=discovery, samples=drawn)
+        yield cards.Panel(entry=entry, query=query.image, discovery=discovery, samples=drawn)
+
+
+def dials(ways: Mapping[str, options.Method]) -> dict[str, dict[float, str]]:
+    """The methods that differ in their guidance alone, two or more, by growing guidance and by their first's name."""
+    found: dict[options.Method, dict[float, str]] = {}
+    for name, way in ways.items():
+        found.setdefault(dataclasses.replace(way, guidance=1.0), {})[way.guidance] = name
+    return {next(iter(dial.values())): dict(sorted(dial.items())) for dial in found.values() if len(dial) > 1}
 
 
 def descriptions(run: Run, results: dict[str, Any]) -> dict[str, str]:

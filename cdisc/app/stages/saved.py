@@ -44,13 +44,17 @@ def meet(paths: Sequence[pathlib.Path]) -> None:
 class Saved(Sequence[Any]):
     """What a stage left for each query, on the host. Read when asked for: all of it may not fit in memory."""
 
-    def __init__(self, paths: Sequence[pathlib.Path], like: Any, shown: Callable[[Any], Any]):
-        self._paths, self._like, self._shown = paths, like, shown
+    def __init__(
+        self, paths: Sequence[pathlib.Path], like: Any, shown: Callable[[Any], Any], abouts: Sequence[dict[str, Any]]
+    ):
+        self._paths, self._like, self._shown, self._abouts = paths, like, shown, abouts
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: Any) -> Any:
+        if checkpoints.read_about(self._paths[index]) not in ({}, self._abouts[index]):  # {}: of an older version
+            raise storage.DamagedError(f"{self._paths[index]} holds another query's results")
         return self._shown(jax.tree.map(np.asarray, checkpoints.restore(self._paths[index], self._like)))
 
 
@@ -78,6 +82,7 @@ def saved_by_query(
       UserError: if a result is missing and the stage was not asked for, or cannot be written, or disappears.
     """
     paths = [run.path(stage, f"query_{i:04d}") for i in range(len(run.queries))]
+    abouts = [{"query": query.crc, "seed": query.seed} for query in run.queries]
     # A network folder may show others late what the first process has written.
     missing = json.loads(
         hosts.gather(json.dumps([i for i, path in enumerate(paths) if not checkpoints.exists(path)]))[0]
@@ -95,9 +100,9 @@ def saved_by_query(
         found = hosts.exchange(work(own) if own else [], like, at_once)
         for place, i in ((p * at_once + j, i) for p, batch in enumerate(turn) for j, i in enumerate(batch)):
             if i in missing and hosts.first():
-                checkpoints.save(paths[i], found[place])
+                checkpoints.save(paths[i], found[place], abouts[i])
     meet(paths)
-    return Saved(paths, like, shown)
+    return Saved(paths, like, shown, abouts)
 
 
 def note_seconds(path: pathlib.Path, stage: str, seconds: float, finished: bool) -> None:
