@@ -167,7 +167,7 @@ def test_mistakes_are_sentences(found, tmp_path):
         (lambda: cdisc.model(eps, predicts="eps"), ValueError, "predicts has 'eps'"),
         (lambda: cdisc.sample(3, model), TypeError, "int cannot be sampled"),
         (lambda: cdisc.adapt(found, model), ValueError, "no place for a class embedding"),
-        (lambda: cdisc.load("digit"), UserError, 'or "digits", "faces" or "letters"'),
+        (lambda: cdisc.load("digit"), UserError, 'or "digits" or "faces"'),
         (lambda: cdisc.example("digits", "digit=11"), UserError, "does not exist"),
         (lambda: cdisc.restore(tmp_path / "none"), UserError, "does not exist"),
         (lambda: cdisc.save(tmp_path / "x", eps), TypeError, "function cannot be saved"),
@@ -208,9 +208,6 @@ def test_the_example_is_the_composition_that_was_asked_for():
     assert query.shape == (32, 32, 3)
     np.testing.assert_allclose(pictures.to_uint8(query)[0, 0], (75, 0, 110))
     assert not np.array_equal(query, cdisc.example("digits", "digit=3 digit_colour=pink background=dark_purple", 1))
-    letter = cdisc.example("letters", "character=K style=italic ground=dark_green")
-    assert letter.shape == (32, 32, 3)
-    np.testing.assert_allclose(pictures.to_uint8(letter)[0, 0], (0, 70, 30))
 
 
 def test_a_folder_of_diffusers_is_found_learnt_and_sampled(tmp_path):

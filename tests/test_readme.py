@@ -21,12 +21,13 @@ from cdisc.networks.backbone import null_eps
 def test_every_shell_command_is_run_by_ci_or_a_test():
     blocks = re.findall(r"```bash\n(.*?)```", PAGES, re.DOTALL)
     ran = re.findall(r"\$\(readme ([a-z-]+)\)", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
-    # tests/test_pretrained.py and tests/test_folder.py run those that need a network or pictures of the person's own,
+    # tests/test_pretrained.py, tests/test_folder.py and tests/test_digits.py run those that need a network, pictures or
+    # files of the person's own,
     # tests/test_launch.py those that need a cluster.
-    assert sorted(marked(name) for name in [*ran, "pretrained", "folder", "launch"]) == sorted(blocks)
+    assert sorted(marked(name) for name in [*ran, "pretrained", "folder", "idx", "launch"]) == sorted(blocks)
 
 
-@pytest.mark.parametrize("name", ["main-job", "more-commands", "dry-run", "hosts", "faces", "folder"])
+@pytest.mark.parametrize("name", ["main-job", "more-commands", "dry-run", "hosts", "faces", "folder", "idx"])
 def test_commands_name_files_that_exist(name):
     words = shlex.split(marked(name), comments=True)
     for word in words:

@@ -9,8 +9,7 @@
     cdisc.plot.pictures(varied)
 
 Every number that is not given is the command's: that of `configs/colormnist.py:small` for "digits", of
-`configs/avatars.py:small` for "faces", of `configs/letters.py:small` for "letters", of `configs/pretrained.py` for any
-other network or function.
+`configs/avatars.py:small` for "faces", of `configs/pretrained.py` for any other network or function.
 """
 
 import base64
@@ -31,7 +30,7 @@ from cdisc import console
 from cdisc.app import config as config_lib
 from cdisc.app import plot
 from cdisc.app.resolve import resolve
-from cdisc.data import avatars, colormnist, compositions, letters
+from cdisc.data import avatars, colormnist, compositions
 from cdisc.data import pictures as pictures_lib
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.schedule import Schedule, linear_beta
@@ -45,7 +44,7 @@ from cdisc.networks import bundled
 from cdisc.networks.backbone import Backbone, function, null_eps, unet
 from cdisc.networks.unet import UNetConfig
 
-_BUNDLED = {"digits": "colormnist", "faces": "avatars", "letters": "letters"}
+_BUNDLED = {"digits": "colormnist", "faces": "avatars"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -124,7 +123,7 @@ def load(what: str | os.PathLike[str], null_class: int | None = None) -> Model:
         network, scheduler, params = found.network, found.scheduler, found.params
     else:
         if not pathlib.Path(what).expanduser().is_dir():
-            raise UserError(f'{what} is no folder: give one that diffusers saved, or "digits", "faces" or "letters".')
+            raise UserError(f'{what} is no folder: give one that diffusers saved, or "digits" or "faces".')
         source = config_lib.DiffusersFolder(path=str(what), null_class=null_class)
         config, _, network, scheduler, params = resolve(dataclasses.replace(_any_network(), network=source))
     assert network is not None  # only an exact score has none
@@ -165,7 +164,7 @@ def example(what: str, attributes: str, index: int = 0) -> jax.Array:
     """A picture that no training saw, of the data that a bundled network was trained on: (32, 32, 3) in [-1, 1].
 
     Args:
-      what: "digits", "letters", or "faces", which are drawn and need `pip install 'cdisc[faces]'`.
+      what: "digits" or "faces"; the latter are drawn, which needs `pip install 'cdisc[faces]'`.
       attributes: as "digit=3 digit_colour=pink background=dark_purple"; the first that agrees is taken.
       index: which picture of it.
 
@@ -176,7 +175,7 @@ def example(what: str, attributes: str, index: int = 0) -> jax.Array:
     require_known("what", what, tuple(_BUNDLED))
     if what == "faces":
         return jnp.asarray(avatars.example(attributes, index, 32))
-    data = colormnist.load(colormnist.Options()) if what == "digits" else letters.load(letters.Options(size=32))
+    data = colormnist.load(colormnist.Options())
     chosen = compositions.matching(data.split.factors, [attributes])[0]
     return jnp.asarray(data.queries(chosen, index + 1)[index])
 
