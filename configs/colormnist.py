@@ -178,7 +178,6 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.evaluate.update(
         num_queries=4,
         samples=8,
-        class_guidance=3.0,  # the trained classes' samples carry their class in 99% at 2 and 91% at 1
         query_only_sigmas=(0.1, 0.3),
     )
     c.evaluate.judge.bundle = "colormnist_small_judge"
@@ -247,7 +246,7 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
         probes=2,
     )
     c.sampling.num_steps = 4
-    c.adapt.update(pool_size=8, prior_size=8, class_draws=1, chunk=2)
+    c.adapt.update(pool_size=8, prior_size=8, class_draws=1, composed_draws=1, chunk=2)
     for level in c.adapt.levels.values():
         level.update(steps=3, batch_size=4)
     c.evaluate.update(num_queries=2, samples=8, references=8)

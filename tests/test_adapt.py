@@ -23,6 +23,7 @@ EXAMPLES = adapt.Examples(
     query=jnp.asarray([0.8, -0.3, 0.1, -0.9]).reshape(SHAPE),
     pool=POOL,
     classes=jnp.asarray([2, 0], jnp.int32),
+    composed=jnp.asarray([-0.4, 0.3, -0.2, 0.1]),
     given=jnp.asarray([0.1, 0.2, 0.3, 0.4]),
 )
 PRIOR = adapt.Prior(images=0.7 * POOL[::-1], labels=jnp.asarray([0, 1, 2, 1, 0]))
@@ -109,6 +110,8 @@ def test_a_free_embedding_starts_small_or_at_the_likeliest_class():
     assert adapt.result(normal, POINTS, params, OPTIONS).adapter.factors == {}
     top1 = adapt.init(POINTS, params, EXAMPLES, KEY, _change(start="top1"))
     np.testing.assert_array_equal(top1.learnt["embedding"], table[2])
+    composed = adapt.init(POINTS, params, EXAMPLES, KEY, _change(start="composed"))
+    np.testing.assert_array_equal(composed.learnt["embedding"], EXAMPLES.composed)
     second = adapt.init(POINTS, params, EXAMPLES, KEY, _change(start="top1"), candidate=1)
     np.testing.assert_array_equal(second.learnt["embedding"], table[0])
     after = adapt.init(POINTS, POINT_PARAMS, EXAMPLES, KEY, _change(start="top1", after="another level"))
@@ -130,7 +133,7 @@ def test_an_embedding_in_the_span_starts_small_or_at_the_likeliest_class():
     ("field", "known"),
     [
         ("pool", "query, teacher, both"),
-        ("start", "normal, top1"),
+        ("start", "normal, top1, composed"),
         ("space", "free, span, per_block"),
         ("loss", "eps, v"),
     ],
@@ -317,7 +320,13 @@ def test_no_more_examples_are_needed_than_the_options_say():
 
 
 @pytest.mark.parametrize(
-    ("field", "changes"), [("pool", {"pool": "both"}), ("classes", {"start": "top1"}), ("given", {"after": "another"})]
+    ("field", "changes"),
+    [
+        ("pool", {"pool": "both"}),
+        ("classes", {"start": "top1"}),
+        ("composed", {"start": "composed"}),
+        ("given", {"after": "another"}),
+    ],
 )
 def test_examples_that_are_missing_are_named(field, changes):
     with pytest.raises(ValueError, match=f"^examples.{field} is None"):

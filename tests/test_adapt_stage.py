@@ -16,6 +16,7 @@ from cdisc.app.config import Sampling, read
 from cdisc.app.run import Run, prepare
 from cdisc.app.stages import adapt as stage
 from cdisc.app.stages import evaluate
+from cdisc.data import compositions
 from cdisc.data.queries import Query
 from cdisc.diffusion import exact
 from cdisc.diffusion.gaussian import Gaussian
@@ -129,7 +130,7 @@ def test_samples_do_not_depend_on_their_batches_nor_do_programs_on_how_many_ther
     assert compiled == [4, 10]
 
 
-def _stage(workdir, monkeypatch, pictures, levels, chunk=1, params=TABLE, methods_=None, **guidance):
+def _stage(workdir, monkeypatch, pictures, levels, chunk=1, params=TABLE, methods_=None, split=None, **guidance):
     """The stage on a run of these queries: the run, what it left, and the densities of the samples to learn from.
 
     A query's teacher sits at the query, and so do the samples that are learnt from.
@@ -139,8 +140,13 @@ def _stage(workdir, monkeypatch, pictures, levels, chunk=1, params=TABLE, method
     config.adapt.update(guidance=guidance or config.adapt.guidance, class_draws=1, chunk=chunk, levels=levels)
     config.evaluate.methods = methods_ or {}
     queries = tuple(Query(f"picture {i}", np.asarray(x), None, "a test", 0) for i, x in enumerate(pictures))
-    dataset = types.SimpleNamespace(shape=queries[0].image.shape)
-    run = dataclasses.replace(RUN, config=read(config), workdir=workdir, dataset=dataset, queries=queries)
+    shape = queries[0].image.shape
+    known = lambda data, key, count, rows: (jnp.zeros((count, *shape)), jnp.zeros(count, jnp.int32))  # noqa: E731
+    dataset = types.SimpleNamespace(shape=shape, train=None, train_batch=known, split=split)
+    backbone = dataclasses.replace(RUN.backbone, num_blocks=0 if split is None else 1)
+    run = dataclasses.replace(
+        RUN, config=read(config), workdir=workdir, dataset=dataset, queries=queries, backbone=backbone
+    )
     teachers = [Gaussian(mean=jnp.asarray(q.image), variance=jnp.full_like(q.image, 0.1)) for q in queries]
     drawn = []
 
@@ -197,6 +203,24 @@ def test_each_query_has_what_its_own_picture_teacher_and_samples_taught(monkeypa
         np.testing.assert_allclose(on, seen, atol=1e-6)
 
 
+def test_each_query_is_read_as_a_sum_of_its_own_parts(monkeypatch, tmp_path):
+    # Catches: the composition of another query, of the nearest trained class, or of the class table's rows as they are;
+    # an adaptation that starts elsewhere, and no row for it among the methods.
+    factors = compositions.Factors(("across", "down"), (("left", "right"), ("up", "down", "flat")))
+    split = compositions.split(factors, ["across=right down=up", "across=left down=flat"])
+    across, down = np.eye(4)[:2], np.array([[0, 0, 1, 0.0], [0, 0, 0, 1], [0, 0, -0.5, 0.5]])
+    params = jnp.asarray([across[i] + down[j] for i, j in split.trained], jnp.float32)
+    pictures = [jnp.asarray(across[i] + down[j], jnp.float32).reshape(2, 2, 1) for i, j in split.held_out]
+    levels = {"on": {**TAUGHT, "pool": "query", "start": "composed"}}
+    run, models, _ = _stage(tmp_path, monkeypatch, pictures, levels, 2, params, split=split)
+    for query, model, composition in zip(run.queries, models, split.held_out, strict=True):
+        np.testing.assert_array_equal(model.composed.composition, composition)
+        for embedding in (model.composed.embedding, model.adaptations["on"].embedding):
+            np.testing.assert_allclose(embedding, np.ravel(query.image), atol=1e-4)
+        shown = evaluate.densities_of(run, params, query, model)["composed"]
+        np.testing.assert_allclose(shown.embeddings[0], np.ravel(query.image), atol=1e-4)
+
+
 def test_every_step_query_and_adaptation_draws_noise_of_its_own(monkeypatch, tmp_path):
     # The queries are equally far from their class, and nothing is learnt: losses differ by their timesteps alone.
     # Catches: one key for all steps, for all queries of a chunk, or for an adaptation and the one after it.
@@ -250,6 +274,15 @@ def test_what_a_method_samples_is_what_was_learnt_at_its_scale_beside_its_own_te
         _apply(TABLE, x @ kernel["kernel"], t, jnp.tile(e[None], (2, 1))) for e in (TABLE[0], beside.embeddings[0])
     )
     np.testing.assert_allclose(eps, null + 1.5 * (given - null), rtol=1e-3, atol=1e-3)
+
+
+def test_pictures_of_trained_classes_reach_the_steps_that_ask_for_them(monkeypatch, tmp_path):
+    # The query is its class and nothing is learnt, so the loss is that of the known pictures, which are not their
+    # class's. Catches: an adaptation that is fitted without them, or with them where they have no weight.
+    alone = {**TAUGHT, "pool": "query", "steps": 2, "batch_size": 8}
+    levels = {"alone": alone, "beside": {**alone, "prior_weight": 1.0}}
+    run, _, _ = _stage(tmp_path, monkeypatch, [EXAMPLES[0].query], levels)
+    assert max(_losses(run, 0, "alone")) < 1e-6 and min(_losses(run, 0, "beside")) > 0.01
 
 
 def test_a_network_that_gives_no_numbers_is_named_with_the_query(monkeypatch, tmp_path):

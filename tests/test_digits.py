@@ -1,6 +1,5 @@
 import builtins
 import gzip
-import shlex
 import struct
 import sys
 import tracemalloc
@@ -8,7 +7,6 @@ import types
 
 import numpy as np
 import pytest
-from commands import ONE_BLOCK, marked, run_here
 
 from cdisc import errors
 from cdisc.data import digits
@@ -141,20 +139,6 @@ def test_idx_files_where_and_as_people_have_them(tmp_path, monkeypatch, place, p
         read = digits.load("idx", str(root))
         np.testing.assert_array_equal(read.labels, np.concatenate([half.labels for half in halves]))
         np.testing.assert_array_equal(read.images, np.concatenate([half.images for half in halves]))
-
-
-def test_the_page_s_command_reads_other_files_of_the_format(tmp_path, bundled):
-    # Catches: an option that was renamed, a noise level that a hierarchy cannot have.
-    few = np.concatenate([np.flatnonzero(bundled.labels == value)[:40] for value in range(10)])
-    half = digits.Digits(bundled.images[few], bundled.labels[few])
-    write_idx(tmp_path, (half, some_digits(4)), zipped=False)
-    given = {":small": ":tiny", "runs/fashion": str(tmp_path / "run"), "FOLDER": str(tmp_path)}
-    script = marked("idx").replace("\\\n", "")
-    for old, new in given.items():
-        assert script.count(old) == 1
-        script = script.replace(old, new)
-    ended = run_here(*shlex.split(script)[3:], *ONE_BLOCK, "--dry_run")
-    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_one_of_the_files_may_be_named(tmp_path):

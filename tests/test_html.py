@@ -267,7 +267,7 @@ def test_the_card_of_a_picture_says_all_that_was_found() -> None:
         np.testing.assert_array_equal(shown, pictures.to_uint8(found.experts.mean[picked]))
         assert concept["colour"] == figures.owner_colours(2)[place]
     assert card["samples"]["poe"]["figures"]["joint_accuracy"] == 0.5
-    assert card["samples"]["top1"]["drawn"] == 3
+    assert (card["samples"]["top1"]["drawn"], card["samples"]["top1"]["figures"]) == (3, {})
     assert json.loads(json.dumps(card, allow_nan=False)) == card
     documented = (
         (ROOT / "docs" / "running.md").read_text(encoding="utf-8").split("## The card")[1].split("## Watching")[0]

@@ -122,6 +122,12 @@ def test_fields_that_may_be_none_take_a_value_and_none(monkeypatch, tmp_path, ar
         (("--stages=,",), "there is no stage '': use pretrain, discover"),
         (("--stages=",), "--stages names no stage"),
         (("--export=",), "--export is empty: give a folder."),
+        # Catches: a traceback of the profiler, or a refusal, when the work is done.
+        (
+            ("--profile=/dev/null",),
+            "/dev/null cannot be written ([Errno 17] File exists: '/dev/null'): choose another --pr",
+        ),
+        (("--export=/dev/null/x",), "/dev/null/x cannot be written ([Errno 20] Not a directory"),
         # Catches: a query counted twice, which makes intervals narrower than they are.
         (("--config.evaluate.seeds=(1,1)",), "config.evaluate.seeds is (1, 1): name each once, from 0 to 4294967295."),
         (

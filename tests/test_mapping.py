@@ -71,8 +71,8 @@ def answer():
         for _ in range(3):
             state = step((state, spread), rate)
     out |= {"spread": spread.shape, "together": devices.gather(state, 5)}
-    item = (jnp.array([[0.4, 0.4]]), jnp.stack([jax.random.key(3)]))
-    found, tree = devices.unstack(devices.divided(discover, num_shared=1)(item, mixture))[0]
+    items = (jnp.array([[0.4, -0.4], [0.4, 0.4]]), jnp.stack([jax.random.key(5), jax.random.key(3)]))
+    found, tree = devices.unstack(devices.divided(discover, num_shared=1)(items, mixture))[1]
     out |= {"nfe": found.info.nfe, "picks": found.selection.mask.sum(), "modes": tree.mode}
     leaves = jax.tree.leaves((found.replace(info=found.info.replace(nfe=0)), tree.m, tree.mode))
     out["found"] = np.concatenate([np.ravel(leaf) for leaf in leaves])
@@ -150,7 +150,8 @@ def test_results_do_not_depend_on_the_devices(answers, count, by):
 
 @pytest.mark.parametrize(("count", "by"), WAYS)
 def test_a_discovery_on_several_devices_is_that_on_one(answers, count, by):
-    # Catches: a loop under shard_map whose carry enters as the same on all devices and leaves as different.
+    # The second of two queries. Catches: a loop under shard_map whose carry enters as the same on all devices and
+    # leaves as different; queries that several devices share in turn, treated at once.
     alone, answer = answers[1]["by_pmap"], answers[count][by]
     np.testing.assert_allclose(answer["found"], alone["found"], rtol=1e-4, atol=1e-5)
     assert answer["nfe"] == answers[count]["by_pmap"]["nfe"]

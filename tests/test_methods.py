@@ -210,7 +210,7 @@ def test_every_method_has_a_sentence_and_says_what_it_learnt():
     )
     learnt = {name: Adaptation(jnp.zeros(3), lora.Adapter()) for name in levels}
     densities = methods.densities(
-        jnp.zeros(2), TEACHER, jnp.eye(3), jnp.arange(3.0), learnt, evaluate, methods.poe.Guidance()
+        jnp.zeros(2), TEACHER, jnp.eye(3), jnp.arange(3.0), jnp.ones(3), learnt, evaluate, methods.poe.Guidance()
     )
     sentences = methods.sentences(evaluate, {name: level.describe() for name, level in levels.items()})
     assert set(sentences) == set(densities)

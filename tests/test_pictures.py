@@ -188,6 +188,7 @@ def power(gamma):
         (primaries(NOT_P3) + power(0.45455), False, of_srgb),
         (chunk(b"sRGB", b"\0") + primaries(P3) + power(1.0), False, of_srgb),
         (power(0.0) + primaries((0,) * 8), False, of_srgb),
+        (primaries((0.3,) * 8), False, of_srgb),
         (chunk(b"cICP", bytes((9, 16, 0, 1))), False, of_srgb),
     ],
 )

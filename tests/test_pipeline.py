@@ -403,7 +403,7 @@ def test_tiny_end_to_end(tiny_run):
         rf"jax \d.*, orbax-checkpoint .*, config {results['config_hash'][:12]}, seed 0, 2 queries"
     )
     assert re.fullmatch(first, ended.stdout.splitlines()[0])
-    figures = {"poe", "product", *config.evaluate.methods, "top1", "top3", "real pictures"}
+    figures = {"poe", "product", *config.evaluate.methods, "top1", "top3", "composed", "real pictures"}
     assert figures <= set(results["methods"])
     assert set(results["methods"]) - figures == {
         f"query_only sigma={sigma:g}"

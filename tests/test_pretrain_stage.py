@@ -257,7 +257,7 @@ def test_training_starts_from_a_bundled_network_with_new_classes(tmp_path, monke
     assert np.mean(average) > 3  # from ones it comes to less than 2
 
 
-@pytest.mark.parametrize(("start", "alike"), [("", True), ("avatars_small", False)])
+@pytest.mark.parametrize(("start", "alike"), [(None, True), ("avatars_small", False)])
 def test_where_training_starts_counts_only_where_it_is_named(start, alike):
     # Catches: bundles that a new field makes strange, weights from elsewhere under the digest of fresh ones.
     content = config_of("avatars.py", "small")

@@ -138,18 +138,16 @@ def test_what_it_learnt_goes_to_diffusers(readme_run, tmp_path):
 
 
 def test_another_network_in_the_same_folder_is_noticed(folder, picture, tmp_path):
-    # Catches: results of one network shown as another's.
+    # Catches: results of one network, or of one forward process, shown as another's.
     config = read(config_with(folder))
     with opened(config, tmp_path / "run", [str(picture)]) as this:
         jax.tree.map(np.testing.assert_array_equal, pretrain.pretrain(this, True), interop.load(folder).params)
         this.path("discover").mkdir()
-    params = tiny.random_params(UNCONDITIONAL, seed=1)
-    interop.save(folder, UNCONDITIONAL, params, interop.SchedulerConfig(prediction_type="sample"))
-    with (
-        pytest.raises(UserError, match="was made otherwise: data was"),
-        opened(config, tmp_path / "run", [str(picture)]),
-    ):
-        pass
+    for params, predicts in ((tiny.random_params(UNCONDITIONAL, seed=1), "sample"), (this.params, "epsilon")):
+        interop.save(folder, UNCONDITIONAL, params, interop.SchedulerConfig(prediction_type=predicts))
+        again = opened(config, tmp_path / "run", [str(picture)])
+        with pytest.raises(UserError, match="was made otherwise: data was"), again:
+            pass
 
 
 def test_the_folder_decides_the_schedule_the_size_and_the_prediction(tmp_path, picture):

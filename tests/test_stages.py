@@ -75,7 +75,7 @@ def model_of(i):
         name: adapt_lib.Adaptation(embedding=jnp.full(12, 10.0 * i + j), adapter=lora.Adapter())
         for j, name in enumerate(("one", "two"))
     }
-    return QueryModel(teacher=teacher, losses=jnp.roll(jnp.arange(12.0), i), adaptations=learnt)
+    return QueryModel(teacher=teacher, losses=jnp.roll(jnp.arange(12.0), i), composed=None, adaptations=learnt)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])

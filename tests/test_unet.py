@@ -459,3 +459,18 @@ def test_the_network_begins_at_zero(apply):
     np.testing.assert_array_equal(apply(tiny.NETWORK, params, x, t, c), np.zeros_like(x))
     for path in ("down_blocks_0/resnets_0/conv2", "mid_block/attentions_0/to_out_0", "conv_out"):
         assert not np.any(flax.traverse_util.flatten_dict(params, sep="/")[f"{path}/kernel"])
+
+
+def test_a_network_for_so_many_classes_of_pictures():
+    # Catches: no row for the null class, a table of another length, a network without a table or of another shape.
+    for given in (None, 4):
+        network = dataclasses.replace(tiny.NETWORK, num_class_embeds=given)
+        assert network.for_classes(3, (8, 8, 3), "these") == tiny.NETWORK
+    for changes, classes, shape, sentence in (
+        ({}, 4, (8, 8, 3), "num_class_embeds is 4, but the split trains 4: set it to 5, one row for the null class"),
+        ({}, 2, (8, 8, 3), "num_class_embeds is 4, but the split trains 2: set it to 3"),
+        ({}, 3, (8, 8, 1), "are for pictures of 8x8x3, and those of these are 8x8x1"),
+        ({"class_embed_type": "identity"}, 3, (8, 8, 3), "class_embed_type is 'identity': a run needs a table, None"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            dataclasses.replace(tiny.NETWORK, **changes).for_classes(classes, shape, "these")

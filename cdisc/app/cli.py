@@ -99,6 +99,9 @@ def _run(argv: list[str]) -> int:
         stages = pipeline.STAGES if _STAGES.value is None else _STAGES.value
         workdir, export_to, profile = (_folder(flag) for flag in (_WORKDIR, _EXPORT, _PROFILE))
         assert workdir is not None
+        for flag, folder in ((_EXPORT, export_to), (_PROFILE, profile)):
+            if folder is not None:  # complains now, not when hours of work are done
+                storage.writable(folder, f"choose another --{flag.name}")
         jax.devices()
         if not _several():  # whose signals are JAX's
             signals.handle()  # libtpu may have handlers of its own

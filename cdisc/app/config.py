@@ -83,7 +83,7 @@ class Pretrain(PretrainOptions):
       from_scratch: whether a backbone is trained instead of taking the bundled one.
       bundle: the name of a bundled backbone that is used unless `from_scratch`.
       restore: the workdir of another run, whose backbone is taken; empty for none.
-      start: the name of a bundled backbone whose weights training starts from, with new classes; empty for none.
+      start: the name of a bundled backbone whose weights training starts from, with new classes; None for none.
       save_every: steps between checkpoints, each with a validation loss.
       keep: how many of them are kept.
       result: the averaged parameters that are used, the "last" ones or the "best", of the smallest validation loss.
@@ -94,7 +94,7 @@ class Pretrain(PretrainOptions):
     from_scratch: bool = True
     bundle: str = ""
     restore: str = ""
-    start: str = ""
+    start: str | None = None
     save_every: int = 1000
     keep: int = 2
     result: Literal["last", "best"] = "last"
@@ -133,6 +133,7 @@ class Adapt:
       guidance: of the teacher in these samples.
       prior_size: pictures of trained classes for prior preservation.
       class_draws: noisy copies of the query on which the trained classes are compared.
+      composed_draws: the same for the sums of the classes' parts, whose losses differ less.
       chunk: queries whose adapters are trained side by side on a device.
       levels: what is learnt, by name; here in the order in which they can be trained (`after`).
     """
@@ -141,12 +142,13 @@ class Adapt:
     guidance: Guidance = dataclasses.field(default_factory=Guidance)
     prior_size: int = 256
     class_draws: int = 32
+    composed_draws: int = 32
     chunk: int = 16
     levels: dict[str, AdaptOptions] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuses counts below one, and adaptations that cannot follow one another."""
-        counts = ("pool_size", "prior_size", "class_draws", "chunk")
+        counts = ("pool_size", "prior_size", "class_draws", "composed_draws", "chunk")
         require_positive(**{name: getattr(self, name) for name in counts})
         for name, level in self.levels.items():
             if level.after and level.after not in self.levels:

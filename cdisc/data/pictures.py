@@ -283,7 +283,9 @@ def _colours(image: Image.Image) -> Any:
         primaries, power = _PRIMARIES[numbers[0]], _POWERS[numbers[1]]
     elif "srgb" not in info:
         given, gamma = info.get("chromaticity", _SRGB), info.get("gamma", 0.0)
-        if min(given) > 0.0 and not np.allclose(given, _SRGB, atol=2e-3):
+        # Some are damaged: three points in a line span no colours.
+        spanned = min(given) > 0.0 and abs(np.linalg.det([given[2::2], given[3::2], (1, 1, 1)])) > 0.02
+        if spanned and not np.allclose(given, _SRGB, atol=2e-3):
             primaries = given
         # 0.45455 beside sRGB's primaries is how sRGB is written for old programs.
         if 0.2 < gamma < 5.0 and (primaries is not _SRGB or abs(gamma - 0.45455) > 0.005):

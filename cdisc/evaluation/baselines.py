@@ -27,22 +27,24 @@ def class_losses(
     schedule: Schedule,
     query: jax.Array,
     key: jax.Array,
+    embeddings: jax.Array | None = None,
     *,
     num_draws: int = 32,
     batch_size: int = 64,
 ) -> jax.Array:
-    """The mean eps loss of the query under every trained class: (C,).
+    """The mean eps loss of the query under every trained class, or under others: (C,).
 
     All classes meet the same draws of (t, eps), so that their differences carry little of the draws' noise. The
     timesteps are stratified: one in each of `num_draws` equal parts of 1..T. Costs C * `num_draws` network
     evaluations, in batches of `batch_size` pairs of a class and a draw; only that size determines the memory.
 
     Args:
-      backbone: the model, with C trained classes.
+      backbone: the model.
       params: its parameters.
       schedule: the noise schedule.
       query: (*shape), clean.
       key: a random key.
+      embeddings: (C, E) the classes; by default the trained ones, the rows of the backbone's table.
       num_draws: M, noisy copies of the query.
       batch_size: network evaluations at once.
 
@@ -52,7 +54,7 @@ def class_losses(
     """
     require_array("query", query, "float32", range(1, 9), "a picture as float32")
     require_positive(num_draws=num_draws, batch_size=batch_size)
-    table = backbone.table(params)
+    table = backbone.table(params) if embeddings is None else embeddings
     times = stratified_timesteps(named(key, "timesteps"), num_draws, schedule.num_timesteps)
     noises = jax.random.normal(named(key, "noise"), (num_draws, *query.shape))
 

@@ -25,6 +25,9 @@ from cdisc.evaluation.options import Evaluate
 from cdisc.networks import lora
 from cdisc.networks.backbone import Backbone, class_eps
 
+COMPOSED = "composed"
+"""The method that samples the class of `learning.composition.explain`."""
+
 
 @flax.struct.dataclass
 class GuidedDensity:
@@ -73,6 +76,7 @@ def densities(
     teacher: Gaussian,
     table: jax.Array,
     losses: jax.Array | None,
+    composed: jax.Array | None,
     learnt: Mapping[str, Any],
     options: Evaluate,
     guidance: poe.Guidance,
@@ -84,6 +88,7 @@ def densities(
       teacher: the product of its experts.
       table: (classes, E) embeddings of the trained classes.
       losses: (classes,) the query's denoising loss under each of them; None where there is no class.
+      composed: (E,) the sum of parts of classes that explains the query best; None where classes have no parts.
       learnt: the `embedding` and the `adapter` of each adaptation that a method samples.
       options: the methods.
       guidance: of the teacher, where it guides alone.
@@ -107,6 +112,8 @@ def densities(
     weight = jnp.asarray([options.class_guidance], jnp.float32)
     if losses is not None:
         found["top1"] = dataclasses.replace(beside, embeddings=rows[baselines.top1(losses)][None], weights=weight)
+    if composed is not None:
+        found[COMPOSED] = dataclasses.replace(beside, embeddings=composed[None], weights=weight)
     if losses is not None and len(rows) >= 3:
         classes, shares = baselines.top3_weights(losses, options.tau_k)
         found["top3"] = GuidedDensity(embeddings=rows[classes], weights=weight * shares)
@@ -118,9 +125,9 @@ def densities(
 def evaluations(options: Evaluate) -> int:
     """The most evaluations of the network that a step of all of `densities` takes for a picture of each."""
     sigmas = {options.query_only_sigma, *options.query_only_sigmas}
-    # The null model with each of what is learnt, alone with the teacher, with Top-1's class and Top-3's classes, and
-    # alone with each Query-only.
-    return 2 * len(options.methods) + 1 + 2 + 4 + len(sigmas)
+    # The null model with each of what is learnt, alone with the teacher, with Top-1's class, the composed one and
+    # Top-3's classes, and alone with each Query-only.
+    return 2 * len(options.methods) + 1 + 2 + 2 + 4 + len(sigmas)
 
 
 def sentences(options: Evaluate, learnt: Mapping[str, str]) -> dict[str, str]:
@@ -133,6 +140,7 @@ def sentences(options: Evaluate, learnt: Mapping[str, str]) -> dict[str, str]:
     found = {
         "poe": "The null model guided towards the product of the experts (Eq. 13, 14).",
         "top1": "The trained class that denoises the query best, guided.",
+        COMPOSED: "The sum of the trained classes' parts that explains the query best, guided; needs their factors.",
         "top3": "The three best trained classes, composed.",
     }
     for name, method in options.methods.items():

@@ -70,7 +70,7 @@ class Evaluate:
       k: neighbours of precision and recall.
       features: in which sets of pictures are compared: "judge", or one of `features.SOURCES`.
       weights: a file with the weights of these.
-      class_guidance: of Top-1 and Top-3.
+      class_guidance: of Top-1, Top-3 and the composed class.
       tau_k: temperature of Top-3's weights.
       query_only_sigma: width of Query-only's Gaussian.
       query_only_sigmas: other widths, of which the best is reported.

@@ -31,7 +31,7 @@ from cdisc.networks import lora
 from cdisc.networks.backbone import Backbone
 
 POOLS = ("query", "teacher", "both")
-STARTS = ("normal", "top1")
+STARTS = ("normal", "top1", "composed")
 SPACES = ("free", "span", "per_block")
 
 
@@ -41,7 +41,8 @@ class AdaptOptions:
 
     Attributes:
       pool: "query", "teacher" (samples of the product of experts) or "both" (each half of the time).
-      start: the class embedding starts at "normal", N(0, 0.01^2), or at the "top1" class.
+      start: the class embedding starts at "normal", N(0, 0.01^2), at the "top1" class, or at the "composed" one: the
+        sum of parts of classes that explains the query best (`composition.explain`).
       after: the adaptation whose embedding this one goes on from, instead of `start`; "" for none.
       candidates: how many classes are tried as the start, for "top1": each of the best ones gets all the steps and the
         same noise, and the fit with the smallest mean loss over its second half is kept. A fit mostly ends at the digit
@@ -96,6 +97,8 @@ class AdaptOptions:
             raise ValueError(
                 "space is 'span': an adaptation after another one learns a 'free' or 'per_block' embedding."
             )
+        if self.start == "composed" and self.space == "span":
+            raise ValueError("start is 'composed': it has no coefficients in the 'span', so use another space.")
         if self.rank < 0:
             raise ValueError(f"rank is {self.rank}: use a whole number, 0 for the embedding alone.")
         for name in ("learning_rate", "embedding_learning_rate", "block_learning_rate", "l1", "prior_weight"):
@@ -137,7 +140,8 @@ class AdaptOptions:
         }
         factors = f" and LoRA of rank {self.rank}" if self.rank else ""
         nearest = f"one of the {self.candidates} nearest classes" if self.candidates > 1 else "the nearest class"
-        start = f"what {self.after} learnt" if self.after else {"normal": "noise", "top1": nearest}[self.start]
+        starts = {"normal": "noise", "top1": nearest, "composed": "the sum of parts of classes that explains it best"}
+        start = f"what {self.after} learnt" if self.after else starts[self.start]
         return f"a new class embedding{space[self.space]}{factors} from {source[self.pool]}, starting at {start}"
 
 
@@ -162,12 +166,14 @@ class Examples:
       query: (H, W, C) the picture.
       pool: (P, H, W, C) samples of its teacher, for the pools "teacher" and "both".
       classes: (N,) int32, the trained classes that explain it best, best first, for the start "top1".
+      composed: (E,) the class that is a sum of parts (`composition.Explained`), for the start "composed".
       given: (E,) or (L, E), the embedding that an adaptation with `after` goes on from.
     """
 
     query: jax.Array
     pool: jax.Array | None = None
     classes: jax.Array | None = None
+    composed: jax.Array | None = None
     given: jax.Array | None = None
 
     def need(self, field: str) -> jax.Array:
@@ -249,6 +255,8 @@ def init(
         embedding = examples.need("given")
     elif options.start == "normal":
         embedding = 0.01 * jax.random.normal(named(key, "embedding"), (size,))
+    elif options.start == "composed":
+        embedding = examples.need("composed")
     elif options.space == "span":
         embedding = jax.nn.one_hot(examples.need("classes")[candidate], size)
     else:

@@ -21,6 +21,7 @@ from cdisc.errors import UserError
 from cdisc.evaluation import baselines, methods
 from cdisc.keys import named
 from cdisc.learning import adapt as adapt_lib
+from cdisc.learning import composition
 
 
 @flax.struct.dataclass
@@ -31,11 +32,13 @@ class QueryModel:
       teacher: the product of its experts.
       losses: (classes,) the query's denoising loss under each trained class; None where there is no class, because
         Orbax does not save empty arrays.
+      composed: the sum of parts of the trained classes that explains it best; None where classes have no parts.
       adaptations: what was learnt from it, by the names of `config.adapt.levels`.
     """
 
     teacher: Gaussian
     losses: jax.Array | None
+    composed: composition.Explained | None
     adaptations: dict[str, adapt_lib.Adaptation]
 
 
@@ -66,11 +69,27 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
         rows, key = np.arange(settings.prior_size), named(run.key("adapt"), "prior")
         prior = adapt_lib.Prior(*run.dataset.train_batch(run.dataset.train, key, settings.prior_size, rows))
 
-    def compare(item: tuple[jax.Array, jax.Array], params: Any) -> jax.Array:
-        draws, batch = settings.class_draws, run.config.sampling.batch
-        return baselines.class_losses(run.backbone, params, run.schedule, *item, num_draws=draws, batch_size=batch)
+    parts, split = None, run.dataset.split
+    # The embedding of an exact mixture is its weights: a sum of them is no class.
+    if run.backbone.num_blocks and len(split.factors.names) > 1:
+        sizes = [len(values) for values in split.factors.values]
+        parts = composition.parts_of(run.backbone.table(params), split.trained, sizes)
+    losses_of = functools.partial(baselines.class_losses, batch_size=run.config.sampling.batch)
 
-    class_losses = devices.one_by_one(compare, num_shared=1)
+    def compare(item: tuple[jax.Array, jax.Array], params: Any) -> Any:
+        query, key = item
+        known = (run.backbone, params, run.schedule, query)
+        losses = losses_of(*known, key, num_draws=settings.class_draws)
+        if parts is None:
+            return losses, None
+
+        def of_sums(embeddings: jax.Array) -> jax.Array:
+            return losses_of(*known, named(key, "composed"), embeddings, num_draws=settings.composed_draws)
+
+        start = jnp.asarray(split.trained, jnp.int32)[baselines.top1(losses)]
+        return losses, composition.explain(of_sums, parts, start)
+
+    compared = devices.one_by_one(compare, num_shared=1)
     fits = {name: adapt_lib.fitter(run.backbone, options, devices.side_by_side) for name, options in specs.items()}
 
     def work(indices: Sequence[int]) -> list[QueryModel]:
@@ -80,13 +99,18 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
             return jnp.stack([named(run.key("adapt", query), use) for query in queries])
 
         examples = adapt_lib.Examples(query=devices.stack([query.image for query in queries]))
-        teachers, losses = [discoveries[i].teacher for i in indices], None
+        teachers = [discoveries[i].teacher for i in indices]
+        losses, composed = None, None
         if num_classes:
-            losses = class_losses((examples.query, keys("compare")), params)
+            losses, composed = compared((examples.query, keys("compare")), params)
             for query, seen in zip(queries, np.isnan(losses).all(axis=1), strict=True):
                 if seen:
                     raise UserError(f"adapt: no class has a loss for {query.name}: the network's output is NaN.")
-            examples = dataclasses.replace(examples, classes=jnp.argsort(losses, axis=1).astype(jnp.int32))
+            examples = dataclasses.replace(
+                examples,
+                classes=jnp.argsort(losses, axis=1).astype(jnp.int32),
+                composed=composed and composed.embedding,
+            )
         if any(options.pool != "query" for options in specs.values()):
             densities = [methods.teacher_density(teacher, settings.guidance) for teacher in teachers]
             examples = dataclasses.replace(
@@ -109,16 +133,20 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
                 lines += [json.dumps({"level": name, "step": n, "loss": loss}) for n, loss in enumerate(of_query, 1)]
         for i, lines in zip(indices, rows, strict=True):
             storage.write_text(run.path("adapt", f"query_{i:04d}.jsonl"), "".join(f"{line}\n" for line in lines))
-        return devices.unstack(QueryModel(devices.stack(teachers), losses, learnt))
+        return devices.unstack(QueryModel(devices.stack(teachers), losses, composed, learnt))
 
     def untrained(teacher: Gaussian, params: Any, key: jax.Array) -> QueryModel:
         examples = adapt_lib.Examples(jnp.zeros(run.dataset.shape), classes=jnp.arange(num_classes))
+        composed = None
+        if parts is not None:
+            composed = composition.explain(lambda sums: jnp.zeros(len(sums)), parts, jnp.zeros(len(parts.sizes)))
+            examples = dataclasses.replace(examples, composed=composed.embedding)
         learnt: dict[str, adapt_lib.Adaptation] = {}
         for name, options in specs.items():
             given = learnt[options.after].embedding if options.after else None
             state = adapt_lib.init(run.backbone, params, dataclasses.replace(examples, given=given), key, options)
             learnt[name] = adapt_lib.result(state, run.backbone, params, options)
-        return QueryModel(teacher, jnp.zeros(num_classes) if num_classes else None, learnt)
+        return QueryModel(teacher, jnp.zeros(num_classes) if num_classes else None, composed, learnt)
 
     like = jax.eval_shape(untrained, discoveries[0].teacher, params, run.key("adapt"))
     return saved_by_query(run, "adapt", active, like, settings.chunk * jax.local_device_count(), work)

@@ -31,7 +31,8 @@ _TRAINING = 1000
 
 def densities_of(run: Run, params: Any, query: Query, model: QueryModel) -> dict[str, methods.GuidedDensity]:
     """Every method's density for one query."""
-    known = (model.teacher, run.backbone.table(params), model.losses, model.adaptations)
+    composed = None if model.composed is None else model.composed.embedding
+    known = (model.teacher, run.backbone.table(params), model.losses, composed, model.adaptations)
     return methods.densities(jnp.asarray(query.image), *known, run.config.evaluate, run.config.guidance)
 
 
