@@ -18,8 +18,6 @@ import importlib
 
 TYPE_CHECKING = False  # which type checkers take for True: typing itself would take longer than all else here
 if TYPE_CHECKING:
-    from typing import Any
-
     from cdisc.app import plot
     from cdisc.app.containers import restore, save
     from cdisc.app.notebook import Found, Model, adapt, compose, discover, example, load, model, picture, sample
@@ -47,7 +45,7 @@ _WHERE = {name: module for module, names in _NAMES.items() for name in names.spl
 __all__ = sorted(_WHERE)
 
 
-def __getattr__(name: str) -> "Any":
+def __getattr__(name: str) -> object:
     """One of these names, imported now."""
     if name not in _WHERE:
         raise AttributeError(f"module 'cdisc' has no attribute {name!r}")

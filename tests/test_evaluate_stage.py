@@ -165,7 +165,7 @@ def test_the_bundled_judge_is_used_where_it_fits(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("file", ["colormnist.py", "avatars.py"])
+@pytest.mark.parametrize("file", ["colormnist.py", "avatars.py", "letters.py"])
 def test_the_judges_that_are_bundled_were_trained_as_their_configuration_says(file):
     # Catches: a field that becomes part of what a judge is, and so leaves the bundled ones unused.
     this = types.SimpleNamespace(config=read(config_of(file, "small")), dataset=types.SimpleNamespace(fingerprint=""))

@@ -58,7 +58,8 @@ def test_import_loads_nothing_and_dir_shows_every_name():
 def test_the_two_lists_of_names_agree_and_every_name_is_there():
     tree = ast.parse(pathlib.Path(cdisc.__file__).read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    assert sorted(alias.name for node in block.body for alias in node.names) == cdisc.__all__
+    listed = [node for node in block.body if node.module.startswith("cdisc.")]
+    assert sorted(alias.name for node in listed for alias in node.names) == cdisc.__all__
     assert all(getattr(cdisc, name).__doc__ for name in cdisc.__all__)
     with pytest.raises(AttributeError, match="no attribute 'discovr'"):
         _ = cdisc.discovr

@@ -134,10 +134,10 @@ def test_a_chart_has_a_row_for_each_method_at_its_place():
     assert text.count("stroke-width") == 2
 
 
-@pytest.mark.parametrize("name", ["colormnist.py", "avatars.py", "celeba.py"])
+@pytest.mark.parametrize("name", ["colormnist.py", "avatars.py", "letters.py", "celeba.py"])
 def test_a_benchmark_adds_what_knows_the_query_alone_with_the_same_budget(name):
     # Catches: a baseline of fewer steps, another rate or start; a level that is added twice; seeds that are lost.
-    variant = {"colormnist.py": "small", "avatars.py": "small", "celeba.py": "avatars"}[name]
+    variant = {"colormnist.py": "small", "avatars.py": "small", "letters.py": "small", "celeba.py": "avatars"}[name]
     config = config_lib.read(config_of(name, variant))
     found = benchmark.expanded(config)
     levels, before = found.adapt.levels, config.adapt.levels
