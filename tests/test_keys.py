@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from commands import ROOT
 
+from cdisc.diffusion import exact
 from cdisc.diffusion.schedule import linear_beta
 from cdisc.evaluation import baselines, judge
 from cdisc.keys import named
@@ -33,7 +34,7 @@ PARAMS = {"layer": {"kernel": jnp.eye(2)}}
 def drawn(monkeypatch):
     """The keys from which anything was drawn, as numbers."""
     used = []
-    for name in ("normal", "uniform", "randint", "bernoulli"):
+    for name in ("normal", "uniform", "randint", "bernoulli", "categorical"):
         draw = getattr(jax.random, name)
 
         def recorded(key, *args, _draw=draw, **kwargs):
@@ -95,6 +96,13 @@ def test_nothing_in_training_is_drawn_from_a_key_twice(drawn):
         judge.augment(named(step_key, "augment"), jnp.ones((2, 4, 4, 1)), noise=0.1, max_shift=1)
     assert len(drawn) == 3 * (2 + 3 + 3)
     assert len(set(drawn)) == len(drawn)
+
+
+def test_a_sample_s_component_and_its_noise_have_keys_of_their_own(drawn):
+    # Catches: one key for both, by which a component's samples would share a part of their noise.
+    mixture = exact.GaussianMixture(weights=jnp.full(2, 0.5), means=jnp.zeros((2, 3)), variances=jnp.ones((2, 3)))
+    exact.sample(mixture, jax.random.key(0), 4)
+    assert len(drawn) == len(set(drawn)) == 2
 
 
 @pytest.mark.parametrize("key", [3, jnp.uint32(3), None, np.zeros(2, np.uint32)])
