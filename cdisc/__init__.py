@@ -20,7 +20,7 @@ TYPE_CHECKING = False  # which type checkers take for True: typing itself would 
 if TYPE_CHECKING:
     from cdisc.app import plot
     from cdisc.app.containers import restore, save
-    from cdisc.app.notebook import Found, Model, adapt, discover, example, load, model, picture, sample
+    from cdisc.app.notebook import Found, Model, adapt, compose, discover, example, load, model, picture, sample
     from cdisc.discovery.algebra import (
         Concepts,
         Library,
@@ -37,7 +37,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "cdisc.app.containers": "restore save",
-    "cdisc.app.notebook": "Found Model adapt discover example load model picture sample",
+    "cdisc.app.notebook": "Found Model adapt compose discover example load model picture sample",
     "cdisc.app.plot": "plot",
     "cdisc.discovery.algebra": "Concepts Library collect conjunction exclude largest_exclusion replace restrict search",
 }

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdisc.learning import composition
+from cdisc.evaluation import composition
 
 SIZES = (5, 4, 3)
 ALL = np.asarray(list(itertools.product(*map(range, SIZES))))

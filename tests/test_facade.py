@@ -73,6 +73,11 @@ def test_from_picture_to_samples_takes_eight_lines():
     assert code[0] == "import cdisc"
 
 
+def test_a_picture_is_read_only_where_the_factors_are_known(found):
+    with pytest.raises(ValueError, match="the factors of this model's classes are not known"):
+        cdisc.compose(found, eps)
+
+
 def test_the_plane_composes(found):
     # Catches: a key, a query or settings that do not reach the discovery.
     assert repr(found).startswith("<2 concepts of ")

@@ -180,6 +180,8 @@ def test_the_validation_loss_is_that_of_every_class_on_its_own_picture():
     # At the first timesteps little noise is divided by: float32 leaves a few thousandths.
     assert found == pytest.approx(5.0 / 3.0, rel=0.01)
     assert shown == [40, 9]  # 129 = 3 * 43 pictures in batches, of which two sizes are compiled
+    # Weighted by 1 / abar of each timestep, which the noisiest decide. Catches: another loss than the training's.
+    assert stage.validation(this, types.SimpleNamespace(loss="v"), jax.random.key(0))(params) > 10 * found
 
 
 @pytest.mark.parametrize(("last", "expected"), [(9.0, 1), (0.5, 4)])

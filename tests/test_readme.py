@@ -61,8 +61,8 @@ def test_commands_for_celeba_say_where_it_is():
 
 
 FUNCTIONS = (ROOT / "docs" / "functions.md").read_text(encoding="utf-8")
-EIGHT_LINES, ANY_MODEL, ALGEBRA, *EXAMPLES = re.findall(r"```python\n(.*?)```", FUNCTIONS, re.DOTALL)
-RUN = (EIGHT_LINES, ANY_MODEL, ALGEBRA)
+EIGHT_LINES, COMPOSE, ANY_MODEL, ALGEBRA, *EXAMPLES = re.findall(r"```python\n(.*?)```", FUNCTIONS, re.DOTALL)
+RUN = (EIGHT_LINES, COMPOSE, ANY_MODEL, ALGEBRA)
 FEWER = {
     "DiscoveryOptions(n": "DiscoveryOptions(timesteps=(100, 300), starts_per_t=4, max_steps=10, lanes=8, capacity=8, "
     "curvature_iterations=1, probes=4, max_residual=1.0, n",
@@ -91,8 +91,12 @@ def test_the_readme_s_eight_lines_are_those_of_the_page():
 def test_the_eight_lines_compose():
     # Catches: settings that are not those of the command, a class that is not the query's.
     names: dict = {}
-    exec(EIGHT_LINES, names)
-    query, samples, varied = judged(names["query"][None], names["samples"], names["varied"])
+    exec(EIGHT_LINES + COMPOSE, names)
+    query, samples, varied, more = judged(
+        names["query"][None], *(names[name] for name in ("samples", "varied", "more"))
+    )
+    assert names["attributes"] == {"digit": "3", "digit_colour": "pink", "background": "dark_purple"}
+    assert (more == query).all(axis=1).mean() >= 0.75
     assert (samples == query).all(axis=1).mean() >= 0.75
     assert (varied == query).all(axis=1).mean() >= 0.75
     assert np.std(names["varied"], axis=0).mean() > 2 * np.std(names["samples"], axis=0).mean()

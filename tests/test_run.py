@@ -72,6 +72,15 @@ def test_a_network_that_cannot_be_sampled(tmp_path):
         run.prepare(read(config), tmp_path, [])
 
 
+def test_a_start_at_parts_that_there_are_none_of(tmp_path):
+    # Catches: the embedding of an exact mixture, its weights, taken for a sum; a traceback after hours of training.
+    config = config_of("mixture.py")
+    level = {"pool": "query", "start": "composed", "steps": 1, "batch_size": 1, "embedding_learning_rate": 1e-3}
+    config.adapt.levels = {"new": level}
+    with pytest.raises(UserError, match=r"^config\.adapt\.levels\.new\.start is 'composed', and planar has no classes"):
+        run.prepare(read(config), tmp_path, [])
+
+
 def test_pictures_of_another_size_than_the_network_s(tmp_path):
     # Catches: a network that is trained on one size, planned for another and exported as if it were that one's.
     config = config_of("colormnist.py", "tiny")

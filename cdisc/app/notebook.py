@@ -37,10 +37,10 @@ from cdisc.diffusion.schedule import Schedule, linear_beta
 from cdisc.discovery import concepts as concepts_lib
 from cdisc.discovery.algebra import Concepts
 from cdisc.errors import UserError, require_known
-from cdisc.evaluation import baselines, methods
+from cdisc.evaluation import baselines, composition, methods
 from cdisc.keys import named
 from cdisc.learning import adapt as adapt_lib
-from cdisc.networks import bundled
+from cdisc.networks import bundled, lora
 from cdisc.networks.backbone import Backbone, function, null_eps, unet
 from cdisc.networks.unet import UNetConfig
 
@@ -58,6 +58,7 @@ class Model:
       schedule: the forward process.
       shape: of one picture or point; None where the first query decides.
       config: the settings that `discover`, `sample` and `adapt` take where they are not told others.
+      split: of the factors that its classes are compositions of; None where they are not known.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Model:
     schedule: Schedule
     shape: tuple[int, ...] | None
     config: config_lib.Config
+    split: compositions.CompositionSplit | None = None
 
     def __repr__(self) -> str:
         """Its name and its size."""
@@ -116,11 +118,13 @@ def load(what: str | os.PathLike[str], null_class: int | None = None) -> Model:
       UserError: for a folder that cannot be used.
     """
     network: UNetConfig | None
+    split = None
     if what in _BUNDLED:
         settings = importlib.import_module(f"cdisc.configs.{_BUNDLED[str(what)]}").get_config("small")
         config = config_lib.read(settings)
         found = bundled.load(config.pretrain.bundle)
         network, scheduler, params = found.network, found.scheduler, found.params
+        split = config.data.split()
     else:
         if not pathlib.Path(what).expanduser().is_dir():
             raise UserError(f'{what} is no folder: give one that diffusers saved, or "digits" or "faces".')
@@ -129,7 +133,7 @@ def load(what: str | os.PathLike[str], null_class: int | None = None) -> Model:
     assert network is not None  # only an exact score has none
     schedule = scheduler.schedule()
     backbone = unet(network, schedule, scheduler.prediction_type)
-    return Model(str(what), backbone, params, schedule, network.picture_shape, config)
+    return Model(str(what), backbone, params, schedule, network.picture_shape, config, split)
 
 
 def model(
@@ -274,6 +278,39 @@ def adapt(query: Any, model: Model, level: str = "embedding", seed: int = 0, **c
     return adapt_lib.fit(model.backbone, model.params, model.schedule, examples, named(key, "fit"), options)
 
 
+def compose(query: Any, model: Model, seed: int = 0) -> tuple[dict[str, str], adapt_lib.Adaptation]:
+    """Reads a picture as a composition of what the model was trained on, and gives that composition's class.
+
+    Nothing is learnt: the class is a sum of the trained classes' parts (`composition.explain`).
+
+    Args:
+      query: as `adapt` takes it.
+      model: what `load` returned for a bundled network, whose classes' factors are known.
+      seed: of the noise.
+
+    Returns:
+      The values that were read, by factor, and the class, which `sample` takes.
+
+    Raises:
+      TypeError, ValueError: for a query or a model that cannot be used.
+      UserError: for a file that cannot be read.
+    """
+    model = _as_model(model)
+    if model.split is None:
+        raise ValueError("the factors of this model's classes are not known: give a bundled one, or use cdisc.adapt.")
+    image = query.query if isinstance(query, Found) else picture(query, model)
+    known, settings = (model.backbone, model.params, model.schedule, image), model.config.adapt
+    key, batch = named(jax.random.key(seed), "compose"), model.config.sampling.batch
+    losses = _class_losses(*known, named(key, "classes"), num_draws=settings.class_draws, batch_size=batch)
+    sizes = [len(values) for values in model.split.factors.values]
+    parts = composition.parts_of(model.backbone.table(model.params), model.split.trained, sizes)
+    start = jnp.asarray(model.split.trained[int(baselines.top1(losses))], jnp.int32)
+    counts = {"num_draws": settings.composed_draws, "batch_size": batch}
+    found = _of_picture(*known, named(key, "parts"), parts, start, **counts)
+    values = tuple(np.asarray(found.composition).tolist())
+    return compositions.attributes(model.split.factors, values), adapt_lib.Adaptation(found.embedding, lora.Adapter())
+
+
 def _any_network() -> config_lib.Config:
     """The settings for networks and functions about which nothing else is known."""
     return config_lib.read(importlib.import_module("cdisc.configs.pretrained").get_config())
@@ -321,4 +358,5 @@ def _discover(
 
 
 _sample = jax.jit(methods.sample, static_argnames=("backbone", "options"))
+_of_picture = jax.jit(composition.of_picture, static_argnames=("backbone", "num_draws", "batch_size"))
 _class_losses = jax.jit(baselines.class_losses, static_argnames=("backbone", "num_draws", "batch_size"))

@@ -34,6 +34,13 @@ def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, Schedul
         return _resolve_folder(config, source)
     with hosts.first_alone():  # some data are made once and kept, which takes minutes
         dataset = next(module for module in DATA.values() if module.Options is type(config.data)).load(config.data)
+    for name, level in config.adapt.levels.items():
+        if level.start == "composed" and not (isinstance(source, UNetConfig) and len(dataset.split.factors.names) > 1):
+            with about(f"config.adapt.levels.{name}."):
+                raise ValueError(
+                    f"start is 'composed', and {dataset.name} has no classes that are sums of parts: that takes a "
+                    "network and at least two factors; set it to 'top1'."
+                )
     if not isinstance(source, UNetConfig):
         return config, dataset, None, config.scheduler(), dataset.train
     with about("config.network."):
@@ -50,6 +57,10 @@ def _resolve_folder(
         with about(f"config.adapt.levels.{name}."):
             if network.num_class_embeds in (None, 1) and not level.after and level.start == "top1":
                 raise ValueError(f"start is 'top1', and {source.path} has no class to start at: set it to 'normal'.")
+            if level.start == "composed":
+                raise ValueError(
+                    f"start is 'composed', and nothing is known of the factors of {source.path}'s classes."
+                )
             if network.num_class_embeds in (None, 1) and level.space == "span":
                 raise ValueError(f"space is 'span', and {source.path} has no classes to span one: set it to 'free'.")
             if level.prior_weight > 0:

@@ -210,6 +210,10 @@ class Options:
         "hair=short eyeglasses=yes beard=yes",
     )
 
+    def split(self) -> compositions.CompositionSplit:
+        """Which faces are trained, without the pictures."""
+        return compositions.split(FACTORS, tuple(self.held_out))
+
 
 def load(config: Options) -> Dataset:
     """Builds the data set that a configuration describes; draws its faces the first time.
@@ -223,7 +227,7 @@ def load(config: Options) -> Dataset:
     Raises:
       UserError: If a package is missing, or the sizes, the cache or the split cannot be used.
     """
-    split = compositions.split(FACTORS, tuple(config.held_out))
+    split = config.split()
     counts = tuple(getattr(config, part) for part in PARTS)
     if min(counts) < 1 or config.size < 16:
         raise UserError(

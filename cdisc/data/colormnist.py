@@ -215,6 +215,11 @@ class Options:
         "digit_colour=yellow background=dark_brown",
     )
 
+    def split(self) -> compositions.CompositionSplit:
+        """Which digits are trained, without the pictures."""
+        values = (tuple(map(str, range(digits.NUM_VALUES))), tuple(self.digit_colours), tuple(self.backgrounds))
+        return compositions.split(compositions.Factors(FACTOR_NAMES, values), tuple(self.held_out))
+
 
 def load(config: Options) -> Dataset:
     """Builds the data set that a configuration describes.
@@ -242,11 +247,7 @@ def load(config: Options) -> Dataset:
             )
     foregrounds = palette(config.digit_colours, "digit_colours")
     backgrounds = palette(config.backgrounds, "backgrounds")
-    factors = compositions.Factors(
-        names=FACTOR_NAMES,
-        values=(tuple(str(value) for value in range(digits.NUM_VALUES)), tuple(foregrounds), tuple(backgrounds)),
-    )
-    split = compositions.split(factors, tuple(config.held_out))
+    split = config.split()
     table = np.asarray(split.trained, np.int32)
     compositions.assert_no_held_out(split, table)
     palettes = [np.asarray(list(p.values()), np.float32) / np.float32(255.0) for p in (foregrounds, backgrounds)]

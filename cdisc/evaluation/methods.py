@@ -26,7 +26,7 @@ from cdisc.networks import lora
 from cdisc.networks.backbone import Backbone, class_eps
 
 COMPOSED = "composed"
-"""The method that samples the class of `learning.composition.explain`."""
+"""The method that samples the class of `composition.explain`."""
 
 
 @flax.struct.dataclass

@@ -18,10 +18,9 @@ from cdisc.app.stages.saved import saved_by_query
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.discovery import concepts
 from cdisc.errors import UserError
-from cdisc.evaluation import baselines, methods
+from cdisc.evaluation import baselines, composition, methods
 from cdisc.keys import named
 from cdisc.learning import adapt as adapt_lib
-from cdisc.learning import composition
 
 
 @flax.struct.dataclass
@@ -74,20 +73,17 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
     if run.backbone.num_blocks and len(split.factors.names) > 1:
         sizes = [len(values) for values in split.factors.values]
         parts = composition.parts_of(run.backbone.table(params), split.trained, sizes)
-    losses_of = functools.partial(baselines.class_losses, batch_size=run.config.sampling.batch)
+    batch = run.config.sampling.batch
 
     def compare(item: tuple[jax.Array, jax.Array], params: Any) -> Any:
         query, key = item
         known = (run.backbone, params, run.schedule, query)
-        losses = losses_of(*known, key, num_draws=settings.class_draws)
+        losses = baselines.class_losses(*known, key, num_draws=settings.class_draws, batch_size=batch)
         if parts is None:
             return losses, None
-
-        def of_sums(embeddings: jax.Array) -> jax.Array:
-            return losses_of(*known, named(key, "composed"), embeddings, num_draws=settings.composed_draws)
-
         start = jnp.asarray(split.trained, jnp.int32)[baselines.top1(losses)]
-        return losses, composition.explain(of_sums, parts, start)
+        at, draws = named(key, "composed"), settings.composed_draws
+        return losses, composition.of_picture(*known, at, parts, start, num_draws=draws, batch_size=batch)
 
     compared = devices.one_by_one(compare, num_shared=1)
     fits = {name: adapt_lib.fitter(run.backbone, options, devices.side_by_side) for name, options in specs.items()}

@@ -15,6 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cdisc.diffusion.schedule import Schedule
+from cdisc.evaluation import baselines
+from cdisc.networks.backbone import Backbone
+
 
 @flax.struct.dataclass
 class Parts:
@@ -112,3 +116,24 @@ def explain(losses_of: Callable[[jax.Array], jax.Array], parts: Parts, start: ja
     begin = (jnp.asarray(start, jnp.int32), jnp.asarray(jnp.inf), jnp.asarray(0, jnp.int32), jnp.asarray(True))
     composition, loss, rounds, _ = jax.lax.while_loop(unfinished, improve, begin)
     return Explained(composition, parts.embedding(composition), loss, rounds)
+
+
+def of_picture(
+    backbone: Backbone,
+    params: Any,
+    schedule: Schedule,
+    query: jax.Array,
+    key: jax.Array,
+    parts: Parts,
+    start: jax.Array,
+    *,
+    num_draws: int = 32,
+    batch_size: int = 64,
+) -> Explained:
+    """`explain` by the denoising losses of a picture; the arguments are those of `baselines.class_losses`."""
+
+    def losses_of(embeddings: jax.Array) -> jax.Array:
+        counts = {"num_draws": num_draws, "batch_size": batch_size}
+        return baselines.class_losses(backbone, params, schedule, query, key, embeddings, **counts)
+
+    return explain(losses_of, parts, start)
