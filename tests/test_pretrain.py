@@ -130,7 +130,7 @@ def test_the_loss_is_the_one_of_the_options():
         ({"learning_rate": -1.0}, r"learning_rate is -1\.0: use a positive number"),
         ({"clip_norm": math.inf}, "clip_norm is inf: use a positive number"),
         ({"ema_decay": 1.5}, r"ema_decay is 1\.5: use a number from 0 on, below 1"),
-        ({"null_dropout": math.nan}, "null_dropout is nan: use a number from 0 on, below 1"),
+        ({"null_dropout": math.nan}, "null_dropout is nan: use a share from 0 to 1"),
     ],
 )
 def test_options_that_would_not_train_are_refused(changes, message):

@@ -63,9 +63,11 @@ class PretrainOptions:
         """Refuses what would fail, or mean something else, when the step is traced."""
         require_known("loss", self.loss, LOSSES)
         require_positive(steps=self.steps, batch_size=self.batch_size, warmup_steps=self.warmup_steps)
-        for name, most in {"ema_decay": 1.0, "null_dropout": 1.0, "weight_decay": math.inf}.items():
+        for name, most in {"ema_decay": 1.0, "weight_decay": math.inf}.items():
             if not 0.0 <= getattr(self, name) < most:
                 raise ValueError(f"{name} is {getattr(self, name)}: use a number from 0 on, below {most}.")
+        if not 0.0 <= self.null_dropout <= 1.0:
+            raise ValueError(f"null_dropout is {self.null_dropout}: use a share from 0 to 1.")
         for name in ("learning_rate", "clip_norm"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: use a positive number.")
