@@ -78,8 +78,8 @@ def panels(
             if score > _FAR:
                 warning = (
                     f"The network's modes explain this picture worse than pictures of trained classes, by {score:.1f} "
-                    f"standard deviations of {len(known)} of these: it lies outside of what they span, where the method "
-                    "is known to fail."
+                    f"standard deviations of {len(known)} of these: it lies outside of what they span, where the "
+                    "method is known to fail."
                 )
                 console.warn(f"report: {query.name}: {warning}")
         yield cards.Panel(entry=entry, query=query.image, discovery=discovery, samples=drawn, warning=warning)
