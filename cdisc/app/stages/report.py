@@ -50,7 +50,7 @@ def report(
             panels=panels(run, discoveries, samples, results),
             plane=plane_of(run, params),
             methods=descriptions(run, results),
-            shown_first=(*ways, "poe", options.PRODUCT),
+            shown_first=(methods.COMPOSED, *ways, "poe", options.PRODUCT),
             dials=dials(ways),
             reference=REAL,
             hierarchy=tree,
