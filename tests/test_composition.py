@@ -70,3 +70,36 @@ def test_losses_that_are_no_numbers_never_win_and_the_search_ends():
 
     with jax.disable_jit():
         assert composition.explain(rising, parts, ALL[7]).rounds == 2 * len(SIZES)
+
+
+def test_the_second_look_takes_other_draws_and_only_what_came_close(monkeypatch):
+    # Catches: the first look's winner kept whatever the second says, the same draws again, as few of them, changes that
+    # are none, the worst changes instead of the best.
+    table = _table(2)
+    parts = composition.parts_of(table[~HELD_OUT], ALL[~HELD_OUT], SIZES)
+    true, near = np.asarray([3, 1, 2]), np.asarray([4, 1, 2])
+    looks, used = [], []
+
+    def named(key, *uses):
+        return (*key, *uses) if isinstance(key, tuple) else uses
+
+    def class_losses(backbone, params, schedule, query, key, embeddings, *, num_draws, batch_size):
+        looks.append((num_draws, len(embeddings)))
+        used.append(named(key, "draws"))
+        wanted = jnp.asarray(near if num_draws == 2 else true)
+        distance = jnp.sum(jnp.square(embeddings - parts.embedding(wanted)[None]), axis=-1)
+        # In the first look the true one comes second, far before all others.
+        away = jnp.sum(jnp.square(embeddings - parts.embedding(jnp.asarray(true))[None]), axis=-1)
+        return jnp.where((num_draws == 2) & (away < 1e-3), 1e-2, distance)
+
+    monkeypatch.setattr(composition, "named", named)
+    monkeypatch.setattr(composition.baselines, "class_losses", class_losses)
+    given = (None, None, None, jnp.zeros(1), jax.random.key(0), parts, jnp.asarray([0, 0, 0]))
+    found = composition.of_picture(*given, num_draws=2)
+    np.testing.assert_array_equal(found.composition, true)
+    np.testing.assert_allclose(found.embedding, parts.embedding(jnp.asarray(true)), rtol=1e-6)
+    assert looks == [(2, sum(SIZES)), (8, 4)]
+    assert used[0] != used[1]
+    rows = np.asarray(found.replace(composition=jnp.asarray(near)).runners_up(parts, 3))
+    np.testing.assert_array_equal(rows[:2], [near, true])
+    assert (np.sum(rows != near, axis=1) == [0, 1, 1, 1]).all() and len(np.unique(rows, axis=0)) == 4
