@@ -124,7 +124,7 @@ def load(what: str | os.PathLike[str], null_class: int | None = None) -> Model:
         config = config_lib.read(settings)
         found = bundled.load(config.pretrain.bundle)
         network, scheduler, params = found.network, found.scheduler, found.params
-        split = config.data.split()
+        split = {"digits": colormnist, "faces": avatars}[str(what)].split_of(config.data)
     else:
         if not pathlib.Path(what).expanduser().is_dir():
             raise UserError(f'{what} is no folder: give one that diffusers saved, or "digits" or "faces".')

@@ -210,9 +210,14 @@ class Options:
         "hair=short eyeglasses=yes beard=yes",
     )
 
-    def split(self) -> compositions.CompositionSplit:
-        """Which faces are trained, without the pictures."""
-        return compositions.split(FACTORS, tuple(self.held_out))
+
+def split_of(config: Options) -> compositions.CompositionSplit:
+    """Which faces are trained, without the pictures.
+
+    Raises:
+      UserError: if the split cannot be used.
+    """
+    return compositions.split(FACTORS, tuple(config.held_out))
 
 
 def load(config: Options) -> Dataset:
@@ -227,7 +232,7 @@ def load(config: Options) -> Dataset:
     Raises:
       UserError: If a package is missing, or the sizes, the cache or the split cannot be used.
     """
-    split = config.split()
+    split = split_of(config)
     counts = tuple(getattr(config, part) for part in PARTS)
     if min(counts) < 1 or config.size < 16:
         raise UserError(

@@ -215,10 +215,16 @@ class Options:
         "digit_colour=yellow background=dark_brown",
     )
 
-    def split(self) -> compositions.CompositionSplit:
-        """Which digits are trained, without the pictures."""
-        values = (tuple(map(str, range(digits.NUM_VALUES))), tuple(self.digit_colours), tuple(self.backgrounds))
-        return compositions.split(compositions.Factors(FACTOR_NAMES, values), tuple(self.held_out))
+
+def split_of(config: Options) -> compositions.CompositionSplit:
+    """Which digits are trained, without the pictures.
+
+    Raises:
+      UserError: if the palette or the split cannot be used.
+    """
+    palettes = (palette(config.digit_colours, "digit_colours"), palette(config.backgrounds, "backgrounds"))
+    values = (tuple(map(str, range(digits.NUM_VALUES))), *map(tuple, palettes))
+    return compositions.split(compositions.Factors(FACTOR_NAMES, values), tuple(config.held_out))
 
 
 def load(config: Options) -> Dataset:
@@ -247,7 +253,7 @@ def load(config: Options) -> Dataset:
             )
     foregrounds = palette(config.digit_colours, "digit_colours")
     backgrounds = palette(config.backgrounds, "backgrounds")
-    split = config.split()
+    split = split_of(config)
     table = np.asarray(split.trained, np.int32)
     compositions.assert_no_held_out(split, table)
     palettes = [np.asarray(list(p.values()), np.float32) / np.float32(255.0) for p in (foregrounds, backgrounds)]

@@ -220,12 +220,6 @@ class Options:
         "style=italic ink=yellow ground=navy",
     )
 
-    def split(self) -> compositions.CompositionSplit:
-        """Which letters are trained, without the pictures."""
-        colours = (tuple(palette) for palette in (self.inks, self.grounds))
-        factors = compositions.Factors(names=FACTOR_NAMES, values=(CHARACTERS, STYLES, *colours))
-        return compositions.split(factors, tuple(self.held_out))
-
 
 def load(config: Options) -> Dataset:
     """Builds the data set that a configuration describes.
@@ -246,7 +240,8 @@ def load(config: Options) -> Dataset:
     if not 16 <= config.size <= SIDE:
         raise errors.UserError(f"config.data.size is {config.size}: letters are drawn at 16 to {SIDE} pixels a side.")
     inks, grounds = colormnist.palette(config.inks, "inks"), colormnist.palette(config.grounds, "grounds")
-    split = config.split()
+    factors = compositions.Factors(names=FACTOR_NAMES, values=(CHARACTERS, STYLES, tuple(inks), tuple(grounds)))
+    split = compositions.split(factors, tuple(config.held_out))
     table = np.asarray(split.trained, np.int32)
     compositions.assert_no_held_out(split, table)
     glyphs = load_glyphs()
