@@ -24,7 +24,7 @@ def evaluations(config: Config, classes: int | None) -> dict[str, int]:
       config: the configuration.
       classes: how many classes are trained; None if only the data can tell, and then the query's comparison with them,
         before adaptation, is left out. So is always that with sums of the classes' parts, which the data's factors
-        decide (`composition.Parts.max_losses`).
+        decide (`composition.of_picture`).
     """
     settings, num_steps = config.adapt, config.sampling.num_steps
     adapting = 0 if classes is None else settings.class_draws * classes

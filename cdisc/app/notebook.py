@@ -300,13 +300,10 @@ def compose(query: Any, model: Model, seed: int = 0) -> tuple[dict[str, str], ad
         raise ValueError("the factors of this model's classes are not known: give a bundled one, or use cdisc.adapt.")
     image = query.query if isinstance(query, Found) else picture(query, model)
     known, settings = (model.backbone, model.params, model.schedule, image), model.config.adapt
-    key, batch = named(jax.random.key(seed), "compose"), model.config.sampling.batch
-    losses = _class_losses(*known, named(key, "classes"), num_draws=settings.class_draws, batch_size=batch)
     sizes = [len(values) for values in model.split.factors.values]
     parts = composition.parts_of(model.backbone.table(model.params), model.split.trained, sizes)
-    start = jnp.asarray(model.split.trained[int(baselines.top1(losses))], jnp.int32)
-    counts = {"num_draws": settings.composed_draws, "batch_size": batch}
-    found = _of_picture(*known, named(key, "parts"), parts, start, **counts)
+    counts = {"num_draws": settings.composed_draws, "batch_size": model.config.sampling.batch}
+    found = _of_picture(*known, named(jax.random.key(seed), "compose"), parts, **counts)
     values = tuple(np.asarray(found.composition).tolist())
     return compositions.attributes(model.split.factors, values), adapt_lib.Adaptation(found.embedding, lora.Adapter())
 

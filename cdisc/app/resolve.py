@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import pathlib
 from typing import Any
 
@@ -13,6 +14,7 @@ from cdisc.app import hosts
 from cdisc.app.config import DATA, Config, DiffusersFolder
 from cdisc.data import Dataset, queries
 from cdisc.errors import about
+from cdisc.evaluation import composition
 from cdisc.networks import denoiser, interop, lora
 from cdisc.networks.interop import SchedulerConfig
 from cdisc.networks.unet import UNetConfig
@@ -35,11 +37,13 @@ def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, Schedul
     with hosts.first_alone():  # some data are made once and kept, which takes minutes
         dataset = next(module for module in DATA.values() if module.Options is type(config.data)).load(config.data)
     for name, level in config.adapt.levels.items():
-        if level.start == "composed" and not (isinstance(source, UNetConfig) and len(dataset.split.factors.names) > 1):
+        sizes = [len(values) for values in dataset.split.factors.values]
+        composable = isinstance(source, UNetConfig) and len(sizes) > 1 and math.prod(sizes) <= composition.MOST
+        if level.start == "composed" and not composable:
             with about(f"config.adapt.levels.{name}."):
                 raise ValueError(
                     f"start is 'composed', and {dataset.name} has no classes that are sums of parts: that takes a "
-                    "network and at least two factors; set it to 'top1'."
+                    f"network, at least two factors and at most {composition.MOST} compositions; set it to 'top1'."
                 )
     if not isinstance(source, UNetConfig):
         return config, dataset, None, config.scheduler(), dataset.train

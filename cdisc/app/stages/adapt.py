@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,8 +71,8 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
 
     parts, split = None, run.dataset.split
     # The embedding of an exact mixture is its weights: a sum of them is no class.
-    if run.backbone.num_blocks and len(split.factors.names) > 1:
-        sizes = [len(values) for values in split.factors.values]
+    sizes = [] if split is None else [len(values) for values in split.factors.values]
+    if run.backbone.num_blocks and len(sizes) > 1 and math.prod(sizes) <= composition.MOST:
         parts = composition.parts_of(run.backbone.table(params), split.trained, sizes)
     batch = run.config.sampling.batch
 
@@ -81,9 +82,8 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
         losses = baselines.class_losses(*known, key, num_draws=settings.class_draws, batch_size=batch)
         if parts is None:
             return losses, None
-        start = jnp.asarray(split.trained, jnp.int32)[baselines.top1(losses)]
         at, draws = named(key, "composed"), settings.composed_draws
-        return losses, composition.of_picture(*known, at, parts, start, num_draws=draws, batch_size=batch)
+        return losses, composition.of_picture(*known, at, parts, num_draws=draws, batch_size=batch)
 
     compared = devices.one_by_one(compare, num_shared=1)
     fits = {name: adapt_lib.fitter(run.backbone, options, devices.side_by_side) for name, options in specs.items()}
@@ -135,7 +135,7 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
         examples = adapt_lib.Examples(jnp.zeros(run.dataset.shape), classes=jnp.arange(num_classes))
         composed = None
         if parts is not None:
-            composed = composition.explain(lambda sums: jnp.zeros(len(sums)), parts, jnp.zeros(len(parts.sizes)))
+            composed = composition.explain(lambda _, sums: jnp.zeros(len(sums)), parts, [1])
             examples = dataclasses.replace(examples, composed=composed.embedding)
         learnt: dict[str, adapt_lib.Adaptation] = {}
         for name, options in specs.items():
