@@ -35,6 +35,16 @@ def test_a_value_that_no_class_shows_is_refused():
         composition.parts_of(jnp.zeros((2, 3)), [[0, 0], [1, 0]], (2, 2))
 
 
+def test_only_classes_of_factors_whose_values_are_all_shown_are_sums():
+    # Catches: a value that occurs in held-out compositions alone, or in none; one factor; more than are compared.
+    assert composition.composable([(0, 0), (1, 0), (0, 1)], (2, 2))
+    assert not composition.composable([(0, 0), (1, 0)], (2, 2))
+    assert not composition.composable([(0,), (1,)], (2,))
+    assert not composition.composable([], ())
+    many = [(i, i) for i in range(40)]
+    assert not composition.composable(many, (40, 40))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_composition_of_a_picture_is_that_of_the_smallest_loss(seed):
     # Catches: the worst kept instead of the best, losses of another round's order, the first composition for the best.

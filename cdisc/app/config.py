@@ -133,7 +133,8 @@ class Adapt:
       guidance: of the teacher in these samples.
       prior_size: pictures of trained classes for prior preservation.
       class_draws: noisy copies of the query on which the trained classes are compared.
-      composed_draws: the same for the sums of the classes' parts, whose losses differ less.
+      composed_draws: the same for the sums of the classes' parts; the last four meet four times as many
+        (`evaluation.composition.of_picture`).
       chunk: queries whose adapters are trained side by side on a device.
       levels: what is learnt, by name; here in the order in which they can be trained (`after`).
     """

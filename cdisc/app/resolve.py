@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import math
 import pathlib
 from typing import Any
 
@@ -38,12 +37,12 @@ def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, Schedul
         dataset = next(module for module in DATA.values() if module.Options is type(config.data)).load(config.data)
     for name, level in config.adapt.levels.items():
         sizes = [len(values) for values in dataset.split.factors.values]
-        composable = isinstance(source, UNetConfig) and len(sizes) > 1 and math.prod(sizes) <= composition.MOST
+        composable = isinstance(source, UNetConfig) and composition.composable(dataset.split.trained, sizes)
         if level.start == "composed" and not composable:
             with about(f"config.adapt.levels.{name}."):
                 raise ValueError(
                     f"start is 'composed', and {dataset.name} has no classes that are sums of parts: that takes a "
-                    f"network, at least two factors and at most {composition.MOST} compositions; set it to 'top1'."
+                    "network and two factors or more, each value of which is trained; set it to 'top1'."
                 )
     if not isinstance(source, UNetConfig):
         return config, dataset, None, config.scheduler(), dataset.train

@@ -67,6 +67,19 @@ def _indicators(composition: jax.Array, sizes: Sequence[int]) -> jax.Array:
     return jnp.concatenate([jax.nn.one_hot(composition[..., f], size) for f, size in enumerate(sizes)], axis=-1)
 
 
+def composable(factors: Sequence[Sequence[int]], sizes: Sequence[int]) -> bool:
+    """Whether classes are sums of parts that can be told: of two factors or more, every value of which some class shows.
+
+    Args:
+      factors: (C, F) the value indices of the trained classes.
+      sizes: how many values each factor has; at most `MOST` compositions in all.
+    """
+    shown = all(
+        set(column) == set(range(size)) for column, size in zip(zip(*factors, strict=True), sizes, strict=False)
+    )
+    return len(sizes) > 1 and bool(factors) and shown and math.prod(sizes) <= MOST
+
+
 def parts_of(table: jax.Array, factors: np.ndarray | Sequence[Sequence[int]], sizes: Sequence[int]) -> Parts:
     """The parts whose sums are nearest to a class table, by least squares.
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +71,7 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
     parts, split = None, run.dataset.split
     # The embedding of an exact mixture is its weights: a sum of them is no class.
     sizes = [] if split is None else [len(values) for values in split.factors.values]
-    if run.backbone.num_blocks and len(sizes) > 1 and math.prod(sizes) <= composition.MOST:
+    if run.backbone.num_blocks and composition.composable(split.trained, sizes):
         parts = composition.parts_of(run.backbone.table(params), split.trained, sizes)
     batch = run.config.sampling.batch
 
