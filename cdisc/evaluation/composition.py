@@ -68,7 +68,7 @@ def _indicators(composition: jax.Array, sizes: Sequence[int]) -> jax.Array:
 
 
 def composable(factors: Sequence[Sequence[int]], sizes: Sequence[int]) -> bool:
-    """Whether classes are sums of parts that can be told: of two factors or more, every value of which some class shows.
+    """Whether classes are sums of parts that can be told: two factors or more, each value of which some class shows.
 
     Args:
       factors: (C, F) the value indices of the trained classes.
