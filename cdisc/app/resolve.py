@@ -17,6 +17,7 @@ from cdisc.evaluation import composition
 from cdisc.networks import denoiser, interop, lora
 from cdisc.networks.interop import SchedulerConfig
 from cdisc.networks.unet import UNetConfig
+from cdisc.options import pretrained_options
 
 
 def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, SchedulerConfig, Any]:
@@ -55,21 +56,7 @@ def _resolve_folder(
     config: Config, source: DiffusersFolder
 ) -> tuple[Config, Dataset, UNetConfig, SchedulerConfig, denoiser.Params]:
     """The same for a network that diffusers saved, whose weights are read now: their digest is the fingerprint."""
-    network, scheduler = source.options()
-    for name, level in config.adapt.levels.items():
-        with about(f"config.adapt.levels.{name}."):
-            if network.num_class_embeds in (None, 1) and not level.after and level.start == "top1":
-                raise ValueError(f"start is 'top1', and {source.path} has no class to start at: set it to 'normal'.")
-            if level.start == "composed":
-                raise ValueError(
-                    f"start is 'composed', and nothing is known of the factors of {source.path}'s classes."
-                )
-            if network.num_class_embeds in (None, 1) and level.space == "span":
-                raise ValueError(f"space is 'span', and {source.path} has no classes to span one: set it to 'free'.")
-            if level.prior_weight > 0:
-                raise ValueError(
-                    f"prior_weight is {level.prior_weight}, and there are no pictures for it: set it to 0."
-                )
+    network, scheduler = pretrained_options(config, config.adapt.levels)
     if not scheduler.sampler.startswith("DDIM"):
         console.say(f"{source.path} is of a {scheduler.sampler}: here samples are drawn by DDIM, on its schedule")
     given, last, discovery = source.num_timesteps, scheduler.num_train_timesteps, config.discover
