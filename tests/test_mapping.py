@@ -109,7 +109,9 @@ def answers():
     """What 1, 2, 4 and 8 devices make of the same queries, and of the same batch, each in both ways to map them."""
     processes = {}
     for count in (1, 2, 4, 8):
-        options = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+        # On busy cores, devices wait for one another for longer than the 40 s after which XLA ends the process.
+        waits = "--xla_cpu_collective_call_terminate_timeout_seconds=240"
+        options = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count} {waits}"
         environment = os.environ | {"XLA_FLAGS": options, "JAX_PLATFORMS": "cpu"}
         processes[count] = subprocess.Popen(
             [sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.PIPE, text=True
