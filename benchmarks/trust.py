@@ -35,7 +35,7 @@ def main(_: list[str]) -> None:
     from cdisc.app.stages.judge import load_judge
     from cdisc.app.stages.pretrain import pretrain
     from cdisc.discovery import concepts, novelty
-    from cdisc.evaluation import baselines, methods, statistics, trajectory
+    from cdisc.evaluation import baselines, composition, methods, statistics, trajectory
     from cdisc.evaluation.judge import verdict
     from cdisc.keys import named
     from cdisc.networks import backbone as backbone_lib
@@ -101,15 +101,14 @@ def main(_: list[str]) -> None:
         return baselines.class_losses(this.backbone, params, this.schedule, query, key, num_draws=draws)
 
     variances, wrong, losses = [], [], []
-    for i, ((composition, picture), teacher) in enumerate(zip(held_out, teachers, strict=True)):
+    for i, ((shows, picture), teacher) in enumerate(zip(held_out, teachers, strict=True)):
         start = jax.random.normal(named(key, "start", i), (_SAMPLES.value, *this.dataset.shape))
         samples, variance = sample(params, teacher, start)
         variances.append(np.asarray(variance))
-        wrong.append(np.asarray((verdict(judge, samples) != jnp.asarray(composition)).any(axis=1)))
+        wrong.append(np.asarray((verdict(judge, samples) != jnp.asarray(shows)).any(axis=1)))
         losses.append(np.asarray(losses_of(params, jnp.asarray(picture), named(key, "losses", i))))
-    sizes = tuple(len(values) for values in split.factors.values)
     shown = np.asarray([composition for composition, _ in held_out])
-    told = np.asarray(baselines.factor_verdict(jnp.asarray(np.stack(losses)), jnp.asarray(split.trained), sizes))
+    told = np.asarray(composition.factor_verdict(jnp.asarray(np.stack(losses)), split.trained, split.factors.sizes))
     nearest = np.asarray(split.trained)[np.stack(losses).argmin(axis=1)]
     known = ~np.concatenate(wrong)
     best = np.concatenate(variances) <= np.quantile(np.concatenate(variances), 0.5)

@@ -37,6 +37,7 @@ def _apply(params, x, t, embeddings, adapter=None):
     return (x - jnp.sqrt(a) * embeddings.reshape(x.shape)) / jnp.sqrt(1.0 - a)
 
 
+NO_FACTORS = compositions.CompositionSplit(compositions.Factors((), ()), (), ())
 RUN = Run(
     config=None,
     workdir=pathlib.Path(),
@@ -142,7 +143,7 @@ def _stage(workdir, monkeypatch, pictures, levels, chunk=1, params=TABLE, method
     queries = tuple(Query(f"picture {i}", np.asarray(x), None, "a test", 0) for i, x in enumerate(pictures))
     shape = queries[0].image.shape
     known = lambda data, key, count, rows: (jnp.zeros((count, *shape)), jnp.zeros(count, jnp.int32))  # noqa: E731
-    dataset = types.SimpleNamespace(shape=shape, train=None, train_batch=known, split=split)
+    dataset = types.SimpleNamespace(shape=shape, train=None, train_batch=known, split=split or NO_FACTORS)
     backbone = dataclasses.replace(RUN.backbone, num_blocks=0 if split is None else 1)
     run = dataclasses.replace(
         RUN, config=read(config), workdir=workdir, dataset=dataset, queries=queries, backbone=backbone

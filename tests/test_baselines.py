@@ -7,7 +7,7 @@ import pytest
 
 from cdisc.diffusion import exact
 from cdisc.diffusion.schedule import linear_beta
-from cdisc.evaluation import baselines
+from cdisc.evaluation import baselines, composition
 from cdisc.networks.backbone import Backbone
 
 SCHEDULE = linear_beta(100)
@@ -129,9 +129,9 @@ def test_factors_are_told_exactly_where_losses_are_sums_of_parts():
     parts = [rng.normal(size=(len(cells), size)) for size in sizes]
     losses = sum(part[:, cells[~held_out][:, f]] for f, part in enumerate(parts)) + 7.0
     expected = np.stack([part.argmin(axis=1) for part in parts], axis=1)
-    found = baselines.factor_verdict(jnp.asarray(losses, jnp.float32), jnp.asarray(cells[~held_out]), sizes)
+    found = composition.factor_verdict(jnp.asarray(losses, jnp.float32), jnp.asarray(cells[~held_out]), sizes)
     np.testing.assert_array_equal(found, expected)
     nearest = cells[~held_out][losses.argmin(axis=1)]
     assert not (nearest == expected).all()
     with pytest.raises(ValueError, match="no trained class shows"):
-        baselines.factor_verdict(jnp.zeros((1, 2)), jnp.asarray([[0, 0], [1, 0]]), (2, 2))
+        composition.factor_verdict(jnp.zeros((1, 2)), jnp.asarray([[0, 0], [1, 0]]), (2, 2))

@@ -124,7 +124,7 @@ def load(what: str | os.PathLike[str], null_class: int | None = None) -> Model:
         config = config_lib.read(settings)
         found = bundled.load(config.pretrain.bundle)
         network, scheduler, params = found.network, found.scheduler, found.params
-        split = {"digits": colormnist, "faces": avatars}[str(what)].split_of(config.data)
+        split = config_lib.DATA[_BUNDLED[str(what)]].split_of(config.data)
     else:
         if not pathlib.Path(what).expanduser().is_dir():
             raise UserError(f'{what} is no folder: give one that diffusers saved, or "digits" or "faces".')
@@ -300,12 +300,12 @@ def compose(query: Any, model: Model, seed: int = 0) -> tuple[dict[str, str], ad
         raise ValueError("the factors of this model's classes are not known: give a bundled one, or use cdisc.adapt.")
     image = query.query if isinstance(query, Found) else picture(query, model)
     known, settings = (model.backbone, model.params, model.schedule, image), model.config.adapt
-    sizes = [len(values) for values in model.split.factors.values]
-    parts = composition.parts_of(model.backbone.table(model.params), model.split.trained, sizes)
+    split = model.split
+    parts = composition.parts_of(model.backbone.table(model.params), split.trained, split.factors.sizes)
     counts = {"num_draws": settings.composed_draws, "batch_size": model.config.sampling.batch}
     found = _of_picture(*known, named(jax.random.key(seed), "compose"), parts, **counts)
     values = tuple(np.asarray(found.composition).tolist())
-    return compositions.attributes(model.split.factors, values), adapt_lib.Adaptation(found.embedding, lora.Adapter())
+    return compositions.attributes(split.factors, values), adapt_lib.Adaptation(found.embedding, lora.Adapter())
 
 
 def _any_network() -> config_lib.Config:

@@ -37,8 +37,8 @@ def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, Schedul
     with hosts.first_alone():  # some data are made once and kept, which takes minutes
         dataset = next(module for module in DATA.values() if module.Options is type(config.data)).load(config.data)
     for name, level in config.adapt.levels.items():
-        sizes = [len(values) for values in dataset.split.factors.values]
-        composable = isinstance(source, UNetConfig) and composition.composable(dataset.split.trained, sizes)
+        split = dataset.split
+        composable = isinstance(source, UNetConfig) and composition.composable(split.trained, split.factors.sizes)
         if level.start == "composed" and not composable:
             with about(f"config.adapt.levels.{name}."):
                 raise ValueError(

@@ -67,9 +67,9 @@ def _render_rows(data: ColorMNIST, rows: jax.Array, attributes: jax.Array) -> ja
     return render(data.digits[rows], data.foregrounds[attributes[:, 1]], data.backgrounds[attributes[:, 2]])
 
 
-def _draw_rows(data: ColorMNIST, key: jax.Array, values: jax.Array) -> jax.Array:
-    """For each digit value (B,) a row of `data.digits` that shows it, uniformly."""
-    return jax.random.randint(key, values.shape, data.starts[values], data.starts[values + 1])
+def draw_rows(starts: jax.Array, key: jax.Array, values: jax.Array) -> jax.Array:
+    """For each value v (B,) one of its rows, those from `starts[v]` to below `starts[v + 1]`, uniformly."""
+    return jax.random.randint(key, values.shape, starts[values], starts[values + 1])
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -88,7 +88,7 @@ def train_batch(data: ColorMNIST, key: jax.Array, batch_size: int, places: np.nd
     label_key, row_key = jax.random.split(key)
     labels = jax.random.randint(label_key, (batch_size,), 0, data.compositions.shape[0])
     attributes = data.compositions[labels]
-    rows = _draw_rows(data, row_key, attributes[:, 0])
+    rows = draw_rows(data.starts, row_key, attributes[:, 0])
     return _render_rows(data, rows[places], attributes[places]), labels[places]
 
 
@@ -106,7 +106,7 @@ def labelled_batch(data: ColorMNIST, key: jax.Array, batch_size: int) -> tuple[j
     row_key, *keys = jax.random.split(key, 4)
     sizes = (digits.NUM_VALUES, data.foregrounds.shape[0], data.backgrounds.shape[0])
     attributes = jnp.stack([jax.random.randint(k, (batch_size,), 0, n) for k, n in zip(keys, sizes, strict=True)], -1)
-    return _render_rows(data, _draw_rows(data, row_key, attributes[:, 0]), attributes), attributes
+    return _render_rows(data, draw_rows(data.starts, row_key, attributes[:, 0]), attributes), attributes
 
 
 def pictures(data: ColorMNIST, composition: compositions.Composition, n: int) -> np.ndarray:
@@ -134,8 +134,7 @@ def pictures(data: ColorMNIST, composition: compositions.Composition, n: int) ->
             f"{end - first}: ask for fewer, or read a larger digit source."
         )
     name = ",".join(str(int(index)) for index in composition)
-    order = sorted(range(first, end), key=lambda row: hashlib.sha256(f"{name}:{row - first}".encode()).digest())
-    rows = np.asarray(order[:n], np.int32)
+    rows = first + np.asarray(compositions.order(name, end - first)[:n], np.int32)
     attributes = np.tile(np.asarray(composition, np.int32), (n, 1))
     return np.asarray(_render_rows(data, jnp.asarray(rows), jnp.asarray(attributes)))
 

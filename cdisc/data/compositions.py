@@ -6,6 +6,7 @@ a value, as a tuple of value indices. The trained compositions, in lexicographic
 
 import dataclasses
 import difflib
+import hashlib
 import itertools
 import shlex
 from collections.abc import Iterable, Sequence
@@ -39,6 +40,11 @@ class Factors:
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"the values of {name} are empty or repeat: {values}")
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many values each of them has."""
+        return tuple(map(len, self.values))
+
 
 @dataclasses.dataclass(frozen=True)
 class CompositionSplit:
@@ -53,6 +59,11 @@ class CompositionSplit:
     factors: Factors
     trained: tuple[Composition, ...]
     held_out: tuple[Composition, ...]
+
+
+def order(name: str, count: int) -> list[int]:
+    """The numbers below `count` in the order of the SHA-256 of name and number: another one for every name."""
+    return sorted(range(count), key=lambda number: hashlib.sha256(f"{name}:{number}".encode()).digest())
 
 
 def all_compositions(factors: Factors) -> tuple[Composition, ...]:

@@ -119,7 +119,7 @@ def _pictures(data: Letters, keys: jax.Array, rows: jax.Array, attributes: jax.A
 def _draw_rows(data: Letters, key: jax.Array, attributes: jax.Array) -> jax.Array:
     """For each composition (B, 4) a row of `data.glyphs` that shows its letter, uniformly."""
     shapes = attributes[:, 0] * len(STYLES) + attributes[:, 1]
-    return jax.random.randint(key, shapes.shape, data.starts[shapes], data.starts[shapes + 1])
+    return colormnist.draw_rows(data.starts, key, shapes)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -186,8 +186,7 @@ def pictures(data: Letters, part: str, composition: compositions.Composition, n:
     shape = composition[0] * len(STYLES) + composition[1]
     first, end = int(data.starts[shape]), int(data.starts[shape + 1])
     name = f"{part}:{','.join(str(int(index)) for index in composition)}"
-    order = sorted(range(first, end), key=lambda row: hashlib.sha256(f"{name}:{row - first}".encode()).digest())
-    rows = np.resize(np.asarray(order, np.int32), n)
+    rows = first + np.resize(np.asarray(compositions.order(name, end - first), np.int32), n)
     attributes = np.tile(np.asarray(composition, np.int32), (n, 1))
     return np.asarray(_placed(data, named(jax.random.key(0), name), n, rows, attributes))
 

@@ -97,28 +97,3 @@ def top3_weights(losses: jax.Array, tau_k: float) -> tuple[jax.Array, jax.Array]
 def query_only_teacher(query: jax.Array, sigma: float) -> Gaussian:
     """The teacher `N(query, sigma^2 I)`."""
     return Gaussian(mean=query, variance=jnp.full_like(query, sigma**2))
-
-
-def factor_verdict(losses: jax.Array, table: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
-    """Which value of each factor a picture shows, by the losses of classes none of which need be its own: (Q, F).
-
-    The diffusion classifier (Li et al. 2023, arXiv 2303.16203) takes the class of the smallest loss, which is never a
-    held-out one. Here the losses are explained by a sum of one part for each factor's value, by least squares, and the
-    value with the smallest part is taken: for losses that are such sums it is exact, also for compositions that no
-    class shows and with classes missing at random places.
-
-    Args:
-      losses: (Q, C) of `class_losses`.
-      table: (C, F) value indices of the classes.
-      sizes: how many values each factor has; each value occurs in some class.
-
-    Raises:
-      ValueError: for a value that no class has, whose part nothing tells.
-    """
-    design = jnp.concatenate([jax.nn.one_hot(table[:, f], size) for f, size in enumerate(sizes)], axis=1)
-    if not bool(jnp.all(jnp.any(design > 0, axis=0))):
-        raise ValueError("a value that no trained class shows cannot be told by the losses of classes")
-    # Constants move freely between factors: the solution of least norm fixes them, and no comparison within one.
-    parts = jnp.linalg.lstsq(design, losses.T)[0]
-    ends = [sum(sizes[: f + 1]) for f in range(len(sizes))]
-    return jnp.stack([jnp.argmin(part, axis=0) for part in jnp.split(parts, ends[:-1])], axis=-1).astype(jnp.int32)

@@ -99,6 +99,28 @@ def parts_of(table: jax.Array, factors: np.ndarray | Sequence[Sequence[int]], si
     return Parts(jnp.linalg.lstsq(design, table)[0], tuple(sizes))
 
 
+def factor_verdict(losses: jax.Array, factors: np.ndarray | Sequence[Sequence[int]], sizes: Sequence[int]) -> jax.Array:
+    """Which value of each factor a picture shows, by the losses of classes none of which need be its own: (Q, F).
+
+    The diffusion classifier (Li et al. 2023, arXiv 2303.16203) takes the class of the smallest loss, which is never a
+    held-out one. Here the losses are explained by a sum of one part for each factor's value, by least squares, and the
+    value with the smallest part is taken: for losses that are such sums it is exact, also for compositions that no
+    class shows and with classes missing at random places.
+
+    Args:
+      losses: (Q, C) of `baselines.class_losses`.
+      factors: (C, F) value indices of the classes.
+      sizes: how many values each factor has; each value occurs in some class.
+
+    Raises:
+      ValueError: for a value that no class has, whose part nothing tells.
+    """
+    # Constants move freely between factors, but no comparison within one depends on them.
+    parts = parts_of(losses.T, factors, sizes).values
+    each = jnp.split(parts, np.cumsum(sizes)[:-1])
+    return jnp.stack([jnp.argmin(part, axis=0) for part in each], axis=-1).astype(jnp.int32)
+
+
 def explain(losses_of: Callable[[int, jax.Array], jax.Array], parts: Parts, counts: Sequence[int]) -> Explained:
     """The composition with the smallest loss, by successive halving (Jamieson & Talwalkar 2016, arXiv 1502.07943).
 
@@ -107,17 +129,16 @@ def explain(losses_of: Callable[[int, jax.Array], jax.Array], parts: Parts, coun
 
     Args:
       losses_of: `(round, embeddings (n, E)) -> losses (n,)`, such as `baselines.class_losses` with more draws in later
-        rounds. What is not a number counts as infinite.
+        rounds. What is not a number never wins.
       parts: of the class table.
       counts: how many compositions take part in each round, all or fewer; the best of a round go on to the next one.
     """
     left = jnp.asarray(parts.compositions)
     losses = jnp.zeros(len(left))
     for number, count in enumerate(counts):
-        left = left[jnp.argsort(losses)[:count]]
+        left = left[jnp.argsort(losses)[:count]]  # what is not a number comes last
         losses = losses_of(number, parts.embedding(left))
-        losses = jnp.where(jnp.isnan(losses), jnp.inf, losses)
-    best = jnp.argmin(losses)
+    best = baselines.top1(losses)
     return Explained(left[best], parts.embedding(left[best]), losses[best])
 
 

@@ -70,9 +70,8 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
 
     parts, split = None, run.dataset.split
     # The embedding of an exact mixture is its weights: a sum of them is no class.
-    sizes = [] if split is None else [len(values) for values in split.factors.values]
-    if run.backbone.num_blocks and composition.composable(split.trained, sizes):
-        parts = composition.parts_of(run.backbone.table(params), split.trained, sizes)
+    if run.backbone.num_blocks and composition.composable(split.trained, split.factors.sizes):
+        parts = composition.parts_of(run.backbone.table(params), split.trained, split.factors.sizes)
     batch = run.config.sampling.batch
 
     def compare(item: tuple[jax.Array, jax.Array], params: Any) -> Any:

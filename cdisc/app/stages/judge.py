@@ -20,7 +20,7 @@ _JUDGED = 1000
 
 def judge_network(run: Run) -> judge.JudgeNetwork:
     """The classifier with one head for each factor."""
-    return judge.JudgeNetwork(num_values=tuple(len(values) for values in run.dataset.split.factors.values))
+    return judge.JudgeNetwork(num_values=run.dataset.split.factors.sizes)
 
 
 def train_judge(run: Run) -> judge.Params:
