@@ -8,8 +8,8 @@ neither modes nor a selection. Each has a dial: the variances of the first and t
 and the last one has its noise level, too. Dials are set on pictures that are not reported: `--each` of every held-out
 class are, and as many others set them. Means over classes with intervals of the bootstrap over classes.
 
-The likelihood is exact, in nats an entry. Of draws, at the dial of the best coverage among those where `--accuracy` of them
-are right, it says joint accuracy, recall of right samples and coverage, as `evaluation.protocol` does.
+The likelihood is exact, in nats an entry. Of draws, at the dial of the best coverage among those where `--accuracy` of
+them are right, it says joint accuracy, recall of right samples and coverage, as `evaluation.protocol` does.
 """
 
 import json

@@ -6,8 +6,9 @@ Figures:  joint accuracy / recall of draws of the product of experts 0.95 / 0.95
           of anything that ends in the exact score 0.00: it gives the held-out cells no mass, so it takes every sample
           to a trained cell once the teacher's weight falls (Eq. 14). A network composes because it is not exact.
 
-Twelve cells of a 4 x 4 grid are trained, four are held out, one in each row and each column. The variant `:uneven` has 6 x 6
-cells, two held out in each row and each column, and each level its own width: the shape of a held-out cell is composed, too.
+Twelve cells of a 4 x 4 grid are trained, four are held out, one in each row and each column. The variant `:uneven` has
+6 x 6 cells, two held out in each row and each column, and each level its own width: the shape of a held-out cell is
+composed, too.
 """
 
 import ml_collections
@@ -15,7 +16,6 @@ import ml_collections
 from cdisc.app import config
 from cdisc.data import planar
 from cdisc.discovery.concepts import DiscoveryOptions
-
 
 VARIANTS = ("even", "uneven")
 

@@ -1,9 +1,9 @@
 """Points in the plane whose two coordinates are the two factors: composition with every density known exactly.
 
-A composition is a cell (horizontal level, vertical level); its class is a Gaussian about the two levels, whose width in
-either coordinate may be the level's own: then a held-out cell is a composition in its shape, too. The trained cells make
-a Gaussian mixture, which `diffusion.exact` noises in closed form, so that discovery can be watched, and checked, without
-a network between it and the truth.
+A composition is a cell (horizontal level, vertical level); its class is a Gaussian about the two levels, whose width
+in either coordinate may be the level's own: then a held-out cell is a composition in its shape, too. The trained cells
+make a Gaussian mixture, which `diffusion.exact` noises in closed form, so that discovery can be watched, and checked,
+without a network between it and the truth.
 """
 
 import dataclasses

@@ -150,8 +150,9 @@ def of_picture(
     key: jax.Array,
     parts: Parts,
     *,
-    num_draws: int = 32,
+    num_draws: int = 16,
     batch_size: int = 64,
+    noise_levels: tuple[float, float] = (0.35, 0.6),
 ) -> Explained:
     """`explain` by the denoising losses of a picture; the arguments are those of `baselines.class_losses`.
 
@@ -163,6 +164,6 @@ def of_picture(
 
     def losses_of(number: int, embeddings: jax.Array) -> jax.Array:
         known = (backbone, params, schedule, query, named(key, "round", number), embeddings)
-        return baselines.class_losses(*known, num_draws=draws[number], batch_size=batch_size)
+        return baselines.class_losses(*known, num_draws=draws[number], batch_size=batch_size, noise_levels=noise_levels)
 
     return explain(losses_of, parts, (total, max(-(-total // 8), 4), 4))
