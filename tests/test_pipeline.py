@@ -1,4 +1,5 @@
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -151,6 +152,11 @@ def test_what_is_advised_leads_on(planar_run, tmp_path):
     assert advised().endswith(
         "results.json is not as this version wrote it: add evaluate to --stages, which measures anew."
     )
+    # Catches: figures of another workdir, which carry a checksum of their own.
+    results_lib.write(results, results_lib.read(planar_run / "results.json") | {"run_hash": "another"})
+    assert advised().endswith(
+        "results.json has the results of another run: add evaluate to --stages, which measures anew."
+    )
     stages = ["evaluate", "report"]
     assert "evaluate/query_0000 holds no finished checkpoint: delete that folder and run again" in advised()
     shutil.rmtree(workdir / "evaluate" / "query_0000")
@@ -160,14 +166,30 @@ def test_what_is_advised_leads_on(planar_run, tmp_path):
     assert found["queries"] == expected["queries"]
 
 
+def test_a_finished_workdir_that_cannot_be_written(planar_run, tmp_path, monkeypatch):
+    # As on a disk that is mounted for reading. Catches: advice that would do everything anew; a file half written.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(
+        UserError, match=rf"^{planar_run} cannot be written: work on a copy of it that can be written\.$"
+    ):
+        pipeline.run(planar_config(), planar_run, ["report"], [])
+    with pytest.raises(UserError, match="new cannot be written: choose another --workdir"):
+        pipeline.run(planar_config(), tmp_path / "new", ["report"], [])
+
+
 def some(count):
     """As many queries as these tests know of: by what tells one's results from another's."""
     return [types.SimpleNamespace(crc=i, seed=0) for i in range(count)]
 
 
+def bound(steps=1):
+    """What the workdir of a run is bound to."""
+    return {"config": {"pretrain": {"result": "last"}, "adapt": {"steps": steps}}, "data": "", "queries": {}}
+
+
 def test_results_are_their_query_s(tmp_path):
     # Catches: folders that change places, or come from another workdir, believed; those of before refused.
-    this = types.SimpleNamespace(queries=some(3), path=tmp_path.joinpath, trace_folder=lambda _: None)
+    this = types.SimpleNamespace(queries=some(3), path=tmp_path.joinpath, trace_folder=lambda _: None, content=bound())
 
     def left():
         work = lambda batch: [{"x": np.full(2, float(i))} for i in batch]  # noqa: E731
@@ -179,9 +201,14 @@ def test_results_are_their_query_s(tmp_path):
         path.rename(to)
     checkpoints.save(third, {"x": np.full(2, 2.0)})
     for i in range(2):
-        with pytest.raises(UserError, match=rf"query_000{i} holds another query's results: delete that folder and run"):
+        with pytest.raises(UserError, match=rf"query_000{i} holds the results of another query or .*: delete that"):
             left()[i]
     assert left()[2]["x"].tolist() == [2.0, 2.0]
+    one.rename(tmp_path / "away")
+    other.rename(one)
+    this.content = bound(steps=2)
+    with pytest.raises(UserError, match=r"query_0000 holds the results of another query or another run: delete that"):
+        left()[0]
 
 
 def test_a_query_is_made_again_in_the_same_company(tmp_path):
@@ -194,7 +221,9 @@ def test_a_query_is_made_again_in_the_same_company(tmp_path):
         return [{"x": np.full(2, float(len(batches)))} for _ in batch]
 
     def values():
-        this = types.SimpleNamespace(queries=some(5), path=tmp_path.joinpath, trace_folder=lambda _: None)
+        this = types.SimpleNamespace(
+            queries=some(5), path=tmp_path.joinpath, trace_folder=lambda _: None, content=bound()
+        )
         return [int(result["x"][0]) for result in saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 2, work)]
 
     assert values() == [1, 1, 2, 2, 3]
@@ -216,7 +245,7 @@ def test_few_queries_leave_no_process_idle(tmp_path, monkeypatch, at_once, batch
         queries.extend(batch)
         return batch
 
-    this = types.SimpleNamespace(queries=some(23), path=tmp_path.joinpath, trace_folder=lambda _: None)
+    this = types.SimpleNamespace(queries=some(23), path=tmp_path.joinpath, trace_folder=lambda _: None, content=bound())
     monkeypatch.setattr(checkpoints, "save", lambda *_: None)
     monkeypatch.setattr(saved, "meet", lambda paths: None)
     monkeypatch.setattr(saved.hosts, "gather", lambda said="": [said])
@@ -234,8 +263,10 @@ def test_one_result_is_in_memory_at_a_time(tmp_path, monkeypatch):
     # Catches: reading all queries' results at once, which for thousands of them no host can hold.
     read = []
     restore = checkpoints.restore
-    monkeypatch.setattr(checkpoints, "restore", lambda path, like: read.append(path.name) or restore(path, like))
-    this = types.SimpleNamespace(queries=some(3), path=tmp_path.joinpath, trace_folder=lambda stage: None)
+    monkeypatch.setattr(checkpoints, "restore", lambda path, *of: read.append(path.name) or restore(path, *of))
+    this = types.SimpleNamespace(
+        queries=some(3), path=tmp_path.joinpath, trace_folder=lambda stage: None, content=bound()
+    )
     left = saved_by_query(
         this, "adapt", True, {"x": np.zeros(2)}, 3, lambda batch: [{"x": np.full(2, i)} for i in (0.0, 1.0, 2.0)]
     )
@@ -317,7 +348,7 @@ def test_a_stop_between_queries(tmp_path, monkeypatch):
         signals.ask(signal.SIGTERM)
         return [{"x": np.zeros(2)}]
 
-    this = types.SimpleNamespace(queries=some(2), path=tmp_path.joinpath, trace_folder=lambda _: None)
+    this = types.SimpleNamespace(queries=some(2), path=tmp_path.joinpath, trace_folder=lambda _: None, content=bound())
     with pytest.raises(signals.Stopped):
         saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 1, work)
     assert [checkpoints.exists(tmp_path / "adapt" / f"query_{i:04d}") for i in range(2)] == [True, False]
@@ -334,7 +365,7 @@ def test_a_stop_that_processes_agree_on(tmp_path, monkeypatch):
         worked.extend(batch)
         return [{"x": np.zeros(2)}]
 
-    this = types.SimpleNamespace(queries=some(2), path=tmp_path.joinpath, trace_folder=lambda _: None)
+    this = types.SimpleNamespace(queries=some(2), path=tmp_path.joinpath, trace_folder=lambda _: None, content=bound())
     with pytest.raises(signals.Stopped):
         saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 1, work)
     assert worked == [0]

@@ -54,6 +54,7 @@ def run(workdir: pathlib.Path, result: str = "last") -> tuple[list[np.ndarray], 
         queries=[types.SimpleNamespace(crc=i, seed=0) for i in range(QUERIES)],
         schedule=linear_beta(1000),
         trace_folder=lambda stage: None,
+        content={"config": {"pretrain": {"result": result}}, "data": "", "queries": {}},
         dataset=types.SimpleNamespace(
             train=jnp.arange(9.0).reshape(3, 3) / 9.0,
             train_batch=_draw,

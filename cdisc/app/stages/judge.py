@@ -49,10 +49,10 @@ def load_judge(run: Run) -> judge.Judge:
     like = jax.eval_shape(functools.partial(judge.init, network, shape=run.dataset.shape), jax.random.key(0))
     path = run.path("evaluate", "judge")
     if checkpoints.exists(path):
-        params = checkpoints.restore(path, like)
+        params = checkpoints.restore(path, like, judge_about(run))
     else:
         params = bundled_judge(run, like) or train_judge(run)
-        checkpoints.save(path, params)
+        checkpoints.save(path, params, judge_about(run))
     return judge.network_judge(network, params, factors.names)
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from cdisc import console, signals, storage
-from cdisc.app import checkpoints, devices, hosts, watch
+from cdisc.app import checkpoints, devices, hosts, watch, workdir
 from cdisc.app.run import Run
 from cdisc.errors import UserError
 
@@ -53,9 +53,8 @@ class Saved(Sequence[Any]):
         return len(self._paths)
 
     def __getitem__(self, index: Any) -> Any:
-        if checkpoints.read_about(self._paths[index]) not in ({}, self._abouts[index]):  # {}: of an older version
-            raise storage.DamagedError(f"{self._paths[index]} holds another query's results")
-        return self._shown(jax.tree.map(np.asarray, checkpoints.restore(self._paths[index], self._like)))
+        found = checkpoints.restore(self._paths[index], self._like, self._abouts[index])
+        return self._shown(jax.tree.map(np.asarray, found))
 
 
 def saved_by_query(
@@ -82,7 +81,8 @@ def saved_by_query(
       UserError: if a result is missing and the stage was not asked for, or cannot be written, or disappears.
     """
     paths = [run.path(stage, f"query_{i:04d}") for i in range(len(run.queries))]
-    abouts = [{"query": query.crc, "seed": query.seed} for query in run.queries]
+    decided_by = workdir.identity(run.content, stage)
+    abouts = [{"query": query.crc, "seed": query.seed, "run": decided_by} for query in run.queries]
     # A network folder may show others late what the first process has written.
     missing = json.loads(
         hosts.gather(json.dumps([i for i, path in enumerate(paths) if not checkpoints.exists(path)]))[0]
