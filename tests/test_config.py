@@ -175,10 +175,6 @@ def test_backbone_digest_follows_what_decides_the_weights(field, value, same):
     assert (config_lib.backbone_digest(config_lib.read(config)) == before) is same
 
 
-def test_flatten():
-    assert config_lib.flatten({"a": {"b": {"c": 1}, "d": [2]}, "e": {}}) == {"a.b.c": 1, "a.d": [2]}
-
-
 def test_differences():
     # Catches: comparing one way only, or tuples with the lists that JSON makes of them.
     old = {"a": {"b": 1, "c": [1, 2]}, "gone": 1}

@@ -115,10 +115,10 @@ def test_a_slow_process_goes_the_way_of_the_first(one_number, tmp_path, monkeypa
     # Catches: a process that sees what the first has saved meanwhile, and leaves out the meeting after it.
     stage.pretrain(trained(tmp_path), True)
     meetings = []
-    monkeypatch.setattr(stage.hosts, "gather", lambda said="": meetings.append(said) or ["False", said])
+    monkeypatch.setattr(stage.hosts, "gather", lambda said="": meetings.append(said) or ["false", said])
     monkeypatch.setattr(stage.hosts, "first", lambda: False)
     assert stage.pretrain(trained(tmp_path), True)["x"] == 3.0
-    assert meetings == ["True", ""]
+    assert meetings == ["true", ""]
 
 
 def test_training_goes_on_where_the_first_process_does(tmp_path, monkeypatch, capsys):

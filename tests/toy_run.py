@@ -72,7 +72,7 @@ def run(workdir: pathlib.Path, result: str = "last") -> tuple[list[np.ndarray], 
     def work(indices):
         return devices.unstack(mapped(jnp.asarray(indices, jnp.float32), jnp.float32(2.0)))
 
-    doubled = saved_by_query(this, "discover", True, np.zeros((), np.float32), jax.local_device_count(), work)
+    doubled = saved_by_query(this, "discover", True, jax.local_device_count(), work)
     return doubled, np.asarray(pretrain.train_backbone(this, None)["class_embedding"]["embedding"])
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import ml_collections
+from flax.traverse_util import flatten_dict
 from ml_collections import config_dict
 
 from cdisc import storage
@@ -343,19 +344,8 @@ def backbone_digest(config: Config, sections: Sequence[str] = BACKBONE_SECTIONS)
     return storage.digest(content)
 
 
-def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one from dotted names to values."""
-    flat: dict[str, Any] = {}
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The dotted names whose values differ between two JSON-like mappings, each with its old and its new value."""
-    before, after = (flatten(json.loads(json.dumps(content))) for content in (old, new))
+    before, after = (flatten_dict(json.loads(json.dumps(content)), sep=".") for content in (old, new))
     pairs = {name: (before.get(name), after.get(name)) for name in sorted(before.keys() | after.keys())}
     return {name: (was, now) for name, (was, now) in pairs.items() if was != now}

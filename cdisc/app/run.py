@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from cdisc import storage
-from cdisc.app import checkpoints, devices, hosts
 from cdisc.app import config as config_lib
+from cdisc.app import devices, hosts
 from cdisc.app import workdir as workdir_lib
 from cdisc.app.resolve import resolve
 from cdisc.data import Dataset, compositions
@@ -130,7 +130,7 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequen
     crcs = [f"{query.crc:08x}" for query in run.queries]
     hosts.require_alike(data=run.dataset.fingerprint[:12], queries=storage.digest(crcs)[:12])
     storage.writable(workdir)
-    with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
+    with workdir_lib.locked(workdir) if hosts.first() else contextlib.nullcontext():
         hosts.require_shared(workdir)
         content = {
             "config": config_lib.as_dict(config),
@@ -140,8 +140,5 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequen
                 f"{i:04d} {query.name}": crc for i, (query, crc) in enumerate(zip(run.queries, crcs, strict=True))
             },
         }
-        begun = (workdir / "config.json").exists()
         workdir_lib.bind(workdir, content)
-        if begun and hosts.first():  # else nothing there is a run's
-            checkpoints.sweep(workdir)
         yield run

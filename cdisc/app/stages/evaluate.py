@@ -72,9 +72,7 @@ def evaluate(
             samples[absent] = np.nan
         return devices.unstack(drawn)
 
-    names = (*densities_of(run, params, run.queries[0], models[0]), options.PRODUCT)
-    like = {name: jax.ShapeDtypeStruct((settings.samples, *run.dataset.shape), jnp.float32) for name in names}
-    samples = saved_by_query(run, "evaluate", active, like, jax.local_device_count(), work, present)
+    samples = saved_by_query(run, "evaluate", active, jax.local_device_count(), work, present)
     if active and hosts.first():
         signals.obey()  # a judge may have to be trained
         write_results(run, discoveries, samples, load_judge(run))

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from cdisc import console, storage
-from cdisc.app import checkpoints
+from cdisc.app import containers
 from cdisc.app.run import Run
+from cdisc.app.stages.saved import restored
 from cdisc.evaluation import judge, protocol
 from cdisc.keys import named
 from cdisc.networks import bundled
@@ -42,15 +43,12 @@ def load_judge(run: Run) -> judge.Judge:
     factors = run.dataset.split.factors
     if run.network is None or not factors.names:
         return judge.nearest_level_judge(factors.names, [[float(v) for v in values] for values in factors.values])
-    network = judge_network(run)
-    like = jax.eval_shape(functools.partial(judge.init, network, shape=run.dataset.shape), jax.random.key(0))
-    path = run.path("evaluate", "judge")
-    if checkpoints.exists(path):
-        params = checkpoints.restore(path, like)
-    else:
-        params = bundled_judge(run, like) or train_judge(run)
-        checkpoints.save(path, params)
-    return judge.network_judge(network, params, factors.names)
+    path = run.path("evaluate", "judge.npz")
+    if not path.exists():
+        init = functools.partial(judge.init, judge_network(run), shape=run.dataset.shape)
+        like = jax.eval_shape(init, jax.random.key(0))
+        containers.save(path, bundled_judge(run, like) or train_judge(run))
+    return judge.network_judge(judge_network(run), restored(path), factors.names)
 
 
 def bundled_judge(run: Run, like: judge.Params) -> judge.Params | None:

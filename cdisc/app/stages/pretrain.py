@@ -49,8 +49,7 @@ def pretrain(run: Run, active: bool) -> Any:
     assert run.network is not None  # an exact score has parameters
     like = jax.eval_shape(functools.partial(denoiser.init, run.network), run.key("pretrain"))
     path = run.path("pretrain", "params")
-    # Ask the first process: it writes, and may have written before a slower one looks.
-    if hosts.gather(str(checkpoints.exists(path)))[0] != "True":
+    if not hosts.first_says(checkpoints.exists(path)):
         if not active:
             raise unfinished("pretrain", path)
         params = obtain(run, run.network, like)
@@ -151,8 +150,8 @@ class Progress:
 def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
     """Trains the backbone, from its last checkpoint if there is one; returns averaged parameters.
 
-    They are the last ones or, with `config.pretrain.result` "best", those with the smallest validation loss, which is
-    measured every `save_every` steps.
+    They are the last ones or, with `config.pretrain.result` "best", those with the smallest validation loss, which the
+    first process measures every `save_every` steps; what the others return is of no use then.
 
     Leaves the last checkpoints in `pretrain/train`, each a `Progress`; in `pretrain/metrics.jsonl` a line for each step
     with its `step`, `loss`, `grad_norm` and perhaps `validation_loss`, which nothing reads again; and in
@@ -173,8 +172,7 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
 
     like = jax.eval_shape(begin, key_init)
     found = checkpoints.restore_newest(folder, like) if hosts.first() else None  # it removes damaged ones
-    # The others may be shown another newest one by a network folder.
-    first = int(hosts.gather(str(0 if found is None else int(found.state.step)))[0])
+    first = hosts.first_says(0 if found is None else int(found.state.step))
     if first > 0:
         newest = checkpoints.step_path(folder, first)
         meet([newest])
@@ -222,17 +220,13 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
                 if drawing:
                     picture = draw(state.ema)
                     place = run.path("pretrain", "samples", f"step_{done:08d}.png")
-                    storage.write_bytes(place, [png(picture)])
+                    storage.write_bytes(place, png(picture))
                     board.image(done, "samples", picture)
                 if saving:
                     checkpoints.save_step(folder, done, Progress(state, best, metrics), options.keep)
         if stopping:
             signals.obey()
-    if options.result == "last":
-        return state.ema
-    last = checkpoints.step_path(folder, options.steps)
-    meet([last])
-    return checkpoints.restore(last, like).best
+    return state.ema if options.result == "last" else best
 
 
 def weights_to_start_from(run: Run, network: UNetConfig) -> denoiser.Params | None:
