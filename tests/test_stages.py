@@ -326,7 +326,7 @@ def test_a_query_without_modes_is_a_result(without_modes, capsys):
 
 def test_a_run_goes_on_with_more_queries_and_other_samples(without_modes, capsys):
     # Catches: discovery or adaptation made again, samples of another number kept, a hierarchy of fewer queries.
-    kept = [path for stage in ("discover", "adapt") for path in (without_modes / stage).glob("query_*[0-9]")]
+    kept = [path for stage in ("discover", "adapt") for path in (without_modes / stage).glob("query_*.npz")]
     assert len(kept) == 2 * QUERIES
     before = [path.stat().st_mtime_ns for path in kept]
     more = mixture(discover__hierarchy=(100, 300), evaluate__num_queries=4, evaluate__samples=6)

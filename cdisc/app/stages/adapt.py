@@ -91,24 +91,20 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
         def keys(use: str) -> jax.Array:
             return jnp.stack([named(run.key("adapt", query), use) for query in queries])
 
-        examples = adapt_lib.Examples(query=devices.stack([query.image for query in queries]))
-        teachers = [discoveries[i].teacher for i in indices]
-        losses, composed = None, None
+        images, teachers = devices.stack([query.image for query in queries]), [discoveries[i].teacher for i in indices]
+        losses, composed, classes, pool = None, None, None, None
         if num_classes:
-            losses, composed = compared((examples.query, keys("compare")), params)
+            losses, composed = compared((images, keys("compare")), params)
             for query, seen in zip(queries, np.isnan(losses).all(axis=1), strict=True):
                 if seen:
                     raise UserError(f"adapt: no class has a loss for {query.name}: the network's output is NaN.")
-            examples = dataclasses.replace(
-                examples,
-                classes=jnp.argsort(losses, axis=1).astype(jnp.int32),
-                composed=composed and composed.embedding,
-            )
+            classes = jnp.argsort(losses, axis=1).astype(jnp.int32)
         if any(options.pool != "query" for options in specs.values()):
             densities = [methods.teacher_density(teacher, settings.guidance) for teacher in teachers]
-            examples = dataclasses.replace(
-                examples, pool=jnp.asarray(draw(run, params, densities, list(keys("pool")), settings.pool_size))
-            )
+            pool = jnp.asarray(draw(run, params, densities, list(keys("pool")), settings.pool_size))
+        examples = adapt_lib.Examples(
+            query=images, pool=pool, classes=classes, composed=composed and composed.embedding
+        )
         learnt: dict[str, adapt_lib.Adaptation] = {}
         rows: list[list[str]] = [[] for _ in indices]
         params_on, schedule_on, prior_on = devices.replicate((params, run.schedule, prior))

@@ -125,38 +125,33 @@ def write_results(
     classes: dict[tuple[Hashable, int], list[int]] = {}
     for i, (label, query) in enumerate(zip(labels, run.queries, strict=True)):
         classes.setdefault((label, query.seed), []).append(i)
-    settings = run.config.evaluate
+    settings, factors, training = run.config.evaluate, run.dataset.split.factors, None
     compared_in = features.judge_features(judged_by)
     if settings.features != "judge":
         compared_in = features.load(settings.features, settings.weights)
-    training = None
     if any(query.composition is not None for query in run.queries):
         key, rows = named(run.key("evaluate"), "training"), np.arange(_TRAINING)
         training, _ = run.dataset.train_batch(run.dataset.train, key, _TRAINING, rows)
     measured: dict[int, dict[str, protocol.Figures]] = {}
-    pools = []
-    for places in classes.values():
-        figures, pooled = score_class(run, places, samples, judged_by, compared_in, training)
+    pools = {}
+    for of, places in classes.items():
+        figures, pools[of] = score_class(run, places, samples, judged_by, compared_in, training)
         measured |= zip(places, figures, strict=True)
-        pools.append(pooled)
-    queries: list[dict[str, Any]] = []
-    for i, (query, discovery) in enumerate(zip(run.queries, discoveries, strict=True)):
-        signals.obey()
-        shown, factors = query.composition, run.dataset.split.factors
-        queries.append(
-            {
-                "name": query.name,
-                "attributes": None if shown is None else compositions.attributes(factors, shown),
-                "source": query.source,
-                "seed": query.seed,
-                **({} if discovery.found else {"failed": NOTHING}),
-                **protocol.describe(discovery),
-                "methods": measured[i],
-            }
-        )
+    queries = [
+        {
+            "name": query.name,
+            "attributes": None if query.composition is None else compositions.attributes(factors, query.composition),
+            "source": query.source,
+            "seed": query.seed,
+            **({} if discovery.found else {"failed": NOTHING}),
+            **protocol.describe(discovery),
+            "methods": measured[i],
+        }
+        for i, (query, discovery) in enumerate(zip(run.queries, discoveries, strict=True))
+    ]
     pooled_by_class = [
-        {"attributes": queries[places[0]]["attributes"], "seed": run.queries[places[0]].seed, "methods": pooled}
-        for places, pooled in zip(classes.values(), pools, strict=True)
+        {"attributes": queries[classes[label, seed][0]]["attributes"], "seed": seed, "methods": pooled}
+        for (label, seed), pooled in pools.items()
         if pooled
     ]
     figures_of = [query["methods"] for query in queries]
@@ -178,6 +173,6 @@ def write_results(
             "features": compared_in.label,
             "queries": queries,
             **({"classes": pooled_by_class} if pooled_by_class else {}),
-            "methods": protocol.overall(figures_of, labels, pools, [label for label, _ in classes]),
+            "methods": protocol.overall(figures_of, labels, list(pools.values()), [label for label, _ in pools]),
         },
     )

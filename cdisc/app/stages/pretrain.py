@@ -1,6 +1,5 @@
 """The backbone: restored, bundled, or trained from scratch."""
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -162,7 +161,10 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
     key_init, key_train, key_samples, key_validation = (
         named(run.key("pretrain"), use) for use in ("init", "train", "samples", "validation")
     )
-    folder, given = run.path("pretrain", "train"), weights_to_start_from(run, network)
+    folder, given = run.path("pretrain", "train"), None
+    if options.start:
+        with about("config.pretrain.start: "):
+            given = bundled.start(options.start, network, run.scheduler)
 
     def begin(key: jax.Array) -> Progress:
         state = pretrain_lib.init(network, options, key)
@@ -227,28 +229,6 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
         if stopping:
             signals.obey()
     return state.ema if options.result == "last" else best
-
-
-def weights_to_start_from(run: Run, network: UNetConfig) -> denoiser.Params | None:
-    """Those of `config.pretrain.start`, with the classes of `network`; None where none is named.
-
-    Raises:
-      UserError: if there is no such bundled backbone, or it is another network or of another forward process.
-    """
-    name = run.config.pretrain.start
-    if not name:
-        return None
-    with about("config.pretrain.start: "):
-        known = bundled.load(name)
-    alike = dataclasses.replace(known.network, num_class_embeds=network.num_class_embeds, remat=network.remat)
-    forward = ("num_train_timesteps", "beta_start", "beta_end", "prediction_type")
-    if alike != network or any(getattr(known.scheduler, key) != getattr(run.scheduler, key) for key in forward):
-        raise UserError(
-            f"config.pretrain.start is {name!r}, whose network or forward process is another than config.network and "
-            "config.diffusion have: take these from its configuration."
-        )
-    assert network.num_class_embeds is not None  # of a network that is trained
-    return denoiser.new_classes(known.params, network.num_class_embeds - 1)
 
 
 def class_pictures(run: Run, key: jax.Array) -> Callable[[denoiser.Params], Pixels]:
