@@ -61,15 +61,9 @@ class ExactScore:
     """No network: the exact score of the data, which are points."""
 
 
-DATA: dict[str, Any] = {
-    "colormnist": colormnist,
-    "avatars": avatars,
-    "letters": letters,
-    "celeba": celeba,
-    "planar": planar,
-    "folder": folder,
-    "queries": queries,
-}
+_DATA = (colormnist, avatars, letters, celeba, planar, folder, queries)
+
+DATA: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in _DATA}
 """The data sets by name: modules, each with its `Options` and a `load` that makes a `Dataset` of them."""
 
 Network = UNetConfig | ExactScore | DiffusersFolder
