@@ -9,7 +9,7 @@ import numpy as np
 
 from cdisc import console, runtime, signals, storage
 from cdisc.app import config as config_lib
-from cdisc.app import devices, hosts
+from cdisc.app import hosts
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Run
 from cdisc.app.stages.adapt import QueryModel, draw
@@ -36,23 +36,18 @@ def densities_of(run: Run, params: Any, query: Query, model: QueryModel) -> dict
     return methods.densities(jnp.asarray(query.image), *known, run.config.evaluate, run.config.guidance)
 
 
-def present(samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Samples by method, without those that there are none of."""
-    return {name: drawn for name, drawn in samples.items() if not np.isnan(drawn).all()}
-
-
 def evaluate(
     run: Run, params: Any, discoveries: Sequence[concepts.Discovery], models: Sequence[QueryModel], active: bool
 ) -> Sequence[dict[str, np.ndarray]]:
     """Samples of every method for every query, measured; writes `results.json`.
 
-    What needs the product of a query without modes is NaN in its file, and absent from what is returned.
+    What needs the product of a query without modes is left out.
     """
-    settings = run.config.evaluate
+    settings, levels = run.config.evaluate, run.config.adapt.levels
 
     def work(indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
         known = [models[i] for i in indices]
-        without = [j for j, i in enumerate(indices) if not discoveries[i].found]
+        found = [discoveries[i].found for i in indices]
         densities = [densities_of(run, params, run.queries[i], model) for i, model in zip(indices, known, strict=True)]
         keys = [run.key("evaluate", run.queries[i]) for i in indices]
         # All methods start from the same noise, so that their samples can be compared one by one.
@@ -65,14 +60,17 @@ def evaluate(
         drawn[options.PRODUCT] = np.stack(
             [model.teacher.sample(key, settings.samples) for model, key in zip(known, draws, strict=True)]
         )
+        results: list[dict[str, np.ndarray]] = [{} for _ in indices]
         for name, samples in drawn.items():
-            absent = without if options.needs_product(run.config.adapt.levels, settings.methods, name) else []
-            if not np.isfinite(np.delete(samples, absent, axis=0)).all():
-                raise UserError(f"evaluate: samples of {name} are not finite: lower its guidance.")
-            samples[absent] = np.nan
-        return devices.unstack(drawn)
+            needed = options.needs_product(levels, settings.methods, name)
+            for result, has_product, made in zip(results, found, samples, strict=True):
+                if has_product or not needed:
+                    result[name] = made
+                    if not np.isfinite(made).all():
+                        raise UserError(f"evaluate: samples of {name} are not finite: lower its guidance.")
+        return results
 
-    samples = saved_by_query(run, "evaluate", active, jax.local_device_count(), work, present)
+    samples = saved_by_query(run, "evaluate", active, jax.local_device_count(), work)
     if active and hosts.first():
         signals.obey()  # a judge may have to be trained
         write_results(run, discoveries, samples, load_judge(run))

@@ -48,8 +48,8 @@ def restored(path: pathlib.Path) -> Any:
 class Saved(Sequence[Any]):
     """What a stage left for each query, on the host. Read when asked for: all of it may not fit in memory."""
 
-    def __init__(self, paths: Sequence[pathlib.Path], whose: Sequence[list[int]], shown: Callable[[Any], Any]):
-        self._paths, self._whose, self._shown = paths, whose, shown
+    def __init__(self, paths: Sequence[pathlib.Path], whose: Sequence[list[int]]):
+        self._paths, self._whose = paths, whose
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -58,7 +58,7 @@ class Saved(Sequence[Any]):
         found = restored(self._paths[index])
         if found["of"] != self._whose[index]:
             raise storage.DamagedError(f"{self._paths[index]} holds another query's results")
-        return self._shown(found["result"])
+        return found["result"]
 
 
 def saved_by_query(
@@ -67,7 +67,6 @@ def saved_by_query(
     active: bool,
     at_once: int,
     work: Callable[[Sequence[int]], Sequence[Any]],
-    shown: Callable[[Any], Any] = lambda result: result,
 ) -> Saved:
     """What a stage leaves for each query; what was not saved before is worked out and saved.
 
@@ -77,7 +76,6 @@ def saved_by_query(
       active: whether the stage was asked for; if not, everything must be there.
       at_once: at most how many queries `work` is given at a time; fewer where a process would else have none.
       work: from indices into `run.queries` to their results.
-      shown: from a result, as it is read again, to what is returned of it.
 
     Raises:
       UserError: if a result is missing and the stage was not asked for, or cannot be written, or disappears.
@@ -99,7 +97,7 @@ def saved_by_query(
             if i in missing:
                 containers.save(paths[i], {"of": whose[i], "result": result})
     meet(paths)
-    return Saved(paths, whose, shown)
+    return Saved(paths, whose)
 
 
 def note_seconds(path: pathlib.Path, stage: str, seconds: float, finished: bool) -> None:
