@@ -162,8 +162,7 @@ def read_alone(root: pathlib.Path, choice: random.Random) -> collections.Counter
     import jax
 
     from cdisc import storage
-    from cdisc.app import checkpoints
-    from cdisc.app.stages.saved import restored
+    from cdisc.app import checkpoints, containers
     from cdisc.errors import UserError
 
     def arrays(folder: pathlib.Path) -> dict[str, bytes]:
@@ -171,7 +170,9 @@ def read_alone(root: pathlib.Path, choice: random.Random) -> collections.Counter
 
     pieces = [(manifest.parent, arrays) for name in CASES for manifest in (root / name).rglob("manifest.json")]
     results = [path for name in CASES for path in (root / name).rglob("*.npz")]
-    pieces += [(path, lambda path: jax.tree.map(bytes, jax.tree.leaves(restored(path)))) for path in results]
+    pieces += [
+        (path, lambda path: [*map(bytes, jax.tree.leaves(containers.restore(path)["result"]))]) for path in results
+    ]
     records = [root / name / f"{record}.json" for name in CASES for record in ("config", "results", "seconds")]
     pieces += [(path, lambda record: storage.read_json(record, "")) for path in records if path.exists()]
     outcomes: collections.Counter[str] = collections.Counter()

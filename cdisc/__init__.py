@@ -2,7 +2,7 @@
 
     import cdisc
 
-    model = cdisc.load("digits")  # or "faces", a folder of diffusers; cdisc.model(eps) for any function
+    model = cdisc.load("digits")  # "faces", "letters", a folder of diffusers; cdisc.model(eps): any function
     query = cdisc.example("digits", "digit=3 digit_colour=pink background=dark_purple")  # or a file's path
     found = cdisc.discover(query, model)
     samples = cdisc.sample(found, model, 16)

@@ -182,6 +182,8 @@ def _small(c: ml_collections.ConfigDict) -> None:
     )
     c.evaluate.judge.bundle = "colormnist_small_judge"
     c.evaluate.methods.lora.guidance = 2.0
+    # Beside the embedding at guidance 2: the page's dial between accuracy and recall, for one or two seconds a query.
+    c.evaluate.methods.embedding_w1 = _method(level="embedding", guidance=1.0)
 
 
 def _study(c: ml_collections.ConfigDict) -> None:
@@ -205,7 +207,6 @@ def _study(c: ml_collections.ConfigDict) -> None:
     levels.blocks.update(space="per_block", candidates=1, steps=60)
     c.evaluate.update(num_queries=40, samples=16, query_only_sigmas=(0.05, 0.1, 0.2, 0.4))
     c.evaluate.methods.update(
-        embedding_w1=_method(level="embedding", guidance=1.0),
         embedding_w3=_method(level="embedding", guidance=3.0),
         inversion=_method(level="inversion", guidance=2.0),
         blocks=_method(level="blocks", class_sigma_min=0.3, class_sigma_max=12.0),

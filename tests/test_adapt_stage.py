@@ -143,7 +143,9 @@ def _stage(workdir, monkeypatch, pictures, levels, chunk=1, params=TABLE, method
     queries = tuple(Query(f"picture {i}", np.asarray(x), None, "a test", 0) for i, x in enumerate(pictures))
     shape = queries[0].image.shape
     known = lambda data, key, count, rows: (jnp.zeros((count, *shape)), jnp.zeros(count, jnp.int32))  # noqa: E731
-    dataset = types.SimpleNamespace(shape=shape, train=None, train_batch=known, split=split or NO_FACTORS)
+    dataset = types.SimpleNamespace(
+        fingerprint="", shape=shape, train=None, train_batch=known, split=split or NO_FACTORS
+    )
     backbone = dataclasses.replace(RUN.backbone, num_blocks=0 if split is None else 1)
     run = dataclasses.replace(
         RUN, config=read(config), workdir=workdir, dataset=dataset, queries=queries, backbone=backbone

@@ -13,7 +13,7 @@ from cdisc.errors import UserError
 from cdisc.networks import bundled, interop
 
 
-@pytest.mark.parametrize("name", ["colormnist", "avatars"])
+@pytest.mark.parametrize("name", ["colormnist", "avatars", "letters"])
 def test_a_bundled_network_is_the_one_of_its_configuration(name):
     # Catches: a file that another version's configuration has made, a schedule or a prediction type left out.
     config = read(config_of(f"{name}.py", "small"))

@@ -136,7 +136,7 @@ def test_digest():
     assert storage.digest({"b": None, "a": (1, 2)}) == storage.digest({"a": [1, 2], "b": None}) == expected
 
 
-@pytest.mark.parametrize("name", ["colormnist", "avatars"])
+@pytest.mark.parametrize("name", ["colormnist", "avatars", "letters"])
 def test_the_backbones_that_are_bundled_were_trained_as_their_configuration_says(name):
     # Catches: a field that becomes part of the digest, and so leaves the bundled ones unused.
     config = config_lib.read(config_of(f"{name}.py", "small"))

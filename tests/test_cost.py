@@ -120,9 +120,9 @@ def test_the_evaluations_of_a_query_are_those_counted_by_hand():
         "discover": 8 * 8 + 8 * (1 + 2 + 2),
         # 120 classes, a pool of 8 in 4 steps, two candidates and LoRA of 3 steps of 4 pictures.
         "adapt": 120 + 8 * 4 + 3 * (2 * 3 * 4 + 3 * 4),
-        # Two guided levels, the teacher, Top-1, a composed class, Top-3 and Query-only at three widths: 8 samples of 4
-        # steps.
-        "evaluate": 8 * 4 * (2 * 2 + 1 + 2 + 2 + 4 + 3),
+        # Two guided levels, one of them at two weights, the teacher, Top-1, a composed class, Top-3 and Query-only at
+        # three widths: 8 samples of 4 steps.
+        "evaluate": 8 * 4 * (3 * 2 + 1 + 2 + 2 + 4 + 3),
     }
     assert dry_run.evaluations(read(config), 120) == expected
     unknown = dry_run.evaluations(read(config), None)

@@ -177,7 +177,7 @@ def test_mistakes_are_sentences(found, tmp_path):
         (lambda: cdisc.model(eps, predicts="eps"), ValueError, "predicts has 'eps'"),
         (lambda: cdisc.sample(3, model), TypeError, "int cannot be sampled"),
         (lambda: cdisc.adapt(found, model), ValueError, "no place for a class embedding"),
-        (lambda: cdisc.load("digit"), UserError, 'or "digits" or "faces"'),
+        (lambda: cdisc.load("digit"), UserError, 'or "digits", "faces" or "letters"'),
         (lambda: cdisc.example("digits", "digit=11"), UserError, "does not exist"),
         (lambda: cdisc.restore(tmp_path / "none"), UserError, "does not exist"),
         (lambda: cdisc.save(tmp_path / "x", eps), TypeError, "function cannot be saved"),
@@ -213,11 +213,27 @@ def test_pictures_come_as_files_images_bytes_and_numbers(tmp_path, capsys):
     assert "no value below 0, and black is -1" in capsys.readouterr().err
 
 
-def test_the_example_is_the_composition_that_was_asked_for():
-    query = cdisc.example("digits", "digit=3 digit_colour=pink background=dark_purple")
+@pytest.mark.parametrize(
+    ("what", "attributes", "ground"),
+    [
+        ("digits", "digit=3 digit_colour=pink background=dark_purple", (75, 0, 110)),
+        ("letters", "character=K style=italic ink=pink ground=navy", (0, 0, 110)),
+    ],
+)
+def test_the_example_is_the_composition_that_was_asked_for(what, attributes, ground):
+    # Catches: an example of another size than the network's, of another composition; one picture whatever the index.
+    query = cdisc.example(what, attributes)
     assert query.shape == (32, 32, 3)
-    np.testing.assert_allclose(pictures.to_uint8(query)[0, 0], (75, 0, 110))
-    assert not np.array_equal(query, cdisc.example("digits", "digit=3 digit_colour=pink background=dark_purple", 1))
+    np.testing.assert_allclose(pictures.to_uint8(query)[0, 0], ground)
+    assert not np.array_equal(query, cdisc.example(what, attributes, 1))
+
+
+@pytest.mark.parametrize(("what", "trained"), [("digits", 120), ("faces", 72), ("letters", 153)])
+def test_what_comes_with_cdisc_is_loaded_with_its_classes(what, trained):
+    # Catches: a network beside the factors of another one's classes, so that `compose` reads nonsense.
+    model = cdisc.load(what)
+    assert model.shape == (32, 32, 3)
+    assert len(model.split.trained) == len(model.backbone.table(model.params)) == trained
 
 
 def test_a_folder_of_diffusers_is_found_learnt_and_sampled(tmp_path):

@@ -234,6 +234,9 @@ def test_tables_as_programs_write_them(own, text):
         ),
         ("file,colour\nb/1.png,dark-red\na/2.png,dark\u2013red\n", "in the column colour the value"),
         ("file,colour\nb/1.png,dark_red\na/2.png,dark red\n", "in the column colour the value"),
+        # Catches: a column that a program has read as numbers in one part of the table alone.
+        ("file,size\nb/1.png,1\na/2.png,1.0\n", r"in the column size the value '1\.0' and also '1': write them alike"),
+        ("file,size\nb/1.png,-0\na/2.png,0e3\n", "in the column size the value '0e3' and also '-0'"),
         ("file,shape\nb,disc\n", r"names b, which is not in .*: mend the name"),
         ("file,size\nb/1.png,gro\u00df\na/2.png,GROSS\n", "in the column size the value"),
         ("file,cafe\nb/1.png,caf\u00e9\na/2.png,cafe\u0301\n", "in the column cafe the value"),

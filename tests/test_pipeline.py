@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -150,6 +151,11 @@ def test_what_is_advised_leads_on(planar_run, tmp_path):
     assert advised().endswith(
         "results.json is not as this version wrote it: add evaluate to --stages, which measures anew."
     )
+    # Catches: figures of another workdir, which carry a checksum of their own.
+    results_lib.write(results, results_lib.read(planar_run / "results.json") | {"run_hash": "another"})
+    assert advised().endswith(
+        "results.json has the results of another run: add evaluate to --stages, which measures anew."
+    )
     stages = ["evaluate", "report"]
     assert re.search(r"evaluate/query_0000\.npz cannot be read to its end \(.*\): delete it and run again", advised())
     damaged.unlink()
@@ -159,14 +165,30 @@ def test_what_is_advised_leads_on(planar_run, tmp_path):
     assert found["queries"] == expected["queries"]
 
 
+def test_a_finished_workdir_that_cannot_be_written(planar_run, tmp_path, monkeypatch):
+    # As on a disk that is mounted for reading. Catches: advice that would do everything anew; a file half written.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(
+        UserError, match=rf"^{planar_run} cannot be written: work on a copy of it that can be written\.$"
+    ):
+        pipeline.run(planar_config(), planar_run, ["report"], [])
+    with pytest.raises(UserError, match="new cannot be written: choose another --workdir"):
+        pipeline.run(planar_config(), tmp_path / "new", ["report"], [])
+
+
 def some(count):
     """As many queries as these tests know of: by what tells one's results from another's."""
     return [types.SimpleNamespace(crc=i, seed=0) for i in range(count)]
 
 
+def bound(steps=1):
+    """What the workdir of a run is bound to."""
+    return {"config": {"pretrain": {"result": "last"}, "adapt": {"steps": steps}}, "data": "", "queries": {}}
+
+
 def test_results_are_their_query_s(tmp_path):
-    # Catches: folders that change places, or come from another workdir, believed.
-    this = types.SimpleNamespace(queries=some(3), path=tmp_path.joinpath, trace_folder=lambda _: None)
+    # Catches: files that change places, or come from another workdir, believed.
+    this = types.SimpleNamespace(queries=some(3), path=tmp_path.joinpath, trace_folder=lambda _: None, content=bound())
 
     def left():
         work = lambda batch: [{"x": np.full(2, float(i))} for i in batch]  # noqa: E731
@@ -177,9 +199,14 @@ def test_results_are_their_query_s(tmp_path):
     for path, to in ((one, tmp_path / "away"), (other, one), (tmp_path / "away", other)):
         path.rename(to)
     for i in range(2):
-        with pytest.raises(UserError, match=rf"query_000{i}\.npz holds another query's results: delete it and run"):
+        with pytest.raises(UserError, match=rf"query_000{i}\.npz holds the results of another query or .*: delete it"):
             left()[i]
     assert left()[2]["x"].tolist() == [2.0, 2.0]
+    one.rename(tmp_path / "away")
+    other.rename(one)
+    this.content = bound(steps=2)
+    with pytest.raises(UserError, match=r"query_0000\.npz holds the results of .* another run: delete it"):
+        left()[0]
 
 
 def test_a_query_is_made_again_in_the_same_company(tmp_path):
@@ -192,7 +219,9 @@ def test_a_query_is_made_again_in_the_same_company(tmp_path):
         return [{"x": np.full(2, float(len(batches)))} for _ in batch]
 
     def values():
-        this = types.SimpleNamespace(queries=some(5), path=tmp_path.joinpath, trace_folder=lambda _: None)
+        this = types.SimpleNamespace(
+            queries=some(5), path=tmp_path.joinpath, trace_folder=lambda _: None, content=bound()
+        )
         return [int(result["x"][0]) for result in saved_by_query(this, "adapt", True, 2, work)]
 
     assert values() == [1, 1, 2, 2, 3]
@@ -214,8 +243,8 @@ def test_few_queries_leave_no_process_idle(tmp_path, monkeypatch, at_once, batch
         queries.extend(batch)
         return batch
 
-    this = types.SimpleNamespace(queries=some(23), path=tmp_path.joinpath, trace_folder=lambda _: None)
-    monkeypatch.setattr(saved.containers, "save", lambda *_: None)
+    this = types.SimpleNamespace(queries=some(23), path=tmp_path.joinpath, trace_folder=lambda _: None, content=bound())
+    monkeypatch.setattr(saved, "keep", lambda *_: None)
     monkeypatch.setattr(saved, "meet", lambda paths: None)
     monkeypatch.setattr(saved.hosts, "gather", lambda said="": [said])
     monkeypatch.setattr(jax, "process_count", lambda: 4)
@@ -230,9 +259,11 @@ def test_few_queries_leave_no_process_idle(tmp_path, monkeypatch, at_once, batch
 def test_one_result_is_in_memory_at_a_time(tmp_path, monkeypatch):
     # Catches: reading all queries' results at once, which for thousands of them no host can hold.
     read = []
-    restored = saved.restored
-    monkeypatch.setattr(saved, "restored", lambda path: read.append(path.name) or restored(path))
-    this = types.SimpleNamespace(queries=some(3), path=tmp_path.joinpath, trace_folder=lambda stage: None)
+    kept = saved.kept
+    monkeypatch.setattr(saved, "kept", lambda path, of: read.append(path.name) or kept(path, of))
+    this = types.SimpleNamespace(
+        queries=some(3), path=tmp_path.joinpath, trace_folder=lambda stage: None, content=bound()
+    )
     left = saved_by_query(this, "adapt", True, 3, lambda batch: [{"x": np.full(2, i)} for i in (0.0, 1.0, 2.0)])
     assert (len(left), read) == (3, [])
     assert left[1]["x"].tolist() == [1.0, 1.0]
@@ -311,7 +342,7 @@ def test_a_stop_between_queries(tmp_path, monkeypatch):
         signals.ask(signal.SIGTERM)
         return [{"x": np.zeros(2)}]
 
-    this = types.SimpleNamespace(queries=some(2), path=tmp_path.joinpath, trace_folder=lambda _: None)
+    this = types.SimpleNamespace(queries=some(2), path=tmp_path.joinpath, trace_folder=lambda _: None, content=bound())
     with pytest.raises(signals.Stopped):
         saved_by_query(this, "adapt", True, 1, work)
     assert [(tmp_path / "adapt" / f"query_{i:04d}.npz").exists() for i in range(2)] == [True, False]
@@ -328,7 +359,7 @@ def test_a_stop_that_processes_agree_on(tmp_path, monkeypatch):
         worked.extend(batch)
         return [{"x": np.zeros(2)}]
 
-    this = types.SimpleNamespace(queries=some(2), path=tmp_path.joinpath, trace_folder=lambda _: None)
+    this = types.SimpleNamespace(queries=some(2), path=tmp_path.joinpath, trace_folder=lambda _: None, content=bound())
     with pytest.raises(signals.Stopped):
         saved_by_query(this, "adapt", True, 1, work)
     assert worked == [0]

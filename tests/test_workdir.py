@@ -11,6 +11,7 @@ from commands import config_of
 
 from cdisc.app import workdir as workdir_lib
 from cdisc.app.config import as_dict, read
+from cdisc.app.workdir import identity
 from cdisc.errors import UserError
 
 QUERIES = {"0000 one": "aa", "0001 two": "bb"}
@@ -21,9 +22,7 @@ def bind(tmp_path):
     """Binds the workdir to a configuration with some changes."""
 
     def bind(changes=(), data="digits", queries=QUERIES):
-        config = config_of("colormnist.py", "tiny")
-        config.update_from_flattened_dict(dict(changes))
-        workdir_lib.bind(tmp_path, {"config": as_dict(read(config)), "data": data, "queries": queries})
+        workdir_lib.bind(tmp_path, bound(changes, data, queries))
         assert json.loads((tmp_path / "config.json").read_text())["queries"] == queries
 
     return bind
@@ -50,6 +49,14 @@ def left(workdir):
 
 SAMPLES = {"evaluate/query_0000.npz", "evaluate/query_0001.npz"}
 JUDGE = {"evaluate/judge.npz"}
+ALL = ("pretrain", "discover", "adapt", "evaluate", "figures")
+
+
+def bound(changes, data="digits", queries=QUERIES):
+    """What a workdir is bound to: a configuration with some changes, data and queries."""
+    config = config_of("colormnist.py", "tiny")
+    config.update_from_flattened_dict(dict(changes))
+    return {"config": as_dict(read(config)), "data": data, "queries": queries}
 
 
 @pytest.mark.parametrize(
@@ -76,6 +83,10 @@ def test_what_evaluation_alone_reads_may_change(bind, tmp_path, changes, kept):
     assert left(tmp_path) == kept
     bind(changes)
     assert left(tmp_path) == kept
+    # What is kept is still known as this run's, and what is not would be refused if it were put back.
+    same = {reader for reader in ALL if identity(bound({}), reader) == identity(bound(changes), reader)}
+    assert same >= {"pretrain", "discover", "adapt"}
+    assert ("evaluate" in same, "figures" in same) == (kept >= SAMPLES, "results.json" in kept)
 
 
 def test_a_method_may_be_added(tmp_path):
@@ -112,6 +123,8 @@ def test_what_would_lose_work_is_refused_with_both_values(bind, tmp_path, change
     with pytest.raises(UserError, match=f"config.{name} was .* and is {value}. .* or remove {' and '.join(lost)} from"):
         bind(changes)
     assert left(tmp_path) == SAMPLES | JUDGE | {"results.json"}
+    same = {reader for reader in ALL if identity(bound({}), reader) == identity(bound(changes), reader)}
+    assert same == {"pretrain", "discover", "adapt"} - {*lost}
     for stage in lost:
         (tmp_path / stage).rename(tmp_path / f"no_{stage}")
     bind(changes)
@@ -147,6 +160,14 @@ def test_data_are_known_by_what_they_are(bind, tmp_path):
     bind({"data.root": "there"})
     with pytest.raises(UserError, match="data was 'digits' and is 'others'"):
         bind(data="others")
+
+
+def test_results_are_bound_to_their_data_and_the_figures_to_all_queries():
+    # Catches: results that are copied from a run on other data, or of other pictures, believed.
+    assert identity(bound({}, data="others"), "pretrain") != identity(bound({}), "pretrain")
+    for more in (QUERIES | {"0002 three": "cc"}, QUERIES | {"0001 two": "cc"}):
+        assert identity(bound({}, queries=more), "evaluate") == identity(bound({}), "evaluate")
+        assert identity(bound({}, queries=more), "figures") != identity(bound({}), "figures")
 
 
 @pytest.mark.parametrize("text", ['{"config', "[]", "{}", "[" * 10**5, "an edit", None])

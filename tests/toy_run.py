@@ -56,6 +56,7 @@ def run(workdir: pathlib.Path, result: str = "last", start: str | None = None) -
         schedule=linear_beta(1000),
         scheduler=None,
         trace_folder=lambda stage: None,
+        content={"config": {"pretrain": {"result": result}}, "data": "", "queries": {}},
         dataset=types.SimpleNamespace(
             train=jnp.arange(9.0).reshape(3, 3) / 9.0,
             train_batch=_draw,

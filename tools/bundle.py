@@ -7,7 +7,7 @@ The bundled ColorMNIST files come from these two commands, the first of which ta
     python -m tools.bundle --config=configs/colormnist.py:small --config.pretrain.from_scratch=True \
         --workdir=runs/backbone
 
-Those of the avatars come from the same with configs/avatars.py:small.
+Those of the avatars and the letters come from the same with configs/avatars.py:small and configs/letters.py:small.
 
 Weights are kept in half precision. Each file carries the digests of the configuration and the data that made it; a run
 with others refuses it. A backbone's file also says what network and forward process it is, for

@@ -119,19 +119,22 @@ def read_about(path: pathlib.Path) -> dict[str, Any]:
     return _manifest(path)["about"]
 
 
-def restore(path: pathlib.Path, like: Any) -> Any:
+def restore(path: pathlib.Path, like: Any, about: Mapping[str, Any] | None = None) -> Any:
     """Reads the checkpoint at `path` into the structure of `like`.
 
     Args:
       path: the folder that `save` wrote.
       like: a pytree of arrays or of `jax.ShapeDtypeStruct`, the structure, shapes and types expected.
+      about: what `save` should have been told, of which older versions told less; None for anything.
 
     Raises:
-      DamagedError: if it is missing, cut short or damaged.
+      DamagedError: if it is missing, cut short or damaged, or was saved for something else.
       UserError: if it holds other arrays than `like`, or is not to be reached now.
     """
     path = path.absolute()
     manifest = _manifest(path)
+    if about is not None and not manifest["about"].items() <= about.items():
+        raise DamagedError(f"{path} holds the results of another run")
     leaves, checksums = manifest["leaves"], manifest["files"]
     try:
         files = _checksums(path)

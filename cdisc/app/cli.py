@@ -161,6 +161,8 @@ def parse(argv: list[str]) -> list[str]:
     except Exception as error:  # a config file may raise anything
         # Where it did, the message is a traceback, whose last line is the sentence.
         lines = str(error).strip().splitlines() if "Traceback" in str(error) else [" ".join(str(error).split())]
+        if "get_config() takes 0 positional arguments" in lines[-1]:
+            lines[-1] = f"{str(file).partition(':')[0]} has no variants: leave what follows the colon out."
         said = isinstance(error, flags.Error | OSError | SyntaxError | TypeError | ValueError)
         console.fail(
             ("" if said else f"{file} raised {type(error).__name__}: ") + lines[-1].removeprefix("ValueError: ")

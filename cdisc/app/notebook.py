@@ -9,7 +9,8 @@
     cdisc.plot.pictures(varied)
 
 Every number that is not given is the command's: that of `configs/colormnist.py:small` for "digits", of
-`configs/avatars.py:small` for "faces", of `configs/pretrained.py` for any other network or function.
+`configs/avatars.py:small` for "faces", of `configs/letters.py:small` for "letters", of `configs/pretrained.py` for any
+other network or function.
 """
 
 import base64
@@ -30,7 +31,7 @@ from cdisc import console
 from cdisc.app import config as config_lib
 from cdisc.app import plot
 from cdisc.app.resolve import resolve
-from cdisc.data import avatars, colormnist, compositions
+from cdisc.data import avatars, compositions
 from cdisc.data import pictures as pictures_lib
 from cdisc.diffusion.gaussian import Gaussian
 from cdisc.diffusion.schedule import Schedule, linear_beta
@@ -44,7 +45,8 @@ from cdisc.networks import bundled, lora
 from cdisc.networks.backbone import Backbone, function, null_eps, unet
 from cdisc.networks.unet import UNetConfig
 
-_BUNDLED = {"digits": "colormnist", "faces": "avatars"}
+_BUNDLED = {"digits": "colormnist", "faces": "avatars", "letters": "letters"}
+"""The networks that come with cdisc, and the configurations of which they are `:small`'s."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -111,7 +113,7 @@ def load(what: str | os.PathLike[str], null_class: int | None = None) -> Model:
     """A trained network.
 
     Args:
-      what: "digits" or "faces", which come with cdisc, or the folder of a network that diffusers saved.
+      what: "digits", "faces" or "letters", which come with cdisc, or the folder of a network that diffusers saved.
       null_class: of a folder's network with classes, the row that stands for none of them.
 
     Raises:
@@ -120,14 +122,13 @@ def load(what: str | os.PathLike[str], null_class: int | None = None) -> Model:
     network: UNetConfig | None
     split = None
     if what in _BUNDLED:
-        settings = importlib.import_module(f"cdisc.configs.{_BUNDLED[str(what)]}").get_config("small")
-        config = config_lib.read(settings)
+        config = _settings_of(str(what))
         found = bundled.load(config.pretrain.bundle)
         network, scheduler, params = found.network, found.scheduler, found.params
         split = config_lib.DATA[_BUNDLED[str(what)]].split_of(config.data)
     else:
         if not pathlib.Path(what).expanduser().is_dir():
-            raise UserError(f'{what} is no folder: give one that diffusers saved, or "digits" or "faces".')
+            raise UserError(f'{what} is no folder: give one that diffusers saved, or "digits", "faces" or "letters".')
         source = config_lib.DiffusersFolder(path=str(what), null_class=null_class)
         config, _, network, scheduler, params = resolve(dataclasses.replace(_any_network(), network=source))
     assert network is not None  # only an exact score has none
@@ -168,7 +169,7 @@ def example(what: str, attributes: str, index: int = 0) -> jax.Array:
     """A picture that no training saw, of the data that a bundled network was trained on: (32, 32, 3) in [-1, 1].
 
     Args:
-      what: "digits" or "faces"; the latter are drawn, which needs `pip install 'cdisc[faces]'`.
+      what: "digits", "faces" or "letters"; faces are drawn, which needs `pip install 'cdisc[faces]'`.
       attributes: as "digit=3 digit_colour=pink background=dark_purple"; the first that agrees is taken.
       index: which picture of it.
 
@@ -179,7 +180,7 @@ def example(what: str, attributes: str, index: int = 0) -> jax.Array:
     require_known("what", what, tuple(_BUNDLED))
     if what == "faces":
         return jnp.asarray(avatars.example(attributes, index, 32))
-    data = colormnist.load(colormnist.Options())
+    data = config_lib.DATA[_BUNDLED[what]].load(_settings_of(what).data)
     chosen = compositions.matching(data.split.factors, [attributes])[0]
     return jnp.asarray(data.queries(chosen, index + 1)[index])
 
@@ -306,6 +307,11 @@ def compose(query: Any, model: Model, seed: int = 0) -> tuple[dict[str, str], ad
     found = _of_picture(*known, named(jax.random.key(seed), "compose"), parts, **counts)
     values = tuple(np.asarray(found.composition).tolist())
     return compositions.attributes(split.factors, values), adapt_lib.Adaptation(found.embedding, lora.Adapter())
+
+
+def _settings_of(what: str) -> config_lib.Config:
+    """The settings of a network that comes with cdisc."""
+    return config_lib.read(importlib.import_module(f"cdisc.configs.{_BUNDLED[what]}").get_config("small"))
 
 
 def _any_network() -> config_lib.Config:

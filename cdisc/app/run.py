@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -66,6 +67,16 @@ class Run:
         return key if query is None else named(key, "query", query.crc)
 
     @functools.cached_property
+    def content(self) -> dict[str, Any]:
+        """What its workdir is bound to, and has in `config.json`."""
+        return {
+            "config": config_lib.as_dict(self.config),
+            "data": self.dataset.fingerprint,
+            # With their places: results are kept by place, and two pictures may have one name.
+            "queries": {f"{i:04d} {query.name}": f"{query.crc:08x}" for i, query in enumerate(self.queries)},
+        }
+
+    @functools.cached_property
     def sampler(self) -> Callable[..., jax.Array]:
         """A compiled sampler, mapped over devices: `(density, starting noise (n, *shape)), params -> (n, *shape)`."""
 
@@ -126,19 +137,10 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequen
         that processes do not share.
     """
     run = prepare(config, workdir, query_paths)
-    config = run.config
-    crcs = [f"{query.crc:08x}" for query in run.queries]
-    hosts.require_alike(data=run.dataset.fingerprint[:12], queries=storage.digest(crcs)[:12])
-    storage.writable(workdir)
+    hosts.require_alike(data=run.dataset.fingerprint[:12], queries=storage.digest(run.content["queries"])[:12])
+    begun = os.path.exists(workdir / "config.json")
+    storage.writable(workdir, "work on a copy of it that can be written" if begun else "choose another --workdir")
     with workdir_lib.locked(workdir) if hosts.first() else contextlib.nullcontext():
         hosts.require_shared(workdir)
-        content = {
-            "config": config_lib.as_dict(config),
-            "data": run.dataset.fingerprint,
-            # With their places: results are kept by place, and two pictures may have one name.
-            "queries": {
-                f"{i:04d} {query.name}": crc for i, (query, crc) in enumerate(zip(run.queries, crcs, strict=True))
-            },
-        }
-        workdir_lib.bind(workdir, content)
+        workdir_lib.bind(workdir, run.content)
         yield run

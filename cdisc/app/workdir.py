@@ -22,6 +22,8 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from cdisc import console, storage
 from cdisc.app import hosts
 from cdisc.app.config import differences
@@ -47,6 +49,9 @@ _FREE = (
 
 _WORK = ("pretrain", "discover", "adapt")
 """The stages whose results are kept in any case."""
+
+_READERS = (*_WORK, "evaluate", "judge", "figures")
+"""In their order."""
 
 _READ_FIRST = {
     "": "pretrain",
@@ -74,6 +79,26 @@ def first_reader(name: str) -> str:
     parts = name.split(".")
     known = (".".join(parts[:i]) for i in range(len(parts), -1, -1))
     return next(_READ_FIRST[prefix] for prefix in known if prefix in _READ_FIRST)
+
+
+def identity(content: dict[str, Any], reader: str) -> str:
+    """The SHA-256 of all that decides what a stage leaves of one query, or of all that decides the "figures".
+
+    Where `bind` accepts a change and keeps what there is, it stays the same.
+
+    Args:
+      content: as `bind` takes it.
+      reader: the stage, or "figures".
+    """
+    earlier, free = _READERS[: _READERS.index(reader) + 1], _free(content)
+    return storage.digest(
+        {
+            name: value
+            for name, value in flatten_dict(content, sep=".").items()
+            # Queries may be added, and only the figures are of all of them.
+            if ("figures" if name.startswith("queries.") else first_reader(name)) in earlier and name not in free
+        }
+    )
 
 
 def bind(workdir: pathlib.Path, content: dict[str, Any]) -> None:
@@ -125,11 +150,15 @@ def bind(workdir: pathlib.Path, content: dict[str, Any]) -> None:
             storage.write_json(path, content)
 
 
+def _free(content: dict[str, Any]) -> set[str]:
+    """The fields that may always change."""
+    best = content["config"]["pretrain"]["result"] == "best"  # of those that are saved
+    return set(_FREE) - ({"config.pretrain.save_every"} if best else set())
+
+
 def _changes(before: dict[str, Any], content: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The fields of `config.json` that are no longer what they were, without those that may always change."""
-    free = set(_FREE)
-    if content["config"]["pretrain"]["result"] == "best":
-        free.remove("config.pretrain.save_every")  # the best is one of those that are saved
+    free = _free(content)
     added = before["queries"].items() <= content["queries"].items()
     changed = differences(before, content)
     return {

@@ -1,6 +1,7 @@
 """Pictures of the user's own, labelled by a table: a line for each picture, a column for each factor."""
 
 import dataclasses
+import decimal
 import hashlib
 import pathlib
 import unicodedata
@@ -14,6 +15,9 @@ from cdisc.errors import UserError, about, require_positive, short
 
 _VALIDATED = 8
 """Of so many pictures of a trained class, one is not trained on."""
+
+_EXACT = decimal.Context(prec=1000)
+"""As many digits as a table's cell has characters."""
 
 
 def read_table(
@@ -92,9 +96,14 @@ def _place(root: pathlib.Path, name: str) -> pathlib.Path | None:
 
 
 def _alike(text: str) -> str:
-    """What two words share that a reader takes for the same, such as Red and red, or dark-red and dark_red."""
+    """What two words share that a reader takes for the same: Red and red, dark-red and dark_red, 1 and 1.0."""
     kinds = {"Cf": "", "Pd": "-", "Pc": "-", "Zs": "-"}  # such as a soft hyphen, which nobody sees
-    return "".join(kinds.get(unicodedata.category(c), c) for c in unicodedata.normalize("NFKC", text).casefold())
+    seen = "".join(kinds.get(unicodedata.category(c), c) for c in unicodedata.normalize("NFKC", text).casefold())
+    try:
+        # A column of whole numbers with a gap becomes one of decimals in a spreadsheet or in pandas.
+        return str(_EXACT.add(_EXACT.create_decimal(seen), 0).normalize(_EXACT))
+    except decimal.DecimalException:
+        return seen
 
 
 def _meant(root: pathlib.Path, file: str) -> str | None:

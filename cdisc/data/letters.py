@@ -220,6 +220,17 @@ class Options:
     )
 
 
+def split_of(config: Options) -> compositions.CompositionSplit:
+    """Which letters are trained, without the pictures.
+
+    Raises:
+      UserError: if a palette or the split cannot be used.
+    """
+    palettes = (colormnist.palette(config.inks, "inks"), colormnist.palette(config.grounds, "grounds"))
+    factors = compositions.Factors(FACTOR_NAMES, (CHARACTERS, STYLES, *map(tuple, palettes)))
+    return compositions.split(factors, tuple(config.held_out))
+
+
 def load(config: Options) -> Dataset:
     """Builds the data set that a configuration describes.
 
@@ -239,8 +250,7 @@ def load(config: Options) -> Dataset:
     if not 16 <= config.size <= SIDE:
         raise errors.UserError(f"config.data.size is {config.size}: letters are drawn at 16 to {SIDE} pixels a side.")
     inks, grounds = colormnist.palette(config.inks, "inks"), colormnist.palette(config.grounds, "grounds")
-    factors = compositions.Factors(names=FACTOR_NAMES, values=(CHARACTERS, STYLES, tuple(inks), tuple(grounds)))
-    split = compositions.split(factors, tuple(config.held_out))
+    split = split_of(config)
     table = np.asarray(split.trained, np.int32)
     compositions.assert_no_held_out(split, table)
     glyphs = load_glyphs()

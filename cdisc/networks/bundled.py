@@ -33,7 +33,7 @@ def load(name: str) -> interop.Pretrained:
     """A network that comes with cdisc, with everything needed to use it.
 
     Args:
-      name: "colormnist_small" or "avatars_small".
+      name: "colormnist_small", "avatars_small" or "letters_small".
 
     Raises:
       ValueError: for a name that does not exist.

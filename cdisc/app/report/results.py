@@ -50,11 +50,15 @@ def write(path: pathlib.Path, results: Mapping[str, Any]) -> None:
     storage.write_json(path, safe)
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
+def read(path: pathlib.Path, run_hash: str | None = None) -> dict[str, Any]:
     """The results in a file that `write` made.
 
+    Args:
+      path: of the file.
+      run_hash: which they must have, unless an older version wrote them; None takes any.
+
     Raises:
-      UserError: when there is no such file, it is not what was written, or it does not follow `SCHEMA`.
+      UserError: when there is no such file, it is not what was written, another run's, or does not follow `SCHEMA`.
     """
     remedy = "add evaluate to --stages, which measures anew"
     try:
@@ -64,4 +68,6 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path} is not there: {remedy}.") from error
     except ValueError as error:
         raise UserError(f"{path} is not a results file of this version ({error}): {remedy}.") from error
+    if run_hash is not None and results.get("run_hash", run_hash) != run_hash:
+        raise UserError(f"{path} has the results of another run: {remedy}.")
     return results

@@ -7,6 +7,7 @@ from flax.traverse_util import flatten_dict
 
 from cdisc import console, storage
 from cdisc.app import config as config_lib
+from cdisc.app import workdir
 from cdisc.app.config import Config
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Run
@@ -27,7 +28,7 @@ def expanded(config: Config) -> Config:
 
 def benchmark(run: Run) -> None:
     """Writes `benchmark/`, from `results.json` alone: a summary, its tables as Markdown and LaTeX, and its figures."""
-    results = results_lib.read(run.path("results.json"))
+    results = results_lib.read(run.path("results.json"), workdir.identity(run.content, "figures"))
     settings = flatten_dict(config_lib.as_dict(run.config), sep=".")
     summary = results_lib.json_safe(study.summarise(results, settings))
     folder = run.path("benchmark")

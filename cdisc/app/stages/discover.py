@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from cdisc import console, storage
-from cdisc.app import containers, devices
+from cdisc.app import devices, workdir
 from cdisc.app.run import Run
-from cdisc.app.stages.saved import restored, saved_by_query, unfinished
+from cdisc.app.stages.saved import keep, kept, saved_by_query, unfinished
 from cdisc.discovery import concepts
 from cdisc.discovery import hierarchy as hierarchy_lib
 from cdisc.networks import backbone as backbone_lib
@@ -66,11 +66,12 @@ def follow(
         return hierarchy_lib.follow(eps_fn, run.schedule, points, t, options)
 
     path = run.path("discover", f"hierarchy_{len(run.queries):04d}.npz")  # queries may be added later
+    whose = {"queries": [query.crc for query in run.queries], "run": workdir.identity(run.content, "discover")}
     if not path.exists():
         if not active:
             raise unfinished("discover", path)
-        containers.save(path, climb(params, points, t))
-    hierarchy = restored(path)
+        keep(path, climb(params, points, t), whose)
+    hierarchy = kept(path, whose)
     tree = hierarchy_lib.tree(hierarchy, basins, [run.queries[i].name for i in of])
     file, text = run.path("discover", "hierarchy.json"), json.dumps(tree, indent=2) + "\n"
     # A run that only restores writes nothing: its workdir may be an archive.

@@ -9,7 +9,7 @@ import numpy as np
 
 from cdisc import console, runtime, signals, storage
 from cdisc.app import config as config_lib
-from cdisc.app import hosts
+from cdisc.app import hosts, workdir
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Run
 from cdisc.app.stages.adapt import QueryModel, draw
@@ -163,6 +163,7 @@ def write_results(
             "dataset": run.dataset.name,
             "data_hash": run.dataset.fingerprint,
             "config_hash": storage.digest(config_lib.as_dict(run.config)),
+            "run_hash": workdir.identity(run.content, "figures"),
             "seed": run.config.seed,
             "versions": runtime.versions(),
             "seconds": read_seconds(run.path("seconds.json")),

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from cdisc import console, storage
-from cdisc.app import containers
 from cdisc.app.run import Run
-from cdisc.app.stages.saved import restored
+from cdisc.app.stages.saved import keep, kept
 from cdisc.evaluation import judge, protocol
 from cdisc.keys import named
 from cdisc.networks import bundled
@@ -47,8 +46,8 @@ def load_judge(run: Run) -> judge.Judge:
     if not path.exists():
         init = functools.partial(judge.init, judge_network(run), shape=run.dataset.shape)
         like = jax.eval_shape(init, jax.random.key(0))
-        containers.save(path, bundled_judge(run, like) or train_judge(run))
-    return judge.network_judge(judge_network(run), restored(path), factors.names)
+        keep(path, bundled_judge(run, like) or train_judge(run), judge_about(run))
+    return judge.network_judge(judge_network(run), kept(path, judge_about(run)), factors.names)
 
 
 def bundled_judge(run: Run, like: judge.Params) -> judge.Params | None:

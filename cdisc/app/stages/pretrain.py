@@ -55,7 +55,7 @@ def pretrain(run: Run, active: bool) -> Any:
         if hosts.first():
             checkpoints.save(path, params, weights_about(run))
     meet([path])
-    return checkpoints.restore(path, like)
+    return checkpoints.restore(path, like, weights_about(run))
 
 
 def obtain(run: Run, network: UNetConfig, like: Any) -> denoiser.Params:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cdisc import console, signals, storage
 from cdisc.app import config as config_lib
+from cdisc.app import workdir
 from cdisc.app.report import cards, html
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Run
@@ -34,7 +35,7 @@ def report(
     hierarchy: tuple[dict[str, Any], hierarchy_lib.Hierarchy] | None,
 ) -> None:
     """Writes `report/index.html` from what the other stages left."""
-    results = results_lib.read(run.path("results.json"))
+    results = results_lib.read(run.path("results.json"), workdir.identity(run.content, "figures"))
     results["seconds"] = read_seconds(run.path("seconds.json"))
     results_lib.write(run.path("results.json"), results)
     tree, levels = None, ()

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from cdisc import console, signals, storage
-from cdisc.app import containers, devices, hosts, watch
+from cdisc.app import containers, devices, hosts, watch, workdir
 from cdisc.app.run import Run
 from cdisc.errors import UserError
 
@@ -40,25 +40,34 @@ def meet(paths: Sequence[pathlib.Path]) -> None:
             time.sleep(0.5)
 
 
-def restored(path: pathlib.Path) -> Any:
-    """What `containers.save` wrote in a workdir, on the host."""
-    return jax.tree.map(np.asarray, containers.restore(path, storage.AGAIN))
+def keep(path: pathlib.Path, result: Any, of: dict[str, Any]) -> None:
+    """Saves a result in the workdir; `of` says what it is of, as JSON can."""
+    containers.save(path, {"of": of, "result": result})
+
+
+def kept(path: pathlib.Path, of: dict[str, Any]) -> Any:
+    """What `keep` saved, on the host.
+
+    Raises:
+      DamagedError: if it is damaged, or of something else.
+    """
+    found = containers.restore(path, storage.AGAIN)
+    if found["of"] != of:
+        raise storage.DamagedError(f"{path} holds the results of another query or another run")
+    return jax.tree.map(np.asarray, found["result"])
 
 
 class Saved(Sequence[Any]):
     """What a stage left for each query, on the host. Read when asked for: all of it may not fit in memory."""
 
-    def __init__(self, paths: Sequence[pathlib.Path], whose: Sequence[list[int]]):
+    def __init__(self, paths: Sequence[pathlib.Path], whose: Sequence[dict[str, Any]]):
         self._paths, self._whose = paths, whose
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: Any) -> Any:
-        found = restored(self._paths[index])
-        if found["of"] != self._whose[index]:
-            raise storage.DamagedError(f"{self._paths[index]} holds another query's results")
-        return found["result"]
+        return kept(self._paths[index], self._whose[index])
 
 
 def saved_by_query(
@@ -81,7 +90,8 @@ def saved_by_query(
       UserError: if a result is missing and the stage was not asked for, or cannot be written, or disappears.
     """
     paths = [run.path(stage, f"query_{i:04d}.npz") for i in range(len(run.queries))]
-    whose = [[query.crc, query.seed] for query in run.queries]
+    decided_by = workdir.identity(run.content, stage)
+    whose = [{"query": query.crc, "seed": query.seed, "run": decided_by} for query in run.queries]
     missing = hosts.first_says([i for i, path in enumerate(paths) if not path.exists()])
     if missing and not active:
         raise unfinished(stage, paths[missing[0]])
@@ -95,7 +105,7 @@ def saved_by_query(
         own = turn[jax.process_index()] if jax.process_index() < len(turn) else ()
         for i, result in zip(own, work(own) if own else [], strict=True):
             if i in missing:
-                containers.save(paths[i], {"of": whose[i], "result": result})
+                keep(paths[i], result, whose[i])
     meet(paths)
     return Saved(paths, whose)
 
