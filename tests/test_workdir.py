@@ -143,6 +143,20 @@ def test_the_best_of_what_is_saved_is_another_one_where_something_else_is_saved(
         bind({"pretrain.result": "best", "pretrain.save_every": 4})
 
 
+def test_a_field_that_comes_or_goes_is_a_change(bind, tmp_path):
+    # Catches: comparing one way only, or tuples with the lists that JSON makes of them.
+    before, after = bound({}), bound({})
+    before["config"]["discover"]["old"], after["config"]["discover"]["new"] = 1, (1, 2)
+    assert workdir_lib._changes(before, after) == {
+        "config.discover.new": (None, (1, 2)),
+        "config.discover.old": (1, None),
+    }
+    workdir_lib.bind(tmp_path, after)
+    workdir_lib.bind(tmp_path, after)
+    results(tmp_path, "pretrain", "discover")
+    workdir_lib.bind(tmp_path, after)
+
+
 def test_queries_may_be_added_at_the_end(bind, tmp_path):
     # Catches: work on the first ones lost, results in the place of another query's.
     bind()

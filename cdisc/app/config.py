@@ -5,14 +5,12 @@ A file in `configs/` makes a `ConfigDict` of them (`tree`), which the command li
 """
 
 import dataclasses
-import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import ml_collections
-from flax.traverse_util import flatten_dict
 from ml_collections import config_dict
 
 from cdisc import storage
@@ -336,10 +334,3 @@ def backbone_digest(config: Config, sections: Sequence[str] = BACKBONE_SECTIONS)
         left_out |= {name for name in _LATER if name in fields and fields[name] == getattr(kind, name, None)}
         content[section] = {name: value for name, value in fields.items() if name not in left_out}
     return storage.digest(content)
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The dotted names whose values differ between two JSON-like mappings, each with its old and its new value."""
-    before, after = (flatten_dict(json.loads(json.dumps(content)), sep=".") for content in (old, new))
-    pairs = {name: (before.get(name), after.get(name)) for name in sorted(before.keys() | after.keys())}
-    return {name: (was, now) for name, (was, now) in pairs.items() if was != now}

@@ -26,7 +26,6 @@ from flax.traverse_util import flatten_dict
 
 from cdisc import console, storage
 from cdisc.app import hosts
-from cdisc.app.config import differences
 from cdisc.errors import UserError
 
 _FREE = (
@@ -158,13 +157,12 @@ def _free(content: dict[str, Any]) -> set[str]:
 
 def _changes(before: dict[str, Any], content: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The fields of `config.json` that are no longer what they were, without those that may always change."""
-    free = _free(content)
-    added = before["queries"].items() <= content["queries"].items()
-    changed = differences(before, content)
+    free, added = _free(content), before["queries"].items() <= content["queries"].items()
+    old, new = (flatten_dict(fields, sep=".") for fields in (before, content))
     return {
-        name: values
-        for name, values in changed.items()
-        if name not in free and not (added and name.startswith("queries."))
+        name: (old.get(name), new.get(name))
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name not in free and not (added and name.startswith("queries."))
     }
 
 
