@@ -298,7 +298,7 @@ def test_write_text_replaces_the_file_whole(tmp_path):
 def test_what_is_renamed_is_on_its_disk(tmp_path, monkeypatch):
     # Catches: files that are empty after a power failure, whole as their name says they are.
     synced, renamed, missed = set(), [], []
-    monkeypatch.setattr(checkpoints.os, "fsync", lambda file: synced.add(os.fstat(file).st_ino))
+    monkeypatch.setattr(storage.os, "fsync", lambda file: synced.add(os.fstat(file).st_ino))
 
     def watch(move):
         def moving(self, target):
@@ -402,7 +402,7 @@ def test_writable(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"run.udcff cannot be written \(.*: choose another --workdir"):
         storage.writable(tmp_path / os.fsdecode(b"run\xff"))
     assert not (tmp_path / os.fsdecode(b"run\xff")).exists()
-    monkeypatch.setattr(checkpoints.os, "access", lambda folder, mode: False)
+    monkeypatch.setattr(storage.os, "access", lambda folder, mode: False)
     with pytest.raises(UserError, match="cannot be written"):
         storage.writable(tmp_path)
 
