@@ -41,7 +41,7 @@ def measured(config: ml_collections.ConfigDict, workdir: pathlib.Path, changes: 
 
 def stability(config: ml_collections.ConfigDict, workdir: pathlib.Path, changes: dict[str, Any]) -> dict[str, Any]:
     """How far the picks of each query agree under two seeds: overlap and distance, with intervals over queries."""
-    from cdisc.app import checkpoints
+    from cdisc.app import containers
     from cdisc.app.config import read
     from cdisc.app.run import prepare
     from cdisc.diffusion.gaussian import Gaussian
@@ -54,10 +54,10 @@ def stability(config: ml_collections.ConfigDict, workdir: pathlib.Path, changes:
     this = prepare(read(changed), workdir, [])
     picked: dict[bytes, list[Gaussian]] = {}
     for place, query in enumerate(this.queries):
-        found = checkpoints.arrays_of(workdir / "discover" / f"query_{place:04d}")
-        rows = found["selection/indices"][found["selection/mask"]]
+        found = containers.restore(workdir / "discover" / f"query_{place:04d}.npz")["result"]
+        rows = found.selection.indices[found.selection.mask]
         picked.setdefault(query.image.tobytes(), []).append(
-            Gaussian(found["experts/mean"][rows], found["experts/variance"][rows])
+            Gaussian(found.experts.mean[rows], found.experts.variance[rows])
         )
     radius = this.config.discover.merge_radius
     pairs = [

@@ -28,7 +28,7 @@ _APART = 10
 
 def main(_: list[str]) -> None:
     """Writes the picture."""
-    from cdisc.app import checkpoints
+    from cdisc.app import containers
     from cdisc.app.config import read
     from cdisc.app.run import prepare
     from cdisc.data.pictures import grid
@@ -37,8 +37,11 @@ def main(_: list[str]) -> None:
 
     rows = []
     for place, query in enumerate(prepare(read(_CONFIG.value), workdir, []).queries):
-        found, drawn = (checkpoints.arrays_of(workdir / s / f"query_{place:04d}") for s in ("discover", "evaluate"))
-        prototypes = found["experts/mean"][found["selection/indices"][found["selection/mask"]]]
+        found, drawn = (
+            containers.restore(workdir / stage / f"query_{place:04d}.npz")["result"]
+            for stage in ("discover", "evaluate")
+        )
+        prototypes = found.experts.mean[found.selection.indices[found.selection.mask]]
         rows.append((query.image[None], prototypes[: _PROTOTYPES.value], drawn[_METHOD.value]))
     blocks = []
     for pictures in zip(*rows, strict=True):

@@ -82,7 +82,7 @@ CASES = {
     "points": Case("points", (), ("report",)),
     "half of points": Case(
         "points",
-        ("discover/query_0001", "discover/hier*", "adapt/query_0001*", "evaluate", "results.json", "report"),
+        ("discover/query_0001.npz", "discover/hier*", "adapt/query_0001*", "evaluate", "results.json", "report"),
         ("discover", "adapt"),
     ),
     "training": Case("training", (), ("pretrain",)),
@@ -159,13 +159,20 @@ def main(argv: list[str]) -> int:
 
 def read_alone(root: pathlib.Path, choice: random.Random) -> collections.Counter[str]:
     """What readers make of every fault in every checkpoint and record of the cases."""
+    import jax
+
     from cdisc import storage
-    from cdisc.app import checkpoints
+    from cdisc.app import checkpoints, containers
+    from cdisc.errors import UserError
 
     def arrays(folder: pathlib.Path) -> dict[str, bytes]:
         return {name: bytes(array) for name, array in checkpoints.arrays_of(folder).items()}
 
     pieces = [(manifest.parent, arrays) for name in CASES for manifest in (root / name).rglob("manifest.json")]
+    results = [path for name in CASES for path in (root / name).rglob("*.npz")]
+    pieces += [
+        (path, lambda path: [*map(bytes, jax.tree.leaves(containers.restore(path)["result"]))]) for path in results
+    ]
     records = [root / name / f"{record}.json" for name in CASES for record in ("config", "results", "seconds")]
     pieces += [(path, lambda record: storage.read_json(record, "")) for path in records if path.exists()]
     outcomes: collections.Counter[str] = collections.Counter()
@@ -178,7 +185,7 @@ def read_alone(root: pathlib.Path, choice: random.Random) -> collections.Counter
                 file.unlink() if damaged is None else file.write_bytes(damaged)
                 try:
                     outcomes["as written" if read(piece) == expected else "believed"] += 1
-                except (storage.DamagedError, FileNotFoundError):
+                except (UserError, FileNotFoundError):
                     outcomes["told"] += 1
             file.write_bytes(content)
     return outcomes
@@ -203,7 +210,6 @@ def followed(
     run: Callable[[Sequence[str]], None], workdir: pathlib.Path, stages: Sequence[str]
 ) -> tuple[str, list[str]]:
     """Runs, does what is advised, and so on: how it ended, and the sentences on the way."""
-    from cdisc.app import workdir as workdir_lib
     from cdisc.app.run import STAGES
 
     sentences: list[str] = []
@@ -214,17 +220,22 @@ def followed(
         if not ended.sentence:
             return "ended well", sentences
         sentences.append(ended.sentence)
-        if found := re.match(r"(/\S+) .*: delete that folder and run again", ended.sentence):
-            shutil.rmtree(found[1])
+        if found := re.match(r"(/\S+) .*: delete it and run again", ended.sentence):
+            removed(pathlib.Path(found[1]))
         elif found := re.search(r"or remove ([\w. ]+) from this one", ended.sentence):
             for name in (gone := found[1].split(" and ")):
-                workdir_lib.remove(workdir / name)
+                removed(workdir / name)
             stages = [*(stage for stage in STAGES if stage in {*gone, *stages})]
         elif found := re.search(r"add (\w+) to --stages", ended.sentence):
             stages = [found[1], *stages]
         else:
             break
     return "dead end", sentences
+
+
+def removed(path: pathlib.Path) -> None:
+    """Removes a file or a folder."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def once(run: Callable[[], None]) -> Ended:
@@ -267,6 +278,10 @@ def different(whole: pathlib.Path, copy: pathlib.Path, stages: Sequence[str], da
                 continue
             if {name: bytes(array) for name, array in one.items()} != {name: bytes(a) for name, a in other.items()}:
                 found.append(str(at))
+        for file in whole.glob(f"{stage}/*.npz"):
+            other = copy / file.relative_to(whole)
+            if file.name != damaged and file.read_bytes() != other.read_bytes():
+                found.append(str(file.relative_to(whole)))
     return found
 
 

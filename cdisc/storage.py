@@ -1,17 +1,19 @@
 """Small files: written whole or not at all, with a checksum where results depend on them; and where caches are."""
 
-import errno
 import hashlib
 import json
 import os
 import pathlib
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cdisc.errors import UserError, short
 
 _ELSEWHERE = "choose another --workdir"
+
+AGAIN = "delete it and run again; everything else is kept"
+"""What to do about a damaged piece of a workdir."""
 
 _CHECKSUM = "sha256"
 """The key under which a JSON file has the checksum of everything else in it."""
@@ -27,7 +29,7 @@ class DamagedError(UserError):
       what: which one, and how that is known.
     """
 
-    def __init__(self, what: str, remedy: str = "delete that folder and run again; everything else is kept"):
+    def __init__(self, what: str, remedy: str = AGAIN):
         super().__init__(f"{what}: {remedy}.")
         self.what = what
 
@@ -64,15 +66,15 @@ def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
 
 def write_text(path: pathlib.Path, text: str, instead: str = _ELSEWHERE) -> None:
     """`write_bytes` of text, as UTF-8."""
-    write_bytes(path, [text.encode("utf-8")], instead)
+    write_bytes(path, text.encode("utf-8"), instead)
 
 
-def write_bytes(path: pathlib.Path, pieces: Iterable[bytes], instead: str = _ELSEWHERE) -> None:
+def write_bytes(path: pathlib.Path, content: bytes, instead: str = _ELSEWHERE) -> None:
     """Replaces the file at `path` whole or not at all; where several processes do, the last one's content stays.
 
     Args:
       path: of the file; its folder is made.
-      pieces: of the content, in their order.
+      content: of the file.
       instead: what the user may do if it cannot be written.
 
     Raises:
@@ -87,8 +89,7 @@ def write_bytes(path: pathlib.Path, pieces: Iterable[bytes], instead: str = _ELS
             if left.name.startswith(prefix) and pid.isdecimal() and not _runs(int(pid)):
                 left.unlink(missing_ok=True)  # a killed process has left it
         try:
-            with partial.open("wb") as file:
-                file.writelines(pieces)
+            partial.write_bytes(content)
             to_disk(partial)
             partial.replace(path)
         except OSError:
@@ -115,17 +116,20 @@ def to_disk(path: pathlib.Path) -> None:
         os.fsync(file.fileno())
 
 
-def unwritable(path: pathlib.Path, error: OSError, instead: str = _ELSEWHERE) -> UserError:
+def unwritable(path: pathlib.Path, error: BaseException, instead: str = _ELSEWHERE) -> UserError:
     """The complaint that a file could not be written, and what may be done `instead`."""
-    reason = "the disk is full" if error.errno == errno.ENOSPC else f"the folder cannot be written ({error})"
+    full = "No space left" in str(error)
+    reason = "the disk is full" if full else f"the folder cannot be written ({short(error)})"
     return UserError(
         f"{path} was not saved: {reason}; make room or {instead}, then run again: what was finished before is kept."
     )
 
 
-def unreadable(path: pathlib.Path, error: OSError) -> UserError:
+def unreadable(path: pathlib.Path, error: Exception) -> UserError:
     """The complaint that what is there cannot be read now; not a `DamagedError`, for it may be read later."""
-    return UserError(f"{path} cannot be read ({error}): see that its disk or network folder is there, then run again.")
+    return UserError(
+        f"{path} cannot be read ({short(error)}): see that its disk or network folder is there, then run again."
+    )
 
 
 def writable(folder: pathlib.Path, instead: str = _ELSEWHERE) -> None:

@@ -173,6 +173,25 @@ def test_options_under_which_nothing_can_be_learnt_are_refused(changes, sentence
         _change(**changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "lacks", "sentence"),
+    [
+        ({"start": "top1"}, {"classes": 0}, "start is 'top1', and the network has no class"),
+        ({"start": "composed"}, {"composable": False}, "start is 'composed', and there are no classes"),
+        ({"space": "span"}, {"classes": 0}, "space is 'span', and the network has no classes"),
+        ({"prior_weight": 1.0}, {"pictures": False}, "prior_weight is 1.0, and there are no pictures"),
+    ],
+)
+def test_what_a_network_and_its_data_have_nothing_for_is_refused(changes, lacks, sentence):
+    # Catches: any of them left out, or asked of options that do not need it.
+    there = {"classes": 2, "composable": True, "pictures": True}
+    _change(**changes).require(**there)
+    _change().require(classes=0, composable=False, pictures=False)
+    _change(start="top1", after="one").require(classes=0, composable=False, pictures=False)
+    with pytest.raises(ValueError, match=sentence):
+        _change(**changes).require(**there | lacks)
+
+
 def test_factors_may_learn_while_the_embedding_stays():
     assert _change(rank=2, alpha=4.0, learning_rate=0.1, embedding_learning_rate=0.0).rank == 2
 

@@ -1,5 +1,7 @@
 """The networks that come with cdisc, without the configurations that made them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -53,3 +55,18 @@ def test_what_cannot_be_loaded_is_said(folder):
     }.items():
         with pytest.raises(UserError, match=words):
             bundled.load(name)
+
+
+def test_another_network_starts_from_its_weights_with_new_classes():
+    # Catches: classes of other pictures kept, another null density, another network or forward process accepted.
+    known = bundled.load("avatars_small")
+    network = dataclasses.replace(known.network, num_class_embeds=5, remat=True)
+    found = bundled.start("avatars_small", network, known.scheduler)
+    table, null = found["class_embedding"]["embedding"], known.params["class_embedding"]["embedding"][-1]
+    np.testing.assert_array_equal(table, np.tile(null, (5, 1)))
+    np.testing.assert_array_equal(found["conv_in"]["kernel"], known.params["conv_in"]["kernel"])
+    for other in ({"norm_eps": 1e-3}, {"block_out_channels": (64, 64, 80)}):
+        with pytest.raises(ValueError, match="avatars_small is another network, or of another forward process"):
+            bundled.start("avatars_small", dataclasses.replace(network, **other), known.scheduler)
+    with pytest.raises(ValueError, match="of another forward process"):
+        bundled.start("avatars_small", network, dataclasses.replace(known.scheduler, beta_end=0.1))

@@ -6,8 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from cdisc import signals
-from cdisc.app import checkpoints
+from cdisc import signals, storage
 from cdisc.data import cache
 from cdisc.errors import UserError
 
@@ -77,7 +76,7 @@ def test_a_finished_cache_may_be_read_only(tmp_path, monkeypatch):
     pictures(tmp_path / "whole", Maker())
     with pytest.raises(KeyboardInterrupt):
         pictures(tmp_path / "part", Maker(stop=6))
-    monkeypatch.setattr(checkpoints.os, "access", lambda folder, mode: False)
+    monkeypatch.setattr(storage.os, "access", lambda folder, mode: False)
     np.testing.assert_array_equal(pictures(tmp_path / "whole", Maker()), expected())
     for name in ("part", "new"):
         with pytest.raises(UserError, match=r"cannot be written: set --config\.data\.cache to another folder"):

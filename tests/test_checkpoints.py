@@ -94,23 +94,14 @@ def flip_a_bit(file: pathlib.Path) -> None:
     file.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize(
-    ("damage", "what"), [(cut_short, "not what was written"), (flip_a_bit, "not what was written")]
-)
-def test_damaged_arrays_are_refused(saved, damage, what, capfd):
+@pytest.mark.parametrize("damage", [cut_short, flip_a_bit, pathlib.Path.unlink])
+def test_damaged_arrays_are_refused(saved, damage, capfd):
     # Catches: no comparison of the checksums (Orbax then fails with tracebacks from its threads).
     file = largest_file(saved)
     damage(file)
-    with pytest.raises(UserError, match=rf"state is damaged \(arrays/d/{file.name} is {what}\): delete that folder"):
+    with pytest.raises(UserError, match=rf"state is damaged \(arrays/d/{file.name} is not .*\): delete it and run"):
         checkpoints.restore(saved, make_tree())
     assert "Traceback" not in capfd.readouterr().err
-
-
-def test_a_missing_file_is_refused(saved):
-    file = largest_file(saved)
-    file.unlink()
-    with pytest.raises(UserError, match=rf"state is damaged \(arrays/d/{file.name} is missing\)"):
-        checkpoints.restore(saved, make_tree())
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"leaves": {"x": 3}, "files": {}}'])
@@ -120,16 +111,6 @@ def test_a_damaged_manifest_is_refused(saved, content):
     manifest.write_text(content or manifest.read_text().replace("float32", "float16"))
     with pytest.raises(UserError, match="holds no finished checkpoint"):
         checkpoints.restore(saved, make_tree())
-
-
-def test_orbax_failing_behind_right_checksums(written, monkeypatch):
-    # Catches: letting Orbax's own error through.
-    def fail(*args, **kwargs):
-        raise ValueError("DATA_LOSS")
-
-    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", fail)
-    with pytest.raises(UserError, match="cannot be read to its end"):
-        checkpoints.restore(written, make_tree())
 
 
 @pytest.mark.parametrize(("owner", "name"), [(pathlib.Path, "read_bytes"), (checkpoints, "_checksums")])
@@ -154,14 +135,15 @@ def test_what_cannot_be_read_now_is_not_removed(saved, monkeypatch, owner, name)
 def test_the_system_s_error_in_tensorstore_s_words(saved, monkeypatch):
     # Catches: letting it through as a mistake in the code, or repeating all of its words, or taking it for damage.
     def fail(*args, **kwargs):
-        raise ValueError("NOT_FOUND: Error opening driver [tensorstore_spec='...'] [os_error_code='116']")
+        raise ValueError(f"NOT_FOUND: Stale file handle [tensorstore_spec='{'x' * 900}'] [os_error_code='116']")
 
     monkeypatch.setattr(ocp.StandardCheckpointer, "save", fail)
-    with pytest.raises(UserError, match=r"not saved: the folder cannot .* \(\[Errno 116\] Stale file handle\);"):
+    with pytest.raises(UserError, match=r"not saved: the folder cannot .* \(NOT_FOUND: Stale .{150,190}116'\]\);"):
         checkpoints.save(saved, make_tree())
     monkeypatch.setattr(ocp.StandardCheckpointer, "restore", fail)
-    with pytest.raises(UserError, match=r"state cannot be read \(\[Errno 116\] Stale file handle\): see"):
+    with pytest.raises(UserError, match=r"state cannot be read \(NOT_FOUND: Stale .{150,190}116'\]\): see") as told:
         checkpoints.restore(saved, make_tree())
+    assert not isinstance(told.value, storage.DamagedError)
 
 
 @pytest.mark.parametrize(
@@ -169,11 +151,14 @@ def test_the_system_s_error_in_tensorstore_s_words(saved, monkeypatch):
     [
         (
             lambda p: p["dense"].update(kernel=jnp.zeros((4, 3))),
-            r"state: params/dense/kernel is float32 of shape \(3, 4\) where float32 of shape \(4, 3\) is",
+            r"state: params/dense/kernel is \[\[3, 4\], 'float32'\] where \[\[4, 3\], 'float32'\] is",
         ),
-        (lambda p: p["dense"].update(kernel=jnp.zeros((3, 4), jnp.bfloat16)), r"kernel is float32 .* where bfloat16"),
-        (lambda p: p["dense"].update(bias=jnp.zeros(4)), r"params/dense/bias is nothing where float32"),
-        (lambda p: p.pop("dense"), r"params/dense/kernel is float32 .* where nothing is expected"),
+        (
+            lambda p: p["dense"].update(kernel=jnp.zeros((3, 4), jnp.bfloat16)),
+            r"kernel is .*float32.* where .*bfloat16",
+        ),
+        (lambda p: p["dense"].update(bias=jnp.zeros(4)), r"params/dense/bias is None where .*float32"),
+        (lambda p: p.pop("dense"), r"params/dense/kernel is .*float32.* where None is expected"),
     ],
 )
 def test_another_networks_checkpoint_is_refused_by_leaf(written, change, message):
@@ -205,19 +190,13 @@ def test_a_full_disk_keeps_what_was_there(saved, monkeypatch):
     assert_same(checkpoints.restore(saved, make_tree()), make_tree())
 
 
-def test_storage_errors_are_told_from_mistakes(tmp_path, monkeypatch):
-    # Orbax's storage layer raises ValueError for a full disk. Catches: blaming the disk for any ValueError.
-    def raising(message):
-        def save(*args, **kwargs):
-            raise ValueError(message)
+def test_a_full_disk_in_orbax_s_words(tmp_path, monkeypatch):
+    # Its storage layer raises ValueError. Catches: not looking into its words.
+    def save(*args, **kwargs):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
 
-        return save
-
-    monkeypatch.setattr(ocp.StandardCheckpointer, "save", raising("RESOURCE_EXHAUSTED: No space left on device"))
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", save)
     with pytest.raises(UserError, match="the disk is full"):
-        checkpoints.save(tmp_path / "x", {"x": jnp.zeros(3)})
-    monkeypatch.setattr(ocp.StandardCheckpointer, "save", raising("zero size"))
-    with pytest.raises(ValueError, match="zero size"):
         checkpoints.save(tmp_path / "x", {"x": jnp.zeros(3)})
 
 
@@ -257,7 +236,7 @@ def test_the_newest_step_that_is_whole(tmp_path, capsys):
     assert warnings[0].endswith("is not what was written): it is removed, and step_00000010 is tried in its place.")
     assert checkpoints.steps(folder) == [5]
     flip_a_bit(largest_file(folder / "step_00000005"))
-    with pytest.raises(storage.DamagedError, match=r"step_00000005 is damaged .*: delete that folder and run again"):
+    with pytest.raises(storage.DamagedError, match=r"step_00000005 is damaged .*: delete it and run again"):
         checkpoints.restore_newest(folder, like)
     assert checkpoints.steps(folder) == [5]
 
@@ -308,54 +287,6 @@ def dying(fn, done, moment, error):
     return call
 
 
-def test_what_killed_runs_left_is_swept_from_a_workdir(tmp_path):
-    # Catches: leftovers that stay for ever, a finished checkpoint or another's file taken along.
-    kept = ["adapt/query_0000/arrays/x.partial", "results.json", "pretrain/train/step_00000010/manifest.json"]
-    kept += ["my.old/photo.png", "notes.partial", "src/code.old"]  # another's
-    left = ["results.json.host.12.partial", "adapt/query_0001.partial/arrays/d", "pretrain/train/step_00000020.old/a"]
-    for name in (*kept, *left):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    checkpoints.sweep(tmp_path)
-    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == set(kept)
-
-
-def test_a_folder_is_one_processs_alone(tmp_path, monkeypatch, capsys):
-    # Catches: no lock, one that outlives its holder, the holder's name wiped by those who are refused.
-    with checkpoints.locked(tmp_path):
-        for _ in range(2):
-            with (
-                pytest.raises(UserError, match=rf"in use by process {os.getpid()} on {socket.gethostname()}: wait"),
-                checkpoints.locked(tmp_path),
-            ):
-                pass
-    with checkpoints.locked(tmp_path):
-        assert (tmp_path / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
-        # Catches: a lock that whoever removes the file gives free.
-        (tmp_path / "lock").unlink()
-        with pytest.raises(UserError, match="in use by another process"), checkpoints.locked(tmp_path):
-            pass
-        (tmp_path / "lock").write_bytes(b"\xff" * 5000)
-        with pytest.raises(UserError, match=r"in use by .{200}: wait"), checkpoints.locked(tmp_path):
-            pass
-
-    # Catches: a run that ends well although another one may have begun in the folder's place.
-    other = tmp_path / "other"
-    other.mkdir()
-    removed = r"other was removed while this run used it, .*: choose another --workdir"
-    with pytest.raises(UserError, match=removed), checkpoints.locked(other):
-        other.rename(tmp_path / "moved")
-        other.mkdir()
-
-    def unsupported(file, operation):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(checkpoints.fcntl, "flock", unsupported)
-    with checkpoints.locked(tmp_path):
-        assert "cannot be locked (No locks available): see to it" in capsys.readouterr().err
-
-
 def test_write_text_replaces_the_file_whole(tmp_path):
     path = tmp_path / "new" / "a.txt"
     storage.write_text(path, "one")
@@ -367,7 +298,7 @@ def test_write_text_replaces_the_file_whole(tmp_path):
 def test_what_is_renamed_is_on_its_disk(tmp_path, monkeypatch):
     # Catches: files that are empty after a power failure, whole as their name says they are.
     synced, renamed, missed = set(), [], []
-    monkeypatch.setattr(checkpoints.os, "fsync", lambda file: synced.add(os.fstat(file).st_ino))
+    monkeypatch.setattr(storage.os, "fsync", lambda file: synced.add(os.fstat(file).st_ino))
 
     def watch(move):
         def moving(self, target):
@@ -394,7 +325,7 @@ def test_processes_that_write_one_file_at_once(tmp_path, monkeypatch, module, na
     def after_another(self, target):
         monkeypatch.setattr(pathlib.Path, "replace", replace)
         with monkeypatch.context() as there:
-            there.setattr(getattr(checkpoints, module), name, lambda: "other")
+            there.setattr(getattr(storage, module), name, lambda: "other")
             storage.write_text(path, "two")
         return self.replace(target)
 
@@ -471,7 +402,7 @@ def test_writable(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"run.udcff cannot be written \(.*: choose another --workdir"):
         storage.writable(tmp_path / os.fsdecode(b"run\xff"))
     assert not (tmp_path / os.fsdecode(b"run\xff")).exists()
-    monkeypatch.setattr(checkpoints.os, "access", lambda folder, mode: False)
+    monkeypatch.setattr(storage.os, "access", lambda folder, mode: False)
     with pytest.raises(UserError, match="cannot be written"):
         storage.writable(tmp_path)
 

@@ -175,18 +175,6 @@ def test_backbone_digest_follows_what_decides_the_weights(field, value, same):
     assert (config_lib.backbone_digest(config_lib.read(config)) == before) is same
 
 
-def test_flatten():
-    assert config_lib.flatten({"a": {"b": {"c": 1}, "d": [2]}, "e": {}}) == {"a.b.c": 1, "a.d": [2]}
-
-
-def test_differences():
-    # Catches: comparing one way only, or tuples with the lists that JSON makes of them.
-    old = {"a": {"b": 1, "c": [1, 2]}, "gone": 1}
-    new = {"a": {"b": 2, "c": (1, 2)}, "new": 1}
-    assert config_lib.differences(old, new) == {"a.b": (1, 2), "gone": (1, None), "new": (None, 1)}
-    assert config_lib.differences(old, old) == {}
-
-
 def test_the_configurations_can_be_imported_anywhere(tmp_path):
     # Catches: configurations that find one another only from the repository's root.
     program = "from cdisc.configs import celeba, folder, pretrained; print(celeba.get_config('avatars').network.kind)"

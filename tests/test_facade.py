@@ -1,13 +1,16 @@
 """What `import cdisc` offers: one function for each step of the method, for any model."""
 
 import ast
+import contextlib
 import dataclasses
+import errno
 import io
 import json
 import pathlib
 import subprocess
 import sys
 import types
+import unittest.mock
 
 import flax.linen as nn
 import jax
@@ -19,6 +22,7 @@ from PIL import Image
 from tiny import ONE_LEVEL, random_params
 
 import cdisc
+from cdisc import storage
 from cdisc.data import pictures
 from cdisc.diffusion import exact, parameterization, schedule
 from cdisc.diffusion.gaussian import Gaussian
@@ -296,6 +300,30 @@ def test_files_that_are_not_what_was_saved_are_refused(found, tmp_path):
             np.savez(file, tree=np.asarray(json.dumps({"class": name, "fields": {"what": "x"}})))
         with pytest.raises(UserError, match="cannot be read"):
             cdisc.restore(path)
+
+
+def test_no_byte_of_a_file_can_change_what_is_restored(tmp_path):
+    # Catches: a reader that stops before the archive's checksum is compared, an entry that has none.
+    path, content = tmp_path / "kept", {"x": np.arange(3.0, dtype=np.float32), "of": [7, None]}
+    cdisc.save(path, content)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        with contextlib.suppress(storage.DamagedError):
+            again = cdisc.restore(path)
+            assert again["of"] == content["of"]
+            np.testing.assert_array_equal(again["x"], content["x"])
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(cdisc.restore(path)["x"], content["x"])
+
+
+def test_a_file_whose_disk_does_not_answer_is_not_damaged(tmp_path, monkeypatch):
+    # Catches: the advice to delete it.
+    cdisc.save(tmp_path / "kept", [1])
+    stale = OSError(errno.ESTALE, "Stale file handle")
+    monkeypatch.setattr(pathlib.Path, "read_bytes", unittest.mock.Mock(side_effect=stale))
+    with pytest.raises(UserError, match=r"kept cannot be read \(.*Stale file handle\): see that its disk"):
+        cdisc.restore(tmp_path / "kept")
 
 
 def test_drawings_are_pictures_of_what_they_are_given(found):

@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -17,6 +18,7 @@ from PIL import Image
 from cdisc import signals
 from cdisc.app import checkpoints, dry_run, hosts, pipeline
 from cdisc.app import config as config_lib
+from cdisc.app import workdir as workdir_lib
 
 TINY = f"--config={ROOT}/configs/colormnist.py:tiny"
 MINI = (
@@ -322,7 +324,7 @@ def test_an_unwritable_workdir(tmp_path):
 
 def test_a_workdir_in_use(tmp_path):
     # Catches: a run that does not take the lock, or takes it after it has written its configuration.
-    with checkpoints.locked(tmp_path):
+    with workdir_lib.locked(tmp_path):
         error = refused(TINY, f"--workdir={tmp_path}", "--stages=report")
         assert f"{tmp_path} is in use by process {os.getpid()} on " in error
         assert [path.name for path in tmp_path.iterdir()] == ["lock"]
@@ -494,7 +496,9 @@ def test_stopped_and_killed_and_damaged(trained, tmp_path, monkeypatch):
     assert checkpoints.steps(folder) == [20, 30]
     monkeypatch.undo()
     (folder / "step_00000030" / "manifest.json").write_text("{")
-    (workdir / "config.json.elsewhere.1.partial").touch()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (workdir / f"seconds.json.{socket.gethostname()}.{dead.pid}.partial").touch()
     ended = run_here(*arguments)
     assert ended.returncode == 0
     assert not list(workdir.rglob("*.partial"))  # what a kill has left half written

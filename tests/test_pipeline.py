@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import pathlib
@@ -44,11 +45,10 @@ def planar_config():
 
 
 def snapshot(folder: pathlib.Path) -> dict[str, int]:
-    """When every file of the checkpoints in `folder` was written."""
+    """When every result and checkpoint in `folder` was written."""
     return {
         path.relative_to(folder).as_posix(): path.stat().st_mtime_ns
-        for path in folder.glob("*/*/**/*")
-        if path.is_file()
+        for path in (*folder.rglob("*.npz"), *folder.glob("pretrain/*/*/*"))
     }
 
 
@@ -117,19 +117,17 @@ def test_a_damaged_or_missing_piece_is_made_again_alone(planar_run, tmp_path):
     # Results of a query follow from its pixels and the seed, not from what was made in the same run.
     workdir = tmp_path / "run"
     shutil.copytree(planar_run, workdir)
-    shutil.rmtree(workdir / "discover" / "query_0001")
+    (workdir / "discover" / "query_0001.npz").unlink()
     (workdir / "discover" / "hierarchy.json").write_text("{}\n")
     before = snapshot(workdir)
     pipeline.run(planar_config(), workdir, ["discover"], [])
     after = snapshot(workdir)
     assert after.items() >= before.items()
-    assert {tuple(name.split("/")[:2]) for name in after.keys() - before.keys()} == {("discover", "query_0001")}
+    assert after.keys() - before.keys() == {"discover/query_0001.npz"}
     trees = [(folder / "discover" / "hierarchy.json").read_text() for folder in (workdir, planar_run)]
     assert trees[0] == trees[1]
-    made, found = (checkpoints.arrays_of(folder / "discover" / "query_0001") for folder in (workdir, planar_run))
-    assert made.keys() == found.keys()
-    for name, array in found.items():
-        np.testing.assert_array_equal(made[name], array, err_msg=name)
+    made, found = ((folder / "discover" / "query_0001.npz").read_bytes() for folder in (workdir, planar_run))
+    assert made == found
 
 
 def test_what_is_advised_leads_on(planar_run, tmp_path):
@@ -137,7 +135,8 @@ def test_what_is_advised_leads_on(planar_run, tmp_path):
     # Catches: a page drawn from any of them, advice that leads nowhere, other figures at the end.
     workdir, stages = tmp_path / "run", ["report"]
     shutil.copytree(planar_run, workdir)
-    (workdir / "evaluate" / "query_0000" / "manifest.json").write_text("{")
+    damaged = workdir / "evaluate" / "query_0000.npz"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
     results = workdir / "results.json"
     results.write_text(results.read_text().replace('"joint_accuracy": 1.0', '"joint_accuracy": 0.0'))
     (workdir / "config.json").unlink()
@@ -158,8 +157,8 @@ def test_what_is_advised_leads_on(planar_run, tmp_path):
         "results.json has the results of another run: add evaluate to --stages, which measures anew."
     )
     stages = ["evaluate", "report"]
-    assert "evaluate/query_0000 holds no finished checkpoint: delete that folder and run again" in advised()
-    shutil.rmtree(workdir / "evaluate" / "query_0000")
+    assert re.search(r"evaluate/query_0000\.npz cannot be read to its end \(.*\): delete it and run again", advised())
+    damaged.unlink()
     pipeline.run(planar_config(), workdir, stages, [])
     found, expected = (results_lib.read(folder / "results.json") for folder in (workdir, planar_run))
     assert found["methods"] == expected["methods"]
@@ -188,26 +187,25 @@ def bound(steps=1):
 
 
 def test_results_are_their_query_s(tmp_path):
-    # Catches: folders that change places, or come from another workdir, believed; those of before refused.
+    # Catches: files that change places, or come from another workdir, believed.
     this = types.SimpleNamespace(queries=some(3), path=tmp_path.joinpath, trace_folder=lambda _: None, content=bound())
 
     def left():
         work = lambda batch: [{"x": np.full(2, float(i))} for i in batch]  # noqa: E731
-        return saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 3, work)
+        return saved_by_query(this, "adapt", True, 3, work)
 
     left()
-    one, other, third = (tmp_path / "adapt" / f"query_{i:04d}" for i in range(3))
+    one, other = (tmp_path / "adapt" / f"query_{i:04d}.npz" for i in range(2))
     for path, to in ((one, tmp_path / "away"), (other, one), (tmp_path / "away", other)):
         path.rename(to)
-    checkpoints.save(third, {"x": np.full(2, 2.0)})
     for i in range(2):
-        with pytest.raises(UserError, match=rf"query_000{i} holds the results of another query or .*: delete that"):
+        with pytest.raises(UserError, match=rf"query_000{i}\.npz holds the results of another query or .*: delete it"):
             left()[i]
     assert left()[2]["x"].tolist() == [2.0, 2.0]
     one.rename(tmp_path / "away")
     other.rename(one)
     this.content = bound(steps=2)
-    with pytest.raises(UserError, match=r"query_0000 holds the results of another query or another run: delete that"):
+    with pytest.raises(UserError, match=r"query_0000\.npz holds the results of .* another run: delete it"):
         left()[0]
 
 
@@ -224,12 +222,12 @@ def test_a_query_is_made_again_in_the_same_company(tmp_path):
         this = types.SimpleNamespace(
             queries=some(5), path=tmp_path.joinpath, trace_folder=lambda _: None, content=bound()
         )
-        return [int(result["x"][0]) for result in saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 2, work)]
+        return [int(result["x"][0]) for result in saved_by_query(this, "adapt", True, 2, work)]
 
     assert values() == [1, 1, 2, 2, 3]
     assert batches == [[0, 1], [2, 3], [4]]
-    shutil.rmtree(tmp_path / "adapt" / "query_0003")
-    shutil.rmtree(tmp_path / "adapt" / "query_0004")
+    (tmp_path / "adapt" / "query_0003.npz").unlink()
+    (tmp_path / "adapt" / "query_0004.npz").unlink()
     batches[:] = [[]] * 3
     assert values() == [1, 1, 2, 4, 5]
     assert batches[3:] == [[2, 3], [4]]
@@ -246,14 +244,13 @@ def test_few_queries_leave_no_process_idle(tmp_path, monkeypatch, at_once, batch
         return batch
 
     this = types.SimpleNamespace(queries=some(23), path=tmp_path.joinpath, trace_folder=lambda _: None, content=bound())
-    monkeypatch.setattr(checkpoints, "save", lambda *_: None)
+    monkeypatch.setattr(saved, "keep", lambda *_: None)
     monkeypatch.setattr(saved, "meet", lambda paths: None)
     monkeypatch.setattr(saved.hosts, "gather", lambda said="": [said])
-    monkeypatch.setattr(saved.hosts, "exchange", lambda *_: range(10**6))
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     for index in range(4):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, at_once, work)
+        saved_by_query(this, "adapt", True, at_once, work)
         given.append(len(queries) - sum(given))
     assert given == batches
     assert sorted(queries) == list(range(23))
@@ -262,17 +259,15 @@ def test_few_queries_leave_no_process_idle(tmp_path, monkeypatch, at_once, batch
 def test_one_result_is_in_memory_at_a_time(tmp_path, monkeypatch):
     # Catches: reading all queries' results at once, which for thousands of them no host can hold.
     read = []
-    restore = checkpoints.restore
-    monkeypatch.setattr(checkpoints, "restore", lambda path, *of: read.append(path.name) or restore(path, *of))
+    kept = saved.kept
+    monkeypatch.setattr(saved, "kept", lambda path, of: read.append(path.name) or kept(path, of))
     this = types.SimpleNamespace(
         queries=some(3), path=tmp_path.joinpath, trace_folder=lambda stage: None, content=bound()
     )
-    left = saved_by_query(
-        this, "adapt", True, {"x": np.zeros(2)}, 3, lambda batch: [{"x": np.full(2, i)} for i in (0.0, 1.0, 2.0)]
-    )
+    left = saved_by_query(this, "adapt", True, 3, lambda batch: [{"x": np.full(2, i)} for i in (0.0, 1.0, 2.0)])
     assert (len(left), read) == (3, [])
     assert left[1]["x"].tolist() == [1.0, 1.0]
-    assert read == ["query_0001"]
+    assert read == ["query_0001.npz"]
     assert [result["x"][0] for result in left] == [0.0, 1.0, 2.0]
 
 
@@ -286,7 +281,6 @@ def test_what_another_host_has_written_may_be_shown_late(tmp_path, monkeypatch):
         if len(waits) == 3:
             there.rename(late)
 
-    monkeypatch.setattr(checkpoints, "exists", lambda path: path.exists())
     monkeypatch.setattr(saved.hosts, "gather", lambda: [""])
     monkeypatch.setattr(saved.time, "sleep", sleep)
     monkeypatch.setattr(saved.time, "monotonic", lambda: sum(waits))
@@ -350,8 +344,8 @@ def test_a_stop_between_queries(tmp_path, monkeypatch):
 
     this = types.SimpleNamespace(queries=some(2), path=tmp_path.joinpath, trace_folder=lambda _: None, content=bound())
     with pytest.raises(signals.Stopped):
-        saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 1, work)
-    assert [checkpoints.exists(tmp_path / "adapt" / f"query_{i:04d}") for i in range(2)] == [True, False]
+        saved_by_query(this, "adapt", True, 1, work)
+    assert [(tmp_path / "adapt" / f"query_{i:04d}.npz").exists() for i in range(2)] == [True, False]
 
 
 def test_a_stop_that_processes_agree_on(tmp_path, monkeypatch):
@@ -367,23 +361,27 @@ def test_a_stop_that_processes_agree_on(tmp_path, monkeypatch):
 
     this = types.SimpleNamespace(queries=some(2), path=tmp_path.joinpath, trace_folder=lambda _: None, content=bound())
     with pytest.raises(signals.Stopped):
-        saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 1, work)
+        saved_by_query(this, "adapt", True, 1, work)
     assert worked == [0]
 
 
 def test_traces_of_a_stage(tmp_path, monkeypatch):
     # Catches: the folder lost on its way, stages that share one, the first query traced, which compiles.
     told = []
-    monkeypatch.setattr(jax.profiler, "start_trace", told.append)
-    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: told.append("stop"))
+
+    @contextlib.contextmanager
+    def trace(folder):
+        told.append(folder)
+        yield
+        told.append("stop")
+
+    monkeypatch.setattr(jax.profiler, "trace", trace)
 
     def work(batch):
         told.extend(batch)
         return [{"x": np.zeros(2)}]
 
-    monkeypatch.setattr(
-        pipeline, "run_stages", lambda this, *_: saved_by_query(this, "adapt", True, {"x": np.zeros(2)}, 1, work)
-    )
+    monkeypatch.setattr(pipeline, "run_stages", lambda this, *_: saved_by_query(this, "adapt", True, 1, work))
     pipeline.run(planar_config(), tmp_path / "run", ["adapt"], [], profile=tmp_path / "traces")
     assert told == [0, tmp_path / "traces" / "adapt", 1, "stop"]
 
@@ -395,7 +393,7 @@ def test_traces_of_a_stage(tmp_path, monkeypatch):
 def test_a_stage_without_what_it_needs(tmp_path, planar_run, stages, missing):
     # Catches: doing the missing stage's work unasked.
     shutil.copytree(planar_run, tmp_path / "run", ignore=shutil.ignore_patterns(missing))
-    with pytest.raises(UserError, match=rf"{missing}/query_0000 is not there: add {missing} to --stages\.$"):
+    with pytest.raises(UserError, match=rf"{missing}/query_0000\.npz is not there: add {missing} to --stages\.$"):
         pipeline.run(planar_config(), tmp_path / "run", stages, [])
 
 
@@ -447,7 +445,7 @@ def test_tiny_end_to_end(tiny_run):
     left = {path.name for path in workdir.iterdir()}
     assert left == {*pipeline.STAGES, "config.json", "lock", "results.json", "seconds.json"}
     for stage in ("discover", "adapt", "evaluate"):
-        assert all(checkpoints.exists(workdir / stage / f"query_{i:04d}") for i in range(2))
+        assert all((workdir / stage / f"query_{i:04d}.npz").exists() for i in range(2))
     assert checkpoints.steps(workdir / "pretrain" / "train") == [50, 60]
     assert_self_contained((workdir / "report" / "index.html").read_text())
 

@@ -1,6 +1,5 @@
 """What the stage that trains shows of its training."""
 
-import dataclasses
 import json
 import pathlib
 import runpy
@@ -115,10 +114,10 @@ def test_a_slow_process_goes_the_way_of_the_first(one_number, tmp_path, monkeypa
     # Catches: a process that sees what the first has saved meanwhile, and leaves out the meeting after it.
     stage.pretrain(trained(tmp_path), True)
     meetings = []
-    monkeypatch.setattr(stage.hosts, "gather", lambda said="": meetings.append(said) or ["False", said])
+    monkeypatch.setattr(stage.hosts, "gather", lambda said="": meetings.append(said) or ["false", said])
     monkeypatch.setattr(stage.hosts, "first", lambda: False)
     assert stage.pretrain(trained(tmp_path), True)["x"] == 3.0
-    assert meetings == ["True", ""]
+    assert meetings == ["true", ""]
 
 
 def test_training_goes_on_where_the_first_process_does(tmp_path, monkeypatch, capsys):
@@ -233,30 +232,17 @@ def test_weights_steps_pictures_and_validation_draw_from_keys_of_their_own(tmp_p
     assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys.values()}) == 4
 
 
-def test_training_starts_from_a_bundled_network_with_new_classes(tmp_path, monkeypatch):
-    # Catches: classes of other pictures kept, another null density, weights that are drawn anew all the same.
-    known = bundled.load("avatars_small")
-    options = types.SimpleNamespace(pretrain=types.SimpleNamespace(start="avatars_small"))
-    run = types.SimpleNamespace(config=options, scheduler=known.scheduler)
-    network = dataclasses.replace(known.network, num_class_embeds=5)
-    found = stage.weights_to_start_from(run, network)
-    table, null = found["class_embedding"]["embedding"], known.params["class_embedding"]["embedding"][-1]
-    np.testing.assert_array_equal(table, np.tile(null, (5, 1)))
-    np.testing.assert_array_equal(found["conv_in"]["kernel"], known.params["conv_in"]["kernel"])
-    for other in ({"norm_eps": 1e-3}, {"block_out_channels": (64, 64, 80)}):
-        with pytest.raises(UserError, match="is 'avatars_small', whose network or forward process is another"):
-            stage.weights_to_start_from(run, dataclasses.replace(network, **other))
-    run.scheduler = dataclasses.replace(known.scheduler, beta_end=0.1)
-    with pytest.raises(UserError, match="forward process is another"):
-        stage.weights_to_start_from(run, network)
-    options.pretrain.start = "avatar_small"
-    with pytest.raises(UserError, match=r"^config\.pretrain\.start: .*did you mean 'avatars_small'"):
-        stage.weights_to_start_from(run, network)
-    given = {"class_embedding": {"embedding": jnp.full((4, 3), 5.0)}}
+def test_training_starts_from_the_weights_of_a_bundled_network(tmp_path, monkeypatch):
+    # Catches: weights that are drawn anew all the same, another network's, a sentence that does not name the field.
+    given, asked = {"class_embedding": {"embedding": jnp.full((4, 3), 5.0)}}, []
     monkeypatch.setattr(toy_run.pretrain_lib, "init", toy_run.init)
-    monkeypatch.setattr(stage, "weights_to_start_from", lambda run, network: given)
-    _, average = toy_run.run(tmp_path)
+    monkeypatch.setattr(bundled, "start", lambda name, network, scheduler: asked.append(name) or given)
+    _, average = toy_run.run(tmp_path / "one", start="faces")
+    assert asked == ["faces"]
     assert np.mean(average) > 3  # from ones it comes to less than 2
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"^config\.pretrain\.start: .*did you mean 'avatars_small'"):
+        toy_run.run(tmp_path / "two", start="avatar_small")
 
 
 @pytest.mark.parametrize(("start", "alike"), [(None, True), ("avatars_small", False)])

@@ -14,7 +14,7 @@ import tiny
 from commands import ROOT, config_of, marked, run_here
 from PIL import Image
 
-from cdisc.app import checkpoints, pipeline
+from cdisc.app import containers, pipeline
 from cdisc.app.config import read
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import opened, prepare
@@ -94,9 +94,9 @@ def test_the_readme_s_command(readme_run):
         assert [name for name in ("joint_accuracy", "precision", "recall") if figures[name] is not None] == []
         assert figures["distance_to_query"] > 0.0
     assert not (run / "pretrain").exists()  # the weights stay where they are
-    learnt = checkpoints.arrays_of(run / "adapt" / "query_0000")
-    assert np.abs(learnt["adaptations/embedding/embedding"]).max() > 0.05
-    assert "losses" not in learnt
+    learnt = containers.restore(run / "adapt" / "query_0000.npz")["result"]
+    assert np.abs(learnt.adaptations["embedding"].embedding).max() > 0.05
+    assert learnt.losses is None
 
 
 def test_its_report_shows_the_modes_and_their_tree(readme_run):
@@ -127,11 +127,11 @@ def test_what_it_learnt_goes_to_diffusers(readme_run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
     names = json.loads((tmp_path / "out" / "queries.json").read_text())
     assert list(names) == ["query_0000"] and names["query_0000"]["name"] == "face.png"
-    learnt = checkpoints.arrays_of(run / "adapt" / "query_0000")
+    learnt = containers.restore(run / "adapt" / "query_0000.npz")["result"]
     for level, settings in config.adapt.levels.items():
         folder = tmp_path / "out" / "query_0000" / level
         row = safetensors.numpy.load_file(folder / interop.EMBEDDING_FILE)["class_embedding.weight"]
-        np.testing.assert_array_equal(row[0], learnt[f"adaptations/{level}/embedding"])
+        np.testing.assert_array_equal(row[0], learnt.adaptations[level].embedding)
         assert (folder / interop.ADAPTER_FILE).exists() == (settings.rank > 0)
     adapter = json.loads((folder / interop.ADAPTER_CONFIG_FILE).read_text())
     assert (level, adapter["r"], adapter["lora_alpha"]) == ("lora", 4, 8.0)
@@ -187,7 +187,7 @@ def test_the_null_class_of_a_table_is_where_the_person_says(tmp_path, picture):
         ({"num_class_embeds": 4}, {}, "has 4 classes, and config.network.null_class is None: name the row, 0 to 3"),
         ({"num_class_embeds": 4}, {"network__null_class": 4}, "null_class is 4: name the row, 0 to 3"),
         ({}, {"adapt__levels__embedding__start": "top1"}, "has no class to start at: set it to 'normal'"),
-        ({}, {"adapt__levels__embedding__start": "composed"}, "nothing is known of the factors"),
+        ({}, {"adapt__levels__embedding__start": "composed"}, "no classes that are known to be sums of parts"),
         ({}, {"data__name": "planar"}, "'queries' and 'diffusers' go together"),
         ({}, {"discover__hierarchy": (50, 1001)}, r"config\.discover\.hierarchy has 1001"),
         ({}, {"discover__hierarchy": (0,)}, r"discover\.hierarchy is \(0,\): name timesteps from 1 to T, or none"),
@@ -296,8 +296,8 @@ def test_a_whole_run_on_a_rectangular_grey_network_of_400_timesteps(tmp_path):
     picture = tmp_path / "grey.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 12), np.uint8)).save(picture)
     pipeline.run(read(config), run, pipeline.STAGES, [str(picture)])
-    found = checkpoints.arrays_of(run / "discover" / "query_0000")
-    points, valid = found["pool/m"], found["pool/mask"]
+    found = containers.restore(run / "discover" / "query_0000.npz")["result"]
+    points, valid = found.pool.m, found.pool.mask
     assert points.shape[1:] == (8, 12, 1) and valid.any()
     np.testing.assert_allclose(points[valid], 0.4, atol=1e-3)
     tree = json.loads((run / "discover" / "hierarchy.json").read_text())

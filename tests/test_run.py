@@ -77,7 +77,7 @@ def test_a_start_at_parts_that_there_are_none_of(tmp_path):
     config = config_of("mixture.py")
     level = {"pool": "query", "start": "composed", "steps": 1, "batch_size": 1, "embedding_learning_rate": 1e-3}
     config.adapt.levels = {"new": level}
-    with pytest.raises(UserError, match=r"^config\.adapt\.levels\.new\.start is 'composed', and planar has no classes"):
+    with pytest.raises(UserError, match=r"^config\.adapt\.levels\.new\.start is 'composed', and there are no classes"):
         run.prepare(read(config), tmp_path, [])
 
 

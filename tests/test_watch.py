@@ -1,5 +1,6 @@
 """Traces and TensorBoard, and that nothing happens where nobody asked."""
 
+import contextlib
 import gzip
 import importlib.util
 import os
@@ -26,15 +27,21 @@ from cdisc.app import watch
 def test_which_items_are_traced(monkeypatch, tmp_path, count, items, expected):
     # Catches: tracing the compilation of the first item, a trace that begins or ends one item off or never ends.
     told = []
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: told.append("["))
-    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: told.append("]"))
+
+    @contextlib.contextmanager
+    def trace(folder):
+        told.append("[")
+        yield
+        told.append("]")
+
+    monkeypatch.setattr(jax.profiler, "trace", trace)
     for item in watch.traced(items, tmp_path, count):
         told.append(item)
     assert " ".join(told) == expected
 
 
 def test_nothing_is_traced_unasked(monkeypatch):
-    monkeypatch.setattr(jax.profiler, "start_trace", None)
+    monkeypatch.setattr(jax.profiler, "trace", None)
     assert list(watch.traced("abc", None)) == ["a", "b", "c"]
 
 

@@ -1,7 +1,10 @@
 """What may change in a workdir, and what is done anew: decided by who reads a field first."""
 
+import errno
 import json
+import os
 import shutil
+import socket
 
 import pytest
 from commands import config_of
@@ -28,23 +31,24 @@ def bind(tmp_path):
 def results(workdir, *stages):
     """What the stages would have left."""
     for stage in stages:
-        for query in ("query_0000", "query_0001"):
-            (workdir / stage / query).mkdir(parents=True, exist_ok=True)
+        for query in ("query_0000.npz", "query_0001.npz"):
+            (workdir / stage).mkdir(exist_ok=True)
+            (workdir / stage / query).touch()
     if "evaluate" in stages:
-        (workdir / "evaluate" / "judge").mkdir()
+        (workdir / "evaluate" / "judge.npz").touch()
         (workdir / "results.json").write_text("{}")
 
 
 def left(workdir):
     """What of it is still there."""
-    names = ("evaluate/query_0000", "evaluate/query_0001", "evaluate/judge", "results.json")
+    names = ("evaluate/query_0000.npz", "evaluate/query_0001.npz", "evaluate/judge.npz", "results.json")
     kept = {name for name in names if (workdir / name).exists()}
-    assert all((workdir / stage / "query_0001").exists() for stage in ("pretrain", "discover", "adapt"))
+    assert all((workdir / stage / "query_0001.npz").exists() for stage in ("pretrain", "discover", "adapt"))
     return kept
 
 
-SAMPLES = {"evaluate/query_0000", "evaluate/query_0001"}
-JUDGE = {"evaluate/judge"}
+SAMPLES = {"evaluate/query_0000.npz", "evaluate/query_0001.npz"}
+JUDGE = {"evaluate/judge.npz"}
 ALL = ("pretrain", "discover", "adapt", "evaluate", "figures")
 
 
@@ -124,8 +128,8 @@ def test_what_would_lose_work_is_refused_with_both_values(bind, tmp_path, change
     for stage in lost:
         (tmp_path / stage).rename(tmp_path / f"no_{stage}")
     bind(changes)
-    assert not (tmp_path / "evaluate" / "query_0000").exists()
-    assert (tmp_path / "evaluate" / "judge").exists() == ("pretrain" not in lost)
+    assert not (tmp_path / "evaluate" / "query_0000.npz").exists()
+    assert (tmp_path / "evaluate" / "judge.npz").exists() == ("pretrain" not in lost)
 
 
 def test_the_best_of_what_is_saved_is_another_one_where_something_else_is_saved(bind, tmp_path):
@@ -137,6 +141,20 @@ def test_the_best_of_what_is_saved_is_another_one_where_something_else_is_saved(
     results(tmp_path, "pretrain")
     with pytest.raises(UserError, match=r"config\.pretrain\.save_every was 25 and is 4"):
         bind({"pretrain.result": "best", "pretrain.save_every": 4})
+
+
+def test_a_field_that_comes_or_goes_is_a_change(bind, tmp_path):
+    # Catches: comparing one way only, or tuples with the lists that JSON makes of them.
+    before, after = bound({}), bound({})
+    before["config"]["discover"]["old"], after["config"]["discover"]["new"] = 1, (1, 2)
+    assert workdir_lib._changes(before, after) == {
+        "config.discover.new": (None, (1, 2)),
+        "config.discover.old": (1, None),
+    }
+    workdir_lib.bind(tmp_path, after)
+    workdir_lib.bind(tmp_path, after)
+    results(tmp_path, "pretrain", "discover")
+    workdir_lib.bind(tmp_path, after)
 
 
 def test_queries_may_be_added_at_the_end(bind, tmp_path):
@@ -181,13 +199,13 @@ def test_a_record_that_is_not_there_or_not_what_was_written(bind, tmp_path, text
         bind()
     assert left(tmp_path) == SAMPLES | JUDGE | {"results.json"}
     for name in advised.split(" and "):
-        workdir_lib.remove(tmp_path / name)
+        shutil.rmtree(tmp_path / name) if (tmp_path / name).is_dir() else (tmp_path / name).unlink()
     bind()
     assert path.read_text() == before
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["config.json"]
 
 
-@pytest.mark.parametrize("name", ["config.json", "results.json", "evaluate/query_0000"])
+@pytest.mark.parametrize("name", ["config.json", "results.json", "evaluate/query_0000.npz"])
 def test_files_of_something_else_are_left_alone(bind, tmp_path, name):
     # Catches: a network's config.json, or whatever results.json there is in the folder, gone without a word.
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -202,12 +220,46 @@ def test_a_removal_that_is_interrupted_is_done_again(bind, tmp_path, monkeypatch
     bind()
     results(tmp_path, "pretrain", "discover", "adapt", "evaluate")
 
-    def killed(path):
+    def killed(path, missing_ok):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(workdir_lib.shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or killed(path))
+        patch.setattr(workdir_lib.pathlib.Path, "unlink", killed)
         bind({"evaluate.samples": 32})
     bind({"evaluate.samples": 32})
     assert left(tmp_path) == JUDGE
-    assert not list((tmp_path / "evaluate").glob("query_*"))
+
+
+def test_a_folder_is_one_processs_alone(tmp_path, monkeypatch, capsys):
+    # Catches: no lock, one that outlives its holder, the holder's name wiped by those who are refused.
+    with workdir_lib.locked(tmp_path):
+        for _ in range(2):
+            with (
+                pytest.raises(UserError, match=rf"in use by process {os.getpid()} on {socket.gethostname()}: wait"),
+                workdir_lib.locked(tmp_path),
+            ):
+                pass
+    with workdir_lib.locked(tmp_path):
+        assert (tmp_path / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+        # Catches: a lock that whoever removes the file gives free.
+        (tmp_path / "lock").unlink()
+        with pytest.raises(UserError, match="in use by another process"), workdir_lib.locked(tmp_path):
+            pass
+        (tmp_path / "lock").write_bytes(b"\xff" * 5000)
+        with pytest.raises(UserError, match=r"in use by .{200}: wait"), workdir_lib.locked(tmp_path):
+            pass
+
+    # Catches: a run that ends well although another one may have begun in the folder's place.
+    other = tmp_path / "other"
+    other.mkdir()
+    removed = r"other was removed while this run used it, .*: choose another --workdir"
+    with pytest.raises(UserError, match=removed), workdir_lib.locked(other):
+        other.rename(tmp_path / "moved")
+        other.mkdir()
+
+    def unsupported(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(workdir_lib.fcntl, "flock", unsupported)
+    with workdir_lib.locked(tmp_path):
+        assert "cannot be locked (No locks available): see to it" in capsys.readouterr().err

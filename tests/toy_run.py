@@ -29,7 +29,7 @@ _SIGNAL = flags.DEFINE_integer("signal", 0, "Which signal.")
 _VICTIM = flags.DEFINE_integer("victim", 0, "Whose.")
 
 
-def run(workdir: pathlib.Path, result: str = "last") -> tuple[list[np.ndarray], np.ndarray]:
+def run(workdir: pathlib.Path, result: str = "last", start: str | None = None) -> tuple[list[np.ndarray], np.ndarray]:
     """What is made of the queries, and the average of the numbers trained."""
     options = config.Pretrain(
         steps=STEPS,
@@ -46,6 +46,7 @@ def run(workdir: pathlib.Path, result: str = "last") -> tuple[list[np.ndarray], 
         save_every=10,
         samples_every=0,
         result=result,
+        start=start,
     )
     this = types.SimpleNamespace(
         config=types.SimpleNamespace(pretrain=options, sampling=config.Sampling()),
@@ -53,6 +54,7 @@ def run(workdir: pathlib.Path, result: str = "last") -> tuple[list[np.ndarray], 
         key=lambda stage: jax.random.key(0),
         queries=[types.SimpleNamespace(crc=i, seed=0) for i in range(QUERIES)],
         schedule=linear_beta(1000),
+        scheduler=None,
         trace_folder=lambda stage: None,
         content={"config": {"pretrain": {"result": result}}, "data": "", "queries": {}},
         dataset=types.SimpleNamespace(
@@ -73,7 +75,7 @@ def run(workdir: pathlib.Path, result: str = "last") -> tuple[list[np.ndarray], 
     def work(indices):
         return devices.unstack(mapped(jnp.asarray(indices, jnp.float32), jnp.float32(2.0)))
 
-    doubled = saved_by_query(this, "discover", True, np.zeros((), np.float32), jax.local_device_count(), work)
+    doubled = saved_by_query(this, "discover", True, jax.local_device_count(), work)
     return doubled, np.asarray(pretrain.train_backbone(this, None)["class_embedding"]["embedding"])
 
 

@@ -1,23 +1,18 @@
-"""Everything that is written to be read again: pytrees of arrays, through Orbax, with a manifest of their own.
+"""Checkpoints of a network and of its training: pytrees of arrays, through Orbax, with a manifest of their own.
 
-Everything is written to a temporary folder that is renamed, so a killed run leaves no half checkpoint. Orbax casts
-where types differ, and answers a damaged file with tracebacks from its threads: the manifest, written last, holds each
-leaf's shape and type and each file's checksum, and both are compared before Orbax reads. A checkpoint without a
-manifest does not exist.
+Each is written to a temporary folder that is renamed, so a killed run leaves no half checkpoint. Orbax casts where
+types differ, and answers a damaged file with tracebacks from its threads: the manifest, written last, holds each leaf's
+shape and type and each file's checksum, and both are compared before Orbax reads. A checkpoint without a manifest does
+not exist.
 
 Of several processes the first one writes and each reads by itself, so none waits for another here.
 """
 
-import contextlib
 import errno
-import fcntl
 import hashlib
-import os
 import pathlib
-import re
 import shutil
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -30,15 +25,6 @@ from cdisc.errors import UserError
 from cdisc.storage import DamagedError
 
 _MANIFEST = "manifest.json"
-_PARTIAL, OLD = ".partial", ".old"
-"""How the names of folders end that are not finished yet, and of those that are about to go."""
-
-_WRITTEN = (
-    *("config.json*", "results.json*", "seconds.json*", "pretrain/*/*"),
-    *(f"{stage}/*" for stage in ("pretrain", "discover", "adapt", "evaluate", "report", "benchmark")),
-)
-"""What runs write in a workdir, in which a user may have files, too."""
-
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _NETWORK = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 
@@ -52,22 +38,9 @@ def _described(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     return {name: [list(array.shape), array.dtype.name] for name, array in arrays.items()}
 
 
-def _in_words(described: dict[str, Any]) -> dict[str, str]:
-    return {name: f"{dtype} of shape {tuple(shape)}" for name, (shape, dtype) in described.items()}
-
-
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def _of_system(error: BaseException | None) -> OSError | None:
-    """What the system has said, if it was the system: Orbax's storage layer wraps it in the words of a ValueError."""
-    if isinstance(error, OSError):
-        return error
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):
-        return OSError(int(code[1]), os.strerror(int(code[1])))
-    return OSError(errno.ENOSPC, str(error)) if "No space left" in str(error) else None
 
 
 def complaint(error: OSError, folder: pathlib.Path | None) -> str | None:
@@ -93,7 +66,7 @@ def _orbax() -> ocp.StandardCheckpointer:
 
 
 def save(path: pathlib.Path, tree: Any, about: Mapping[str, Any] | None = None) -> None:
-    """Writes a pytree of arrays to the folder `path`, in place of what is there, which is removed last.
+    """Writes a pytree of arrays to the folder `path`, in place of what is there.
 
     Of several processes the first one does: Orbax writes the host's arrays in that one alone.
 
@@ -107,10 +80,9 @@ def save(path: pathlib.Path, tree: Any, about: Mapping[str, Any] | None = None) 
     """
     leaves = {name: np.asarray(leaf) for name, leaf in _named_leaves(tree).items()}
     path = path.absolute()
-    partial, old = (path.with_name(path.name + end) for end in (_PARTIAL, OLD))
+    partial = path.with_name(f"{path.name}.partial")
     try:
-        for folder in (partial, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)  # a killed process has left it
         partial.mkdir(parents=True)
         with _orbax() as checkpointer:
             checkpointer.save(partial / "arrays", leaves)
@@ -119,24 +91,11 @@ def save(path: pathlib.Path, tree: Any, about: Mapping[str, Any] | None = None) 
             storage.to_disk(partial / name)
         manifest = {"leaves": _described(leaves), "files": written, "about": dict(about or {})}
         storage.write_json(partial / _MANIFEST, manifest)
-        if path.exists():
-            path.rename(old)
+        shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, ValueError, UserError) as error:
+    except (OSError, ValueError, UserError) as error:  # Orbax has a ValueError for what the system says
         shutil.rmtree(partial, ignore_errors=True)
-        system = _of_system(error.__cause__ if isinstance(error, UserError) else error)
-        if system is None:
-            raise
-        raise storage.unwritable(path, system) from error
-
-
-def sweep(workdir: pathlib.Path) -> None:
-    """Removes what killed runs have left half written in a workdir that is `locked`; only what runs write."""
-    for pattern in _WRITTEN:
-        for end in (_PARTIAL, OLD):
-            for path in workdir.glob(pattern + end):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise storage.unwritable(path, error.__cause__ or error) from error
 
 
 def exists(path: pathlib.Path) -> bool:
@@ -175,33 +134,28 @@ def restore(path: pathlib.Path, like: Any, about: Mapping[str, Any] | None = Non
     path = path.absolute()
     manifest = _manifest(path)
     if about is not None and not manifest["about"].items() <= about.items():
-        raise DamagedError(f"{path} holds the results of another query or another run")
-    leaves, checksums = _in_words(manifest["leaves"]), manifest["files"]
+        raise DamagedError(f"{path} holds the results of another run")
+    leaves, checksums = manifest["leaves"], manifest["files"]
     try:
         files = _checksums(path)
     except OSError as error:
         raise storage.unreadable(path, error) from error
     target = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _named_leaves(like).items()}
-    wanted = _in_words(_described(target))
+    wanted = _described(target)
     for name in [*wanted, *leaves]:
-        found, expected = (known.get(name, "nothing") for known in (leaves, wanted))
-        if found != expected:
+        if leaves.get(name) != wanted.get(name):
             raise UserError(
-                f"{path}: {name} is {found} where {expected} is expected: it comes from another network or version; "
-                "use another --workdir."
+                f"{path}: {name} is {leaves.get(name)} where {wanted.get(name)} is expected: it comes from another "
+                "network or version; use another --workdir."
             )
     for name, checksum in checksums.items():
         if files.get(name) != checksum:
-            what = "not what was written" if name in files else "missing"
-            raise DamagedError(f"{path} is damaged ({name} is {what})")
+            raise DamagedError(f"{path} is damaged ({name} is not what was written)")
     try:
         with _orbax() as checkpointer:
             values = checkpointer.restore(path / "arrays", target)
-    except (OSError, ValueError, KeyError) as error:
-        system = _of_system(error)
-        if system is None:
-            raise DamagedError(f"{path} is damaged (it cannot be read to its end)") from error
-        raise storage.unreadable(path, system) from error
+    except (OSError, ValueError) as error:  # not the files, which are what was written
+        raise storage.unreadable(path, error) from error
     return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(values[name]) for name in target])
 
 
@@ -254,43 +208,3 @@ def restore_newest(folder: pathlib.Path, like: Any) -> Any | None:
             console.warn(f"{error.what}: it is removed, and {paths[-1].name} is tried in its place.")
             shutil.rmtree(newest)
     return None
-
-
-@contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps `folder` for this process alone; the kernel gives it free when the process ends, however it ends.
-
-    The file `lock` says who has it. The folder itself is locked too, because that file may be removed; on network
-    folders the system may lock nothing but files.
-
-    Raises:
-      UserError: if another process has it, naming that process and its host.
-    """
-    with contextlib.ExitStack() as stack:
-        itself = os.open(folder, os.O_RDONLY)
-        stack.callback(os.close, itself)
-        # Appending keeps the holder's name, which is read by those who are refused.
-        file = stack.enter_context((folder / "lock").open("a+", encoding="utf-8", errors="replace"))
-        failed = []
-        for place in (itself, file):
-            try:
-                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                raise UserError(
-                    f"{folder} is in use by {file.read(200) or 'another process'}: wait for its end or choose another "
-                    "--workdir."
-                ) from error
-            except OSError as error:
-                failed.append(error.strerror)
-        if len(failed) == 2:
-            console.warn(f"{folder} cannot be locked ({failed[1]}): see to it that no other run uses it.")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-        if not (folder.exists() and os.path.samestat(os.fstat(itself), os.stat(folder))):
-            raise UserError(
-                f"{folder} was removed while this run used it, so what is there now is not whole: choose another "
-                "--workdir and run again."
-            )

@@ -49,25 +49,20 @@ _CONFIGS = pathlib.Path(cdisc.__file__).parent / "configs"
 
 def main(argv: list[str]) -> int:
     """Runs the stages; returns the exit code."""
+    if not (_DISTRIBUTED.value or _COORDINATOR.value):
+        return _run(argv, several=False)
     try:
-        code = _run(argv)
+        code = _run(argv, several=True)
     except Exception:
-        if not _several():
-            raise
         traceback.print_exc()
         code = 1
-    if _several():
-        from cdisc.app import hosts
+    from cdisc.app import hosts
 
-        hosts.leave(code)
+    hosts.leave(code)
     return code
 
 
-def _several() -> bool:
-    return _DISTRIBUTED.value or _COORDINATOR.value is not None
-
-
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], several: bool) -> int:
     try:
         if len(argv) > 1:
             raise UserError(f"{argv[1]!r} is not an option: all of them begin with --.")
@@ -90,9 +85,9 @@ def _run(argv: list[str]) -> int:
 
         from cdisc.app import hosts, pipeline
 
-        if not _several() and (_NUM_PROCESSES.value is not None or _PROCESS_ID.value is not None):
+        if not several and (_NUM_PROCESSES.value is not None or _PROCESS_ID.value is not None):
             raise UserError("--num_processes and --process_id say nothing without --coordinator=HOST:PORT: give it.")
-        if _several():
+        if several:
             hosts.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CONNECT_SECONDS.value)
         if _STAGES.value == []:
             raise UserError("--stages names no stage: leave it out for all of them.")
@@ -103,12 +98,12 @@ def _run(argv: list[str]) -> int:
             if folder is not None:  # complains now, not when hours of work are done
                 storage.writable(folder, f"choose another --{flag.name}")
         jax.devices()
-        if not _several():  # whose signals are JAX's
+        if not several:  # whose signals are JAX's
             signals.handle()  # libtpu may have handlers of its own
         try:
             pipeline.run(config, workdir, stages, _QUERY.value, export_to=export_to, profile=profile)
         except jax.errors.JaxRuntimeError as error:
-            if not _several():
+            if not several:
                 raise
             said = " ".join(str(error).split())
             console.fail(
@@ -116,7 +111,7 @@ def _run(argv: list[str]) -> int:
                 "ended or is no longer reached; the same command on all hosts goes on from what was finished."
             )
             return os.EX_TEMPFAIL
-        if not _several():  # which have agreed by now that all is done
+        if not several:  # which have agreed by now that all is done
             signals.obey()  # the last moments count too: a script must not go on after a Ctrl-C
     except UserError as error:
         console.fail(str(error))

@@ -5,7 +5,6 @@ A file in `configs/` makes a `ConfigDict` of them (`tree`), which the command li
 """
 
 import dataclasses
-import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -61,15 +60,9 @@ class ExactScore:
     """No network: the exact score of the data, which are points."""
 
 
-DATA: dict[str, Any] = {
-    "colormnist": colormnist,
-    "avatars": avatars,
-    "letters": letters,
-    "celeba": celeba,
-    "planar": planar,
-    "folder": folder,
-    "queries": queries,
-}
+_DATA = (colormnist, avatars, letters, celeba, planar, folder, queries)
+
+DATA: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in _DATA}
 """The data sets by name: modules, each with its `Options` and a `load` that makes a `Dataset` of them."""
 
 Network = UNetConfig | ExactScore | DiffusersFolder
@@ -345,21 +338,3 @@ def backbone_digest(config: Config, sections: Sequence[str] = BACKBONE_SECTIONS)
         left_out |= {name for name in _LATER if name in fields and fields[name] == getattr(kind, name, None)}
         content[section] = {name: value for name, value in fields.items() if name not in left_out}
     return storage.digest(content)
-
-
-def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one from dotted names to values."""
-    flat: dict[str, Any] = {}
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The dotted names whose values differ between two JSON-like mappings, each with its old and its new value."""
-    before, after = (flatten(json.loads(json.dumps(content))) for content in (old, new))
-    pairs = {name: (before.get(name), after.get(name)) for name in sorted(before.keys() | after.keys())}
-    return {name: (was, now) for name, (was, now) in pairs.items() if was != now}

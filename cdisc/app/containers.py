@@ -1,7 +1,8 @@
-"""Any container of cdisc as one file that says by itself what it holds.
+"""Any container of cdisc as one file that says by itself what it holds: a notebook's, or a run's for a query.
 
 A file is an archive of NumPy's: `tree` is JSON, in which containers name their class and arrays their entry. Nothing in
-it is run when it is read: classes are dataclasses of cdisc, found by name, and no array holds objects.
+it is run when it is read: classes are dataclasses of cdisc, found by name, and no array holds objects. The archive has
+a checksum for each of its entries, so a file that was changed is never taken for what was saved.
 """
 
 import dataclasses
@@ -16,6 +17,9 @@ import numpy as np
 
 from cdisc import storage
 from cdisc.errors import UserError
+from cdisc.storage import DamagedError
+
+_REMEDY = "it is damaged, no file of cdisc.save, or of another version"
 
 
 def save(path: str | os.PathLike[str], content: Any) -> None:
@@ -33,26 +37,32 @@ def save(path: str | os.PathLike[str], content: Any) -> None:
     tree = json.dumps(_described(content, arrays))
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, tree=np.asarray(tree), **arrays)
-    storage.write_bytes(storage.user_path(str(path)), [buffer.getvalue()], "choose another path")
+    storage.write_bytes(storage.user_path(str(path)), buffer.getvalue(), "choose another path")
 
 
-def restore(path: str | os.PathLike[str]) -> Any:
+def restore(path: str | os.PathLike[str], remedy: str = _REMEDY) -> Any:
     """What `save` wrote; arrays are JAX's.
 
+    Args:
+      path: of the file.
+      remedy: what is said of a damaged file after the colon.
+
     Raises:
-      UserError: if the file is missing, damaged, or of another version of cdisc.
+      UserError: if the file is missing, or cannot be read now.
+      DamagedError: if it is damaged, or of another version of cdisc.
     """
     path = storage.user_path(str(path))
     try:
-        # A file of our own: NumPy leaves its own open when it is no archive.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return _made(json.loads(str(archive["tree"])), archive)
+        content = io.BytesIO(path.read_bytes())  # from here on, no error is the disk's
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: check the path.") from error
+    except OSError as error:
+        raise storage.unreadable(path, error) from error
+    try:
+        with np.load(content, allow_pickle=False) as archive:
+            return _made(json.loads(str(archive["tree"])), archive)
     except Exception as error:  # whatever NumPy, zipfile and a class raise for what is no such file
-        raise UserError(
-            f"{path} cannot be read ({error}): it is damaged, no file of cdisc.save, or of another version."
-        ) from error
+        raise DamagedError(f"{path} cannot be read to its end ({error})", remedy) from error
 
 
 def _described(value: Any, arrays: dict[str, np.ndarray]) -> Any:

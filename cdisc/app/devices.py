@@ -159,7 +159,7 @@ def groups(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:
 
 def stack(trees: Sequence[Any]) -> Any:
     """One tree whose leaves have a leading axis, from trees of one structure."""
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def unstack(tree: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 A run on several hosts is the same command on each of them. The processes go through it in step and meet in collective
 operations (`jax.experimental.multihost_utils`): a training step, a round of queries, what `gather` exchanges. The first
-process alone speaks, and alone writes checkpoints and results; all read the one workdir.
+process alone speaks, and alone writes, but for what each has found for its queries; all read the one workdir.
 
 SIGTERM to one process stops all of them at the same step: JAX's preemption service agrees on it. It knows no other
 signal, so a process passes Ctrl-C and SIGHUP on to itself as SIGTERM.
@@ -25,11 +25,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -93,7 +92,7 @@ def connect(coordinator: str | None, num_processes: int | None, process_id: int 
             # Under Slurm and Open MPI, JAX has given it one GPU, that of its rank on the host.
             jax.config.update("jax_cuda_visible_devices", "all")
             jax.config.update("jax_rocm_visible_devices", "all")
-        _meet_devices()
+        gather()  # all devices meet: CPUs wait 30 s for one another the first time
     except Exception as error:  # JAX asks each kind of cluster through a library with errors of its own
         raise UserError(
             f"the processes cannot be brought together ({' '.join(str(error).split())}): give --coordinator=HOST:PORT, "
@@ -117,15 +116,6 @@ def _give_up(coordinator: str | None, seconds: float) -> None:
     os._exit(2)
 
 
-def _meet_devices() -> None:
-    """Has all devices meet: CPUs wait 30 s for one another the first time, and later for one that still compiles."""
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("devices",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
-    ones = jax.make_array_from_callback((mesh.size,), sharding, lambda index: np.ones(1, np.float32))
-    jax.jit(jnp.sum)(ones).block_until_ready()
-    gather()
-
-
 def _alone_on_host() -> bool:
     """Whether Open MPI, or Slurm without it, has started one process on each host."""
     mpi = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
@@ -145,20 +135,9 @@ def gather(value: str = "") -> list[str]:
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
-def exchange(trees: Sequence[Any], like: Any, count: int) -> Sequence[Any]:
-    """The results of all processes, at most `count` of each: those of process p begin at place `p * count`.
-
-    Args:
-      trees: what this process has found, pytrees of host arrays.
-      like: the structure, shapes and types of one of them, which fill the places of a process that has found fewer.
-      count: how many places each process has.
-    """
-    if not several():
-        return trees
-    none = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    rows = jax.tree.map(lambda *leaves: np.stack(leaves), *trees, *[none] * (count - len(trees)))
-    found = multihost_utils.process_allgather(rows, tiled=True)
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in range(count * jax.process_count())]
+def first_says(value: Any) -> Any:
+    """What the first process says here, for all to go by: others may be shown late what it has written."""
+    return json.loads(gather(json.dumps(value))[0])
 
 
 @contextlib.contextmanager
@@ -201,7 +180,7 @@ def require_shared(folder: pathlib.Path) -> None:
         if first()
         else contextlib.nullcontext() as mark
     ):
-        name = gather("" if mark is None else os.path.basename(mark.name))[0]
+        name = first_says(mark and os.path.basename(mark.name))
         seen = gather(str((folder / name).exists()))
     if "False" in seen:
         raise UserError(

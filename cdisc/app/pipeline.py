@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from cdisc import console, runtime, signals, storage
 from cdisc.app import config as config_lib
@@ -69,7 +70,7 @@ def run(
     if export_to is not None and isinstance(config.network, config_lib.ExactScore):
         raise UserError("--export writes a network, and config.network.kind is 'exact': leave it out.")
     hosts.require_alike(
-        **config_lib.flatten({"config": config_lib.as_dict(config)}),
+        **flatten_dict({"config": config_lib.as_dict(config)}, sep="."),
         stages=",".join(stages),
         workdir=workdir,
         devices=jax.local_device_count(),

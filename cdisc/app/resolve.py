@@ -36,15 +36,11 @@ def resolve(config: Config) -> tuple[Config, Dataset, UNetConfig | None, Schedul
         return _resolve_folder(config, source)
     with hosts.first_alone():  # some data are made once and kept, which takes minutes
         dataset = next(module for module in DATA.values() if module.Options is type(config.data)).load(config.data)
+    split = dataset.split
+    composable = isinstance(source, UNetConfig) and composition.composable(split.trained, split.factors.sizes)
     for name, level in config.adapt.levels.items():
-        split = dataset.split
-        composable = isinstance(source, UNetConfig) and composition.composable(split.trained, split.factors.sizes)
-        if level.start == "composed" and not composable:
-            with about(f"config.adapt.levels.{name}."):
-                raise ValueError(
-                    f"start is 'composed', and {dataset.name} has no classes that are sums of parts: that takes a "
-                    "network and two factors or more, each value of which is trained; set it to 'top1'."
-                )
+        with about(f"config.adapt.levels.{name}."):
+            level.require(len(split.trained), composable, pictures=True)
     if not isinstance(source, UNetConfig):
         return config, dataset, None, config.scheduler(), dataset.train
     with about("config.network."):

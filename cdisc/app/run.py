@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from cdisc import storage
-from cdisc.app import checkpoints, devices, hosts
 from cdisc.app import config as config_lib
+from cdisc.app import devices, hosts
 from cdisc.app import workdir as workdir_lib
 from cdisc.app.resolve import resolve
 from cdisc.data import Dataset, compositions
@@ -140,9 +140,7 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, query_paths: Sequen
     hosts.require_alike(data=run.dataset.fingerprint[:12], queries=storage.digest(run.content["queries"])[:12])
     begun = os.path.exists(workdir / "config.json")
     storage.writable(workdir, "work on a copy of it that can be written" if begun else "choose another --workdir")
-    with checkpoints.locked(workdir) if hosts.first() else contextlib.nullcontext():
+    with workdir_lib.locked(workdir) if hosts.first() else contextlib.nullcontext():
         hosts.require_shared(workdir)
         workdir_lib.bind(workdir, run.content)
-        if begun and hosts.first():  # else nothing there is a run's
-            checkpoints.sweep(workdir)
         yield run

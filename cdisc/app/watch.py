@@ -60,16 +60,13 @@ def traced(items: Sequence[_Item], folder: pathlib.Path | None, count: int = 1) 
       folder: where JAX's profiler writes.
       count: how many items are traced.
     """
-    if folder is None:
+    if folder is None or not items:
         yield from items
         return
     first = min(1, len(items) - 1)
-    last = min(first + count, len(items)) - 1
-    for index, item in enumerate(items):
-        if index == first:
-            jax.profiler.start_trace(folder)
-        yield item
-        if index == last:
-            jax.block_until_ready(jax.live_arrays())  # a step returns long before the device is done with it
-            jax.profiler.stop_trace()
-            console.say(f"a trace is in {folder}")
+    yield from items[:first]
+    with jax.profiler.trace(folder):
+        yield from items[first : first + count]
+        jax.block_until_ready(jax.live_arrays())  # a step returns long before the device is done with it
+    console.say(f"a trace is in {folder}")
+    yield from items[first + count :]

@@ -1,4 +1,4 @@
-"""What a workdir belongs to, and what may change in it.
+"""What a workdir belongs to, what may change in it, and that one run at a time uses it.
 
 Its `config.json` has the configuration, the data's fingerprint and the queries. A change is accepted where it loses no
 work but the evaluation's, which is then done anew:
@@ -13,14 +13,19 @@ work but the evaluation's, which is then done anew:
 Anything else is refused, with the fields' old and new values, and with the folders to remove for those who want it.
 """
 
+import contextlib
+import fcntl
 import json
+import os
 import pathlib
-import shutil
+import socket
+from collections.abc import Iterator
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from cdisc import console, storage
-from cdisc.app import checkpoints, hosts
-from cdisc.app.config import differences, flatten
+from cdisc.app import hosts
 from cdisc.errors import UserError
 
 _FREE = (
@@ -88,7 +93,7 @@ def identity(content: dict[str, Any], reader: str) -> str:
     return storage.digest(
         {
             name: value
-            for name, value in flatten(content).items()
+            for name, value in flatten_dict(content, sep=".").items()
             # Queries may be added, and only the figures are of all of them.
             if ("figures" if name.startswith("queries.") else first_reader(name)) in earlier and name not in free
         }
@@ -135,11 +140,11 @@ def bind(workdir: pathlib.Path, content: dict[str, Any]) -> None:
             # First, so that whoever is killed meanwhile comes by here again.
             outdated = [workdir / "results.json"]
             if readers & {*_WORK, "evaluate"}:
-                outdated += sorted((workdir / "evaluate").glob("query_*"))
+                outdated += (workdir / "evaluate").glob("query_*.npz")
             if readers & {"pretrain", "judge"}:
-                outdated.append(workdir / "evaluate" / "judge")
+                outdated.append(workdir / "evaluate" / "judge.npz")
             for file in outdated:
-                remove(file)
+                file.unlink(missing_ok=True)
         if hosts.first() and before != content:
             storage.write_json(path, content)
 
@@ -152,20 +157,50 @@ def _free(content: dict[str, Any]) -> set[str]:
 
 def _changes(before: dict[str, Any], content: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The fields of `config.json` that are no longer what they were, without those that may always change."""
-    free = _free(content)
-    added = before["queries"].items() <= content["queries"].items()
-    changed = differences(before, content)
+    free, added = _free(content), before["queries"].items() <= content["queries"].items()
+    old, new = (flatten_dict(fields, sep=".") for fields in (before, content))
     return {
-        name: values
-        for name, values in changed.items()
-        if name not in free and not (added and name.startswith("queries."))
+        name: (old.get(name), new.get(name))
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name not in free and not (added and name.startswith("queries."))
     }
 
 
-def remove(path: pathlib.Path) -> None:
-    """Removes a file or a folder, at no moment of which there is half of it under its name."""
-    if path.exists():
-        apart = path.with_name(f"{path.name}{checkpoints.OLD}")
-        shutil.rmtree(apart, ignore_errors=True)
-        path.rename(apart)
-        shutil.rmtree(apart) if apart.is_dir() else apart.unlink()
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps `workdir` for this process alone; the kernel gives it free when the process ends, however it ends.
+
+    The file `lock` says who has it. The folder itself is locked too, because that file may be removed; on network
+    folders the system may lock nothing but files.
+
+    Raises:
+      UserError: if another process has it, naming that process and its host.
+    """
+    with contextlib.ExitStack() as stack:
+        itself = os.open(workdir, os.O_RDONLY)
+        stack.callback(os.close, itself)
+        # Appending keeps the holder's name, which is read by those who are refused.
+        file = stack.enter_context((workdir / "lock").open("a+", encoding="utf-8", errors="replace"))
+        failed = []
+        for place in (itself, file):
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise UserError(
+                    f"{workdir} is in use by {file.read(200) or 'another process'}: wait for its end or choose another "
+                    "--workdir."
+                ) from error
+            except OSError as error:
+                failed.append(error.strerror)
+        if len(failed) == 2:
+            console.warn(f"{workdir} cannot be locked ({failed[1]}): see to it that no other run uses it.")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+        if not (workdir.exists() and os.path.samestat(os.fstat(itself), os.stat(workdir))):
+            raise UserError(
+                f"{workdir} was removed while this run used it, so what is there now is not whole: choose another "
+                "--workdir and run again."
+            )

@@ -119,6 +119,29 @@ class AdaptOptions:
                     "learnt, so use a positive one."
                 )
 
+    def require(self, classes: int, composable: bool, pictures: bool) -> None:
+        """Refuses what a network and its data have nothing for.
+
+        Args:
+          classes: how many the network was trained on.
+          composable: whether they are sums of parts (`evaluation.composition`).
+          pictures: whether there are pictures of them.
+
+        Raises:
+          ValueError: naming the field.
+        """
+        if self.start == "top1" and not self.after and not classes:
+            raise ValueError("start is 'top1', and the network has no class to start at: set it to 'normal'.")
+        if self.start == "composed" and not composable:
+            raise ValueError(
+                "start is 'composed', and there are no classes that are known to be sums of parts: that takes a "
+                "network trained here on two factors or more, each value of which is trained; set it to 'top1'."
+            )
+        if self.space == "span" and not classes:
+            raise ValueError("space is 'span', and the network has no classes to span one: set it to 'free'.")
+        if self.prior_weight > 0 and not pictures:
+            raise ValueError(f"prior_weight is {self.prior_weight}, and there are no pictures for it: set it to 0.")
+
     @property
     def pictures(self) -> int:
         """How many pictures a step sees: its batch, and as many of trained classes where these have a weight."""

@@ -53,6 +53,30 @@ def load(name: str) -> interop.Pretrained:
     return interop.Pretrained(network, restore_npz(path, like, {}), scheduler)
 
 
+def start(name: str, network: UNetConfig, scheduler: interop.SchedulerConfig) -> denoiser.Params:
+    """The weights of a network that comes with cdisc, each class as the null class is: where other classes are learnt.
+
+    Args:
+      name: as `load` takes it.
+      network: the one that goes on from there; it may differ in the number of its classes and in `remat`.
+      scheduler: its forward process.
+
+    Raises:
+      ValueError: for a name that does not exist, another network or another forward process.
+      UserError: for a file that is damaged or of another version.
+    """
+    known = load(name)
+    alike = dataclasses.replace(known.network, num_class_embeds=network.num_class_embeds, remat=network.remat)
+    forward = ("num_train_timesteps", "beta_start", "beta_end", "prediction_type")
+    if alike != network or any(getattr(known.scheduler, key) != getattr(scheduler, key) for key in forward):
+        raise ValueError(
+            f"{name} is another network, or of another forward process, than config.network and config.diffusion say: "
+            "take these from its configuration."
+        )
+    assert network.num_class_embeds is not None  # of a network that is trained
+    return denoiser.new_classes(known.params, network.num_class_embeds - 1)
+
+
 class OtherError(UserError):
     """A file was made with other settings or data."""
 

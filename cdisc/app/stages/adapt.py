@@ -29,8 +29,7 @@ class QueryModel:
 
     Attributes:
       teacher: the product of its experts.
-      losses: (classes,) the query's denoising loss under each trained class; None where there is no class, because
-        Orbax does not save empty arrays.
+      losses: (classes,) the query's denoising loss under each trained class; None where there is no class.
       composed: the sum of parts of the trained classes that explains it best; None where classes have no parts.
       adaptations: what was learnt from it, by the names of `config.adapt.levels`.
     """
@@ -93,24 +92,20 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
         def keys(use: str) -> jax.Array:
             return jnp.stack([named(run.key("adapt", query), use) for query in queries])
 
-        examples = adapt_lib.Examples(query=devices.stack([query.image for query in queries]))
-        teachers = [discoveries[i].teacher for i in indices]
-        losses, composed = None, None
+        images, teachers = devices.stack([query.image for query in queries]), [discoveries[i].teacher for i in indices]
+        losses, composed, classes, pool = None, None, None, None
         if num_classes:
-            losses, composed = compared((examples.query, keys("compare")), params)
+            losses, composed = compared((images, keys("compare")), params)
             for query, seen in zip(queries, np.isnan(losses).all(axis=1), strict=True):
                 if seen:
                     raise UserError(f"adapt: no class has a loss for {query.name}: the network's output is NaN.")
-            examples = dataclasses.replace(
-                examples,
-                classes=jnp.argsort(losses, axis=1).astype(jnp.int32),
-                composed=composed and composed.embedding,
-            )
+            classes = jnp.argsort(losses, axis=1).astype(jnp.int32)
         if any(options.pool != "query" for options in specs.values()):
             densities = [methods.teacher_density(teacher, settings.guidance) for teacher in teachers]
-            examples = dataclasses.replace(
-                examples, pool=jnp.asarray(draw(run, params, densities, list(keys("pool")), settings.pool_size))
-            )
+            pool = jnp.asarray(draw(run, params, densities, list(keys("pool")), settings.pool_size))
+        examples = adapt_lib.Examples(
+            query=images, pool=pool, classes=classes, composed=composed and composed.embedding
+        )
         learnt: dict[str, adapt_lib.Adaptation] = {}
         rows: list[list[str]] = [[] for _ in indices]
         params_on, schedule_on, prior_on = devices.replicate((params, run.schedule, prior))
@@ -130,18 +125,4 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
             storage.write_text(run.path("adapt", f"query_{i:04d}.jsonl"), "".join(f"{line}\n" for line in lines))
         return devices.unstack(QueryModel(devices.stack(teachers), losses, composed, learnt))
 
-    def untrained(teacher: Gaussian, params: Any, key: jax.Array) -> QueryModel:
-        examples = adapt_lib.Examples(jnp.zeros(run.dataset.shape), classes=jnp.arange(num_classes))
-        composed = None
-        if parts is not None:
-            composed = composition.explain(lambda _, sums: jnp.zeros(len(sums)), parts, [1])
-            examples = dataclasses.replace(examples, composed=composed.embedding)
-        learnt: dict[str, adapt_lib.Adaptation] = {}
-        for name, options in specs.items():
-            given = learnt[options.after].embedding if options.after else None
-            state = adapt_lib.init(run.backbone, params, dataclasses.replace(examples, given=given), key, options)
-            learnt[name] = adapt_lib.result(state, run.backbone, params, options)
-        return QueryModel(teacher, jnp.zeros(num_classes) if num_classes else None, composed, learnt)
-
-    like = jax.eval_shape(untrained, discoveries[0].teacher, params, run.key("adapt"))
-    return saved_by_query(run, "adapt", active, like, settings.chunk * jax.local_device_count(), work)
+    return saved_by_query(run, "adapt", active, settings.chunk * jax.local_device_count(), work)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+from flax.traverse_util import flatten_dict
+
 from cdisc import console, storage
 from cdisc.app import config as config_lib
 from cdisc.app import workdir
@@ -27,7 +29,7 @@ def expanded(config: Config) -> Config:
 def benchmark(run: Run) -> None:
     """Writes `benchmark/`, from `results.json` alone: a summary, its tables as Markdown and LaTeX, and its figures."""
     results = results_lib.read(run.path("results.json"), workdir.identity(run.content, "figures"))
-    settings = config_lib.flatten(config_lib.as_dict(run.config))
+    settings = flatten_dict(config_lib.as_dict(run.config), sep=".")
     summary = results_lib.json_safe(study.summarise(results, settings))
     folder = run.path("benchmark")
     storage.write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")

@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cdisc import console, storage
-from cdisc.app import checkpoints, devices
+from cdisc.app import devices, workdir
 from cdisc.app.run import Run
-from cdisc.app.stages.saved import saved_by_query, unfinished
+from cdisc.app.stages.saved import keep, kept, saved_by_query, unfinished
 from cdisc.discovery import concepts
 from cdisc.discovery import hierarchy as hierarchy_lib
 from cdisc.networks import backbone as backbone_lib
@@ -47,10 +46,7 @@ def discover(run: Run, params: Any, active: bool) -> Sequence[concepts.Discovery
                 )
         return discoveries
 
-    key = run.key("discover", run.queries[0])
-    first = (devices.stack([run.queries[0].image]), key[None])
-    like = jax.eval_shape(lambda *given: jax.tree.map(lambda leaf: leaf[0], mapped(*given)), first, params)
-    return saved_by_query(run, "discover", active, like, jax.local_device_count(), work)
+    return saved_by_query(run, "discover", active, jax.local_device_count(), work)
 
 
 def follow(
@@ -69,12 +65,13 @@ def follow(
         eps_fn = backbone_lib.null_eps(run.backbone, params)
         return hierarchy_lib.follow(eps_fn, run.schedule, points, t, options)
 
-    path = run.path("discover", f"hierarchy_{len(run.queries):04d}")  # queries may be added later
-    if not checkpoints.exists(path):
+    path = run.path("discover", f"hierarchy_{len(run.queries):04d}.npz")  # queries may be added later
+    whose = {"queries": [query.crc for query in run.queries], "run": workdir.identity(run.content, "discover")}
+    if not path.exists():
         if not active:
             raise unfinished("discover", path)
-        checkpoints.save(path, climb(params, points, t))
-    hierarchy = jax.tree.map(np.asarray, checkpoints.restore(path, jax.eval_shape(climb, params, points, t)))
+        keep(path, climb(params, points, t), whose)
+    hierarchy = kept(path, whose)
     tree = hierarchy_lib.tree(hierarchy, basins, [run.queries[i].name for i in of])
     file, text = run.path("discover", "hierarchy.json"), json.dumps(tree, indent=2) + "\n"
     # A run that only restores writes nothing: its workdir may be an archive.

@@ -9,7 +9,7 @@ import numpy as np
 
 from cdisc import console, runtime, signals, storage
 from cdisc.app import config as config_lib
-from cdisc.app import devices, hosts, workdir
+from cdisc.app import hosts, workdir
 from cdisc.app.report import results as results_lib
 from cdisc.app.run import Run
 from cdisc.app.stages.adapt import QueryModel, draw
@@ -36,23 +36,18 @@ def densities_of(run: Run, params: Any, query: Query, model: QueryModel) -> dict
     return methods.densities(jnp.asarray(query.image), *known, run.config.evaluate, run.config.guidance)
 
 
-def present(samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Samples by method, without those that there are none of."""
-    return {name: drawn for name, drawn in samples.items() if not np.isnan(drawn).all()}
-
-
 def evaluate(
     run: Run, params: Any, discoveries: Sequence[concepts.Discovery], models: Sequence[QueryModel], active: bool
 ) -> Sequence[dict[str, np.ndarray]]:
     """Samples of every method for every query, measured; writes `results.json`.
 
-    What needs the product of a query without modes is NaN in its file, and absent from what is returned.
+    What needs the product of a query without modes is left out.
     """
-    settings = run.config.evaluate
+    settings, levels = run.config.evaluate, run.config.adapt.levels
 
     def work(indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
         known = [models[i] for i in indices]
-        without = [j for j, i in enumerate(indices) if not discoveries[i].found]
+        found = [discoveries[i].found for i in indices]
         densities = [densities_of(run, params, run.queries[i], model) for i, model in zip(indices, known, strict=True)]
         keys = [run.key("evaluate", run.queries[i]) for i in indices]
         # All methods start from the same noise, so that their samples can be compared one by one.
@@ -65,16 +60,17 @@ def evaluate(
         drawn[options.PRODUCT] = np.stack(
             [model.teacher.sample(key, settings.samples) for model, key in zip(known, draws, strict=True)]
         )
+        results: list[dict[str, np.ndarray]] = [{} for _ in indices]
         for name, samples in drawn.items():
-            absent = without if options.needs_product(run.config.adapt.levels, settings.methods, name) else []
-            if not np.isfinite(np.delete(samples, absent, axis=0)).all():
-                raise UserError(f"evaluate: samples of {name} are not finite: lower its guidance.")
-            samples[absent] = np.nan
-        return devices.unstack(drawn)
+            needed = options.needs_product(levels, settings.methods, name)
+            for result, has_product, made in zip(results, found, samples, strict=True):
+                if has_product or not needed:
+                    result[name] = made
+                    if not np.isfinite(made).all():
+                        raise UserError(f"evaluate: samples of {name} are not finite: lower its guidance.")
+        return results
 
-    names = (*densities_of(run, params, run.queries[0], models[0]), options.PRODUCT)
-    like = {name: jax.ShapeDtypeStruct((settings.samples, *run.dataset.shape), jnp.float32) for name in names}
-    samples = saved_by_query(run, "evaluate", active, like, jax.local_device_count(), work, present)
+    samples = saved_by_query(run, "evaluate", active, jax.local_device_count(), work)
     if active and hosts.first():
         signals.obey()  # a judge may have to be trained
         write_results(run, discoveries, samples, load_judge(run))
@@ -127,38 +123,33 @@ def write_results(
     classes: dict[tuple[Hashable, int], list[int]] = {}
     for i, (label, query) in enumerate(zip(labels, run.queries, strict=True)):
         classes.setdefault((label, query.seed), []).append(i)
-    settings = run.config.evaluate
+    settings, factors, training = run.config.evaluate, run.dataset.split.factors, None
     compared_in = features.judge_features(judged_by)
     if settings.features != "judge":
         compared_in = features.load(settings.features, settings.weights)
-    training = None
     if any(query.composition is not None for query in run.queries):
         key, rows = named(run.key("evaluate"), "training"), np.arange(_TRAINING)
         training, _ = run.dataset.train_batch(run.dataset.train, key, _TRAINING, rows)
     measured: dict[int, dict[str, protocol.Figures]] = {}
-    pools = []
-    for places in classes.values():
-        figures, pooled = score_class(run, places, samples, judged_by, compared_in, training)
+    pools = {}
+    for of, places in classes.items():
+        figures, pools[of] = score_class(run, places, samples, judged_by, compared_in, training)
         measured |= zip(places, figures, strict=True)
-        pools.append(pooled)
-    queries: list[dict[str, Any]] = []
-    for i, (query, discovery) in enumerate(zip(run.queries, discoveries, strict=True)):
-        signals.obey()
-        shown, factors = query.composition, run.dataset.split.factors
-        queries.append(
-            {
-                "name": query.name,
-                "attributes": None if shown is None else compositions.attributes(factors, shown),
-                "source": query.source,
-                "seed": query.seed,
-                **({} if discovery.found else {"failed": NOTHING}),
-                **protocol.describe(discovery),
-                "methods": measured[i],
-            }
-        )
+    queries = [
+        {
+            "name": query.name,
+            "attributes": None if query.composition is None else compositions.attributes(factors, query.composition),
+            "source": query.source,
+            "seed": query.seed,
+            **({} if discovery.found else {"failed": NOTHING}),
+            **protocol.describe(discovery),
+            "methods": measured[i],
+        }
+        for i, (query, discovery) in enumerate(zip(run.queries, discoveries, strict=True))
+    ]
     pooled_by_class = [
-        {"attributes": queries[places[0]]["attributes"], "seed": run.queries[places[0]].seed, "methods": pooled}
-        for places, pooled in zip(classes.values(), pools, strict=True)
+        {"attributes": queries[classes[label, seed][0]]["attributes"], "seed": seed, "methods": pooled}
+        for (label, seed), pooled in pools.items()
         if pooled
     ]
     figures_of = [query["methods"] for query in queries]
@@ -181,6 +172,6 @@ def write_results(
             "features": compared_in.label,
             "queries": queries,
             **({"classes": pooled_by_class} if pooled_by_class else {}),
-            "methods": protocol.overall(figures_of, labels, pools, [label for label, _ in classes]),
+            "methods": protocol.overall(figures_of, labels, list(pools.values()), [label for label, _ in pools]),
         },
     )

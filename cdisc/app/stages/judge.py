@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from cdisc import console, storage
-from cdisc.app import checkpoints
 from cdisc.app.run import Run
+from cdisc.app.stages.saved import keep, kept
 from cdisc.data import planar
 from cdisc.evaluation import judge, protocol
 from cdisc.keys import named
@@ -45,15 +45,12 @@ def load_judge(run: Run) -> judge.Judge:
         return judge.nearest_level_judge(factors.names, (data.levels, data.levels), data.stds if data.widths else None)
     if not factors.names:
         return judge.nearest_level_judge((), ())
-    network = judge_network(run)
-    like = jax.eval_shape(functools.partial(judge.init, network, shape=run.dataset.shape), jax.random.key(0))
-    path = run.path("evaluate", "judge")
-    if checkpoints.exists(path):
-        params = checkpoints.restore(path, like, judge_about(run))
-    else:
-        params = bundled_judge(run, like) or train_judge(run)
-        checkpoints.save(path, params, judge_about(run))
-    return judge.network_judge(network, params, factors.names)
+    path = run.path("evaluate", "judge.npz")
+    if not path.exists():
+        init = functools.partial(judge.init, judge_network(run), shape=run.dataset.shape)
+        like = jax.eval_shape(init, jax.random.key(0))
+        keep(path, bundled_judge(run, like) or train_judge(run), judge_about(run))
+    return judge.network_judge(judge_network(run), kept(path, judge_about(run)), factors.names)
 
 
 def bundled_judge(run: Run, like: judge.Params) -> judge.Params | None:

@@ -1,6 +1,5 @@
 """The backbone: restored, bundled, or trained from scratch."""
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -49,8 +48,7 @@ def pretrain(run: Run, active: bool) -> Any:
     assert run.network is not None  # an exact score has parameters
     like = jax.eval_shape(functools.partial(denoiser.init, run.network), run.key("pretrain"))
     path = run.path("pretrain", "params")
-    # Ask the first process: it writes, and may have written before a slower one looks.
-    if hosts.gather(str(checkpoints.exists(path)))[0] != "True":
+    if not hosts.first_says(checkpoints.exists(path)):
         if not active:
             raise unfinished("pretrain", path)
         params = obtain(run, run.network, like)
@@ -151,8 +149,8 @@ class Progress:
 def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
     """Trains the backbone, from its last checkpoint if there is one; returns averaged parameters.
 
-    They are the last ones or, with `config.pretrain.result` "best", those with the smallest validation loss, which is
-    measured every `save_every` steps.
+    They are the last ones or, with `config.pretrain.result` "best", those with the smallest validation loss, which the
+    first process measures every `save_every` steps; what the others return is of no use then.
 
     Leaves the last checkpoints in `pretrain/train`, each a `Progress`; in `pretrain/metrics.jsonl` a line for each step
     with its `step`, `loss`, `grad_norm` and perhaps `validation_loss`, which nothing reads again; and in
@@ -163,7 +161,10 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
     key_init, key_train, key_samples, key_validation = (
         named(run.key("pretrain"), use) for use in ("init", "train", "samples", "validation")
     )
-    folder, given = run.path("pretrain", "train"), weights_to_start_from(run, network)
+    folder, given = run.path("pretrain", "train"), None
+    if options.start:
+        with about("config.pretrain.start: "):
+            given = bundled.start(options.start, network, run.scheduler)
 
     def begin(key: jax.Array) -> Progress:
         state = pretrain_lib.init(network, options, key)
@@ -173,8 +174,7 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
 
     like = jax.eval_shape(begin, key_init)
     found = checkpoints.restore_newest(folder, like) if hosts.first() else None  # it removes damaged ones
-    # The others may be shown another newest one by a network folder.
-    first = int(hosts.gather(str(0 if found is None else int(found.state.step)))[0])
+    first = hosts.first_says(0 if found is None else int(found.state.step))
     if first > 0:
         newest = checkpoints.step_path(folder, first)
         meet([newest])
@@ -222,39 +222,13 @@ def train_backbone(run: Run, network: UNetConfig) -> denoiser.Params:
                 if drawing:
                     picture = draw(state.ema)
                     place = run.path("pretrain", "samples", f"step_{done:08d}.png")
-                    storage.write_bytes(place, [png(picture)])
+                    storage.write_bytes(place, png(picture))
                     board.image(done, "samples", picture)
                 if saving:
                     checkpoints.save_step(folder, done, Progress(state, best, metrics), options.keep)
         if stopping:
             signals.obey()
-    if options.result == "last":
-        return state.ema
-    last = checkpoints.step_path(folder, options.steps)
-    meet([last])
-    return checkpoints.restore(last, like).best
-
-
-def weights_to_start_from(run: Run, network: UNetConfig) -> denoiser.Params | None:
-    """Those of `config.pretrain.start`, with the classes of `network`; None where none is named.
-
-    Raises:
-      UserError: if there is no such bundled backbone, or it is another network or of another forward process.
-    """
-    name = run.config.pretrain.start
-    if not name:
-        return None
-    with about("config.pretrain.start: "):
-        known = bundled.load(name)
-    alike = dataclasses.replace(known.network, num_class_embeds=network.num_class_embeds, remat=network.remat)
-    forward = ("num_train_timesteps", "beta_start", "beta_end", "prediction_type")
-    if alike != network or any(getattr(known.scheduler, key) != getattr(run.scheduler, key) for key in forward):
-        raise UserError(
-            f"config.pretrain.start is {name!r}, whose network or forward process is another than config.network and "
-            "config.diffusion have: take these from its configuration."
-        )
-    assert network.num_class_embeds is not None  # of a network that is trained
-    return denoiser.new_classes(known.params, network.num_class_embeds - 1)
+    return state.ema if options.result == "last" else best
 
 
 def class_pictures(run: Run, key: jax.Array) -> Callable[[denoiser.Params], Pixels]:

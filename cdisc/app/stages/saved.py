@@ -1,6 +1,5 @@
 """What stages leave in the workdir for one another, and for the same command run again."""
 
-import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 
 from cdisc import console, signals, storage
-from cdisc.app import checkpoints, devices, hosts, watch, workdir
+from cdisc.app import containers, devices, hosts, watch, workdir
 from cdisc.app.run import Run
 from cdisc.errors import UserError
 
@@ -24,7 +23,7 @@ def unfinished(stage: str, path: pathlib.Path) -> UserError:
 
 
 def meet(paths: Sequence[pathlib.Path]) -> None:
-    """Waits for all processes, and until each of them sees the checkpoints at `paths`, which they have written.
+    """Waits for all processes, and until each of them sees what is at `paths`, which they have written.
 
     Raises:
       UserError: if one is not there.
@@ -32,7 +31,7 @@ def meet(paths: Sequence[pathlib.Path]) -> None:
     hosts.gather()
     until = time.monotonic() + (_SHOWN_LATE if hosts.several() else 0.0)
     for path in paths:
-        while not checkpoints.exists(path):
+        while not path.exists():
             if time.monotonic() >= until:
                 raise UserError(
                     f"{path} was written and is not there: let nothing remove it while a run goes on, and choose a "
@@ -41,30 +40,42 @@ def meet(paths: Sequence[pathlib.Path]) -> None:
             time.sleep(0.5)
 
 
+def keep(path: pathlib.Path, result: Any, of: dict[str, Any]) -> None:
+    """Saves a result in the workdir; `of` says what it is of, as JSON can."""
+    containers.save(path, {"of": of, "result": result})
+
+
+def kept(path: pathlib.Path, of: dict[str, Any]) -> Any:
+    """What `keep` saved, on the host.
+
+    Raises:
+      DamagedError: if it is damaged, or of something else.
+    """
+    found = containers.restore(path, storage.AGAIN)
+    if found["of"] != of:
+        raise storage.DamagedError(f"{path} holds the results of another query or another run")
+    return jax.tree.map(np.asarray, found["result"])
+
+
 class Saved(Sequence[Any]):
     """What a stage left for each query, on the host. Read when asked for: all of it may not fit in memory."""
 
-    def __init__(
-        self, paths: Sequence[pathlib.Path], like: Any, shown: Callable[[Any], Any], abouts: Sequence[dict[str, Any]]
-    ):
-        self._paths, self._like, self._shown, self._abouts = paths, like, shown, abouts
+    def __init__(self, paths: Sequence[pathlib.Path], whose: Sequence[dict[str, Any]]):
+        self._paths, self._whose = paths, whose
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: Any) -> Any:
-        found = checkpoints.restore(self._paths[index], self._like, self._abouts[index])
-        return self._shown(jax.tree.map(np.asarray, found))
+        return kept(self._paths[index], self._whose[index])
 
 
 def saved_by_query(
     run: Run,
     stage: str,
     active: bool,
-    like: Any,
     at_once: int,
     work: Callable[[Sequence[int]], Sequence[Any]],
-    shown: Callable[[Any], Any] = lambda result: result,
 ) -> Saved:
     """What a stage leaves for each query; what was not saved before is worked out and saved.
 
@@ -72,21 +83,16 @@ def saved_by_query(
       run: the run.
       stage: its name, and its folder's.
       active: whether the stage was asked for; if not, everything must be there.
-      like: the structure, shapes and types of one result.
       at_once: at most how many queries `work` is given at a time; fewer where a process would else have none.
       work: from indices into `run.queries` to their results.
-      shown: from a result, as it is read again, to what is returned of it.
 
     Raises:
       UserError: if a result is missing and the stage was not asked for, or cannot be written, or disappears.
     """
-    paths = [run.path(stage, f"query_{i:04d}") for i in range(len(run.queries))]
+    paths = [run.path(stage, f"query_{i:04d}.npz") for i in range(len(run.queries))]
     decided_by = workdir.identity(run.content, stage)
-    abouts = [{"query": query.crc, "seed": query.seed, "run": decided_by} for query in run.queries]
-    # A network folder may show others late what the first process has written.
-    missing = json.loads(
-        hosts.gather(json.dumps([i for i, path in enumerate(paths) if not checkpoints.exists(path)]))[0]
-    )
+    whose = [{"query": query.crc, "seed": query.seed, "run": decided_by} for query in run.queries]
+    missing = hosts.first_says([i for i, path in enumerate(paths) if not path.exists()])
     if missing and not active:
         raise unfinished(stage, paths[missing[0]])
     at_once = min(at_once, -(-len(paths) // jax.process_count()))
@@ -97,12 +103,11 @@ def saved_by_query(
         if hosts.stopping():
             signals.obey()
         own = turn[jax.process_index()] if jax.process_index() < len(turn) else ()
-        found = hosts.exchange(work(own) if own else [], like, at_once)
-        for place, i in ((p * at_once + j, i) for p, batch in enumerate(turn) for j, i in enumerate(batch)):
-            if i in missing and hosts.first():
-                checkpoints.save(paths[i], found[place], abouts[i])
+        for i, result in zip(own, work(own) if own else [], strict=True):
+            if i in missing:
+                keep(paths[i], result, whose[i])
     meet(paths)
-    return Saved(paths, like, shown, abouts)
+    return Saved(paths, whose)
 
 
 def note_seconds(path: pathlib.Path, stage: str, seconds: float, finished: bool) -> None:
