@@ -139,6 +139,7 @@ def _stage(workdir, monkeypatch, pictures, levels, chunk=1, params=TABLE, method
     config = config_of("mixture.py")
     config.guidance.update(w0=3.0, w_max=4.0, elementwise=True)
     config.adapt.update(guidance=guidance or config.adapt.guidance, class_draws=1, chunk=chunk, levels=levels)
+    config.adapt.update(composed_draws=24, composed_noise_levels=(0.25, 0.75))
     config.evaluate.methods = methods_ or {}
     queries = tuple(Query(f"picture {i}", np.asarray(x), None, "a test", 0) for i, x in enumerate(pictures))
     shape = queries[0].image.shape
@@ -208,7 +209,9 @@ def test_each_query_has_what_its_own_picture_teacher_and_samples_taught(monkeypa
 
 def test_each_query_is_read_as_a_sum_of_its_own_parts(monkeypatch, tmp_path):
     # Catches: the composition of another query, of the nearest trained class, or of the class table's rows as they are;
-    # an adaptation that starts elsewhere, and no row for it among the methods.
+    # an adaptation that starts elsewhere, no row for it among the methods, and draws or noise levels of its own choice.
+    asked, real = [], stage.composition.of_picture
+    monkeypatch.setattr(stage.composition, "of_picture", lambda *given, **how: asked.append(how) or real(*given, **how))
     factors = compositions.Factors(("across", "down"), (("left", "right"), ("up", "down", "flat")))
     split = compositions.split(factors, ["across=right down=up", "across=left down=flat"])
     across, down = np.eye(4)[:2], np.array([[0, 0, 1, 0.0], [0, 0, 0, 1], [0, 0, -0.5, 0.5]])
@@ -222,6 +225,7 @@ def test_each_query_is_read_as_a_sum_of_its_own_parts(monkeypatch, tmp_path):
             np.testing.assert_allclose(embedding, np.ravel(query.image), atol=1e-4)
         shown = evaluate.densities_of(run, params, query, model)["composed"]
         np.testing.assert_allclose(shown.embeddings[0], np.ravel(query.image), atol=1e-4)
+    assert all((how["num_draws"], how["noise_levels"]) == (24, (0.25, 0.75)) for how in asked) and asked
 
 
 def test_every_step_query_and_adaptation_draws_noise_of_its_own(monkeypatch, tmp_path):

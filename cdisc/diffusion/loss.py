@@ -63,13 +63,10 @@ def loss_weight(schedule: Schedule, t: jax.Array, loss: str) -> jax.Array:
     return jnp.ones(t.shape) if loss == "eps" else 1.0 / schedule.alpha_bar[t]
 
 
-def draw_noise(
-    key: jax.Array, schedule: Schedule, shape: tuple[int, ...], noise_levels: tuple[float, float] = (0.0, 1.0)
-) -> tuple[jax.Array, jax.Array]:
-    """Timesteps (B,), as `stratified_timesteps` draws them, and noise (B, ...) for pictures of `shape` (B, ...)."""
+def draw_noise(key: jax.Array, schedule: Schedule, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Timesteps (B,) and noise (B, ...) for pictures of `shape` (B, ...)."""
     key_t, key_noise = jax.random.split(key)
-    t = stratified_timesteps(key_t, shape[0], schedule.num_timesteps, noise_levels)
-    return t, jax.random.normal(key_noise, shape)
+    return stratified_timesteps(key_t, shape[0], schedule.num_timesteps), jax.random.normal(key_noise, shape)
 
 
 def weighted_errors(
@@ -79,13 +76,6 @@ def weighted_errors(
     return loss_weight(schedule, t, loss) * eps_error(eps_fn, schedule, x0, t, noise)
 
 
-def denoising_loss(
-    eps_fn: EpsFn,
-    schedule: Schedule,
-    key: jax.Array,
-    x0: jax.Array,
-    loss: str = "eps",
-    noise_levels: tuple[float, float] = (0.0, 1.0),
-) -> jax.Array:
+def denoising_loss(eps_fn: EpsFn, schedule: Schedule, key: jax.Array, x0: jax.Array, loss: str = "eps") -> jax.Array:
     """The mean of the weighted `eps_error` over pictures `x0` (B, ...), noise and timesteps (Ho et al. 2020)."""
-    return jnp.mean(weighted_errors(eps_fn, schedule, x0, *draw_noise(key, schedule, x0.shape, noise_levels), loss))
+    return jnp.mean(weighted_errors(eps_fn, schedule, x0, *draw_noise(key, schedule, x0.shape), loss))
