@@ -37,6 +37,11 @@ def ddim_with_variance(
 
     Raises:
       ValueError: if `last` is below 2 or above `num_steps`.
+
+    Examples:
+      >>> samples, variance = ddim_with_variance(eps_fn, schedule, x, num_steps=4, last=2)
+      >>> samples.shape, variance.shape
+      ((2, 2), (2,))
     """
     if not 2 <= last <= num_steps:
         raise ValueError(f"last is {last}, outside 2..{num_steps}")
