@@ -104,7 +104,7 @@ def sample(mixture: GaussianMixture, key: jax.Array, n: int) -> jax.Array:
     """`n` independent samples of `p_0`, (n, *shape).
 
     Examples:
-      >>> sample(density, key, 5).shape
+      >>> jax.jit(sample, static_argnums=2)(density, key, 5).shape
       (5, 2)
     """
     which = jax.random.categorical(named(key, "component"), jnp.log(mixture.weights), shape=(n,))
@@ -118,7 +118,7 @@ def log_density(mixture: GaussianMixture, schedule: Schedule, x: jax.Array, t: j
     Zero variances have a density only for t >= 1.
 
     Examples:
-      >>> log_density(density, schedule, jnp.array([[1.0, 0.0]]), jnp.array([0]))  # log(0.5 / (2 pi 0.04))
+      >>> jax.jit(log_density)(density, schedule, jnp.array([[1.0, 0.0]]), jnp.array([0]))  # log(0.5 / (2 pi 0.04))
       Array([0.69], dtype=float32)
     """
     return jax.nn.logsumexp(_log_joint(_flat(mixture), x.reshape(x.shape[0], -1), schedule.alpha_bar[t]), axis=1)
@@ -128,7 +128,7 @@ def responsibilities(mixture: GaussianMixture, schedule: Schedule, x: jax.Array,
     """`p(c | x_t = x)`, (B, C): how likely each component is to have made `x` (B, *shape) at `t` (B,).
 
     Examples:
-      >>> responsibilities(density, schedule, x, t)
+      >>> jax.jit(responsibilities)(density, schedule, x, t)
       Array([[0.  , 1.  ],
              [0.73, 0.27]], dtype=float32)
     """
@@ -142,7 +142,7 @@ def mixture_eps(mixture: GaussianMixture, schedule: Schedule) -> EpsFn:
     constants of the program.
 
     Examples:
-      >>> mixture_eps(density, schedule)(x, t)
+      >>> jax.jit(mixture_eps(density, schedule))(x, t)
       Array([[-0.34,  0.23],
              [-0.26,  0.38]], dtype=float32)
     """
@@ -173,7 +173,7 @@ def posterior_mean(mixture: GaussianMixture, schedule: Schedule, x: jax.Array, t
     no precision is lost in the division by `sqrt(abar_t)` at high noise.
 
     Examples:
-      >>> posterior_mean(density, schedule, x, t)
+      >>> jax.jit(posterior_mean)(density, schedule, x, t)
       Array([[ 0.96,  0.03],
              [-0.48,  0.01]], dtype=float32)
     """
@@ -198,7 +198,7 @@ def posterior_variance(mixture: GaussianMixture, schedule: Schedule, x: jax.Arra
     Equal to second-order Tweedie, `(1 - a) / a * sqrt(a) * diag(d E[x_0 | x] / d x)`.
 
     Examples:
-      >>> posterior_variance(density, schedule, x, t)
+      >>> jax.jit(posterior_variance)(density, schedule, x, t)
       Array([[0.03, 0.03],
              [0.78, 0.04]], dtype=float32)
     """

@@ -89,7 +89,8 @@ def denoising_loss(eps_fn: EpsFn, schedule: Schedule, key: jax.Array, x0: jax.Ar
     """The mean of the weighted `eps_error` over pictures `x0` (B, ...), noise and timesteps (Ho et al. 2020).
 
     Examples:
-      >>> bool(denoising_loss(eps_fn, schedule, key, jnp.array([[1.0, 0.0]])) < 1.0)
+      >>> loss = jax.jit(lambda x0: denoising_loss(eps_fn, schedule, key, x0))
+      >>> bool(loss(jnp.array([[1.0, 0.0]])) < 1.0)
       True
     """
     return jnp.mean(weighted_errors(eps_fn, schedule, x0, *draw_noise(key, schedule, x0.shape), loss))

@@ -176,7 +176,7 @@ def ddim(
       ValueError: if `eta > 0` without a key, and as `timesteps`.
 
     Examples:
-      >>> ddim(eps_fn, schedule, x, num_steps=4).shape
+      >>> jax.jit(lambda x: ddim(eps_fn, schedule, x, num_steps=4))(x).shape
       (2, 2)
     """
     if eta > 0 and key is None:

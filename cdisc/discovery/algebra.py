@@ -186,7 +186,8 @@ def explain(
     Examples:
       >>> experts = Gaussian(jnp.array([[1.0, 0.0], [9.0, 0.1]]), jnp.full((2, 2), 0.01))
       >>> broad, may = Gaussian(jnp.zeros(2), jnp.ones(2)), jnp.array([True, True])
-      >>> picks, owned = explain(jnp.array([1.0, 0.1]), experts, broad, num_experts=2, tau=0.5, candidates=may)
+      >>> how = dict(num_experts=2, tau=0.5, candidates=may)
+      >>> picks, owned = jax.jit(lambda query: explain(query, experts, broad, **how))(jnp.array([1.0, 0.1]))
       >>> owned  # each has one coordinate right
       Array([[1.  , 0.27],
              [0.  , 0.73]], dtype=float32)

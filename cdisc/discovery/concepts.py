@@ -534,7 +534,8 @@ def assemble(
       The picks, their ownership of each entry, and the teacher, as in `Discovery`.
 
     Examples:
-      >>> picks, owned, teacher = assemble(query, found.pool, found.experts, options)
+      >>> assembled = jax.jit(assemble, static_argnums=3)
+      >>> picks, owned, teacher = assembled(query, found.pool, found.experts, options)
       >>> bool(jnp.allclose(teacher.mean, found.teacher.mean))
       True
     """

@@ -82,8 +82,10 @@ def jacobian_diagonal(
       (B, *shape), not clipped: noise may carry it outside of [0, 1].
 
     Examples:
-      >>> u = jacobian_diagonal(eps_fn, schedule, x, t, key, probes=2, estimator="lattice")
-      >>> bool(jnp.allclose(u, exact_diagonal(eps_fn, schedule, x, t), atol=1e-4))  # as many probes as entries
+      >>> how = dict(probes=2, estimator="lattice")
+      >>> u = jax.jit(lambda x: jacobian_diagonal(eps_fn, schedule, x, t, key, **how))(x)
+      >>> exact = jax.jit(lambda x: exact_diagonal(eps_fn, schedule, x, t))(x)
+      >>> bool(jnp.allclose(u, exact, atol=1e-4))  # as many probes as entries
       True
     """
     keys = row_keys(key, x.shape[0])
@@ -184,7 +186,8 @@ def linearise(
 
     Examples:
       >>> how = dict(curvature_iterations=2, probes=2, estimator="lattice", lanes=4)
-      >>> pool, u, evaluations = linearise(eps_fn, schedule, found.pool, key, **how)
+      >>> measured = jax.jit(lambda pool: linearise(eps_fn, schedule, pool, key, **how))
+      >>> pool, u, evaluations = measured(found.pool)
       >>> u.shape, int(evaluations)
       ((4, 2), 20)
     """

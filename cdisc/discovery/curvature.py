@@ -80,8 +80,7 @@ def normalised_jacobian(
     the linearisation costs one evaluation of `eps_fn` and each product one more.
 
     Examples:
-      >>> times = normalised_jacobian(eps_fn, schedule, x, t)
-      >>> times(jnp.ones_like(x)).shape
+      >>> jax.jit(lambda v: normalised_jacobian(eps_fn, schedule, x, t)(v))(jnp.ones_like(x)).shape
       (2, 2)
     """
     root = jnp.sqrt(1.0 - alpha_bar_at(schedule, t, x))

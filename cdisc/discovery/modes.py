@@ -408,7 +408,8 @@ def merge(
 
     Examples:
       >>> chains = Chains(x=jnp.array([[1.0, 0.0], [1.0, 0.001], [-1.0, 0.0]]), residual=jnp.zeros(3))
-      >>> pool, left_out = merge(chains, schedule, jnp.full(3, 100), radius=0.1, capacity=4)
+      >>> merged = jax.jit(merge, static_argnames=("radius", "capacity"))
+      >>> pool, left_out = merged(chains, schedule, jnp.full(3, 100), radius=0.1, capacity=4)
       >>> pool.basin.tolist()  # how many chains each point stands for
       [2, 1, 0, 0]
     """

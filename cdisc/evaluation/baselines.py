@@ -53,7 +53,8 @@ def class_losses(
       ValueError: if a count is below 1.
 
     Examples:
-      >>> losses = class_losses(toy, toy_params, schedule, query, key, num_draws=4)
+      >>> losses_of = jax.jit(lambda query: class_losses(toy, toy_params, schedule, query, key, num_draws=4))
+      >>> losses = losses_of(query)
       >>> int(top1(losses))  # the class at (1, 0)
       0
     """

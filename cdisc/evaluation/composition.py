@@ -151,7 +151,7 @@ def explain(losses_of: Callable[[int, jax.Array], jax.Array], parts: Parts, coun
       >>> table = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
       >>> parts = parts_of(table, [[0, 0], [0, 1], [1, 0]], sizes=(2, 2))
       >>> losses_of = lambda turn, embeddings: jnp.sum((embeddings - jnp.array([[1.0, 1.0]])) ** 2, axis=1)
-      >>> explain(losses_of, parts, counts=(4, 2)).composition
+      >>> jax.jit(lambda parts: explain(losses_of, parts, counts=(4, 2)))(parts).composition
       Array([1, 1], dtype=int32)
     """
     left = jnp.asarray(parts.compositions)
@@ -183,7 +183,8 @@ def of_picture(
       >>> table = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
       >>> parts = parts_of(table, [[0, 0], [0, 1], [1, 0]], sizes=(2, 2))
       >>> seen = jnp.array([1.0, 1.0])
-      >>> of_picture(toy, toy_params, schedule, seen, key, parts, num_draws=8).composition
+      >>> read = jax.jit(lambda seen: of_picture(toy, toy_params, schedule, seen, key, parts, num_draws=8))
+      >>> read(seen).composition
       Array([1, 1], dtype=int32)
     """
     draws = (-(-num_draws // 8), -(-num_draws // 2), 4 * num_draws)

@@ -118,7 +118,8 @@ def clip(weights: Weights, pictures: jax.Array, *, size: int = 224, width_of_hea
       >>> parts |= dict.fromkeys(("layer_norm1", "layer_norm2"), (4,))
       >>> weights |= {f"{of}encoder.layers.0.{name}.weight": jnp.ones(size) for name, size in parts.items()}
       >>> weights |= {f"{of}encoder.layers.0.{name}.bias": ones for name in parts}
-      >>> clip(weights | {"visual_projection.weight": jnp.ones((6, 4))}, pictures, size=4, width_of_head=2).shape
+      >>> weights |= {"visual_projection.weight": jnp.ones((6, 4))}
+      >>> jax.jit(lambda pictures: clip(weights, pictures, size=4, width_of_head=2))(pictures).shape
       (2, 6)
     """
     mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -154,7 +155,7 @@ def dinov2(weights: Weights, pictures: jax.Array, *, size: int = 224, width_of_h
       >>> weights |= {f"encoder.layer.0.{name}.weight": jnp.ones(size) for name, size in sizes.items()}
       >>> weights |= {f"encoder.layer.0.{name}.bias": jnp.ones(4) for name in sizes}
       >>> weights |= {f"encoder.layer.0.layer_scale{i}.lambda1": jnp.ones(4) for i in (1, 2)}
-      >>> dinov2(weights, pictures, size=4, width_of_head=2).shape
+      >>> jax.jit(lambda pictures: dinov2(weights, pictures, size=4, width_of_head=2))(pictures).shape
       (2, 4)
     """
     w = weights

@@ -81,7 +81,9 @@ def init(network: JudgeNetwork, key: jax.Array, shape: tuple[int, ...]) -> Param
     """Fresh parameters for pictures of `shape` (H, W, C), H and W even.
 
     Examples:
-      >>> weights = init(JudgeNetwork((2, 3), width=2, num_features=4), key, (4, 4, 3))
+      >>> weights = jax.jit(init, static_argnums=(0, 2))(classifier, key, (4, 4, 3))
+      >>> jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, seeing)
+      True
     """
     return network.init(key, jnp.zeros((1, *shape)))["params"]
 
@@ -110,9 +112,7 @@ def loss(network: JudgeNetwork, params: Params, images: jax.Array, attributes: j
     """Cross entropy summed over factors, averaged over pictures; `attributes` (B, F) are value indices.
 
     Examples:
-      >>> classifier = JudgeNetwork((2, 3), width=2, num_features=4)
-      >>> weights = init(classifier, key, (4, 4, 3))
-      >>> loss(classifier, weights, pictures, jnp.array([[0, 2], [1, 0]])).shape
+      >>> jax.jit(loss, static_argnums=0)(classifier, seeing, pictures, jnp.array([[0, 2], [1, 0]])).shape
       ()
     """
     logits, _ = network.apply({"params": params}, images)
@@ -156,9 +156,8 @@ def train(
       The parameters, and the loss of each step (steps,).
 
     Examples:
-      >>> classifier, data = JudgeNetwork((2,), width=2, num_features=4), Labelled(pictures, jnp.array([[0], [1]]))
-      >>> weights = init(classifier, key, (4, 4, 3))
-      >>> weights, losses = train(classifier, weights, draw, data, key, steps=2)
+      >>> data = Labelled(pictures, jnp.array([[0, 2], [1, 0]]))
+      >>> seeing, losses = train(classifier, seeing, draw, data, key, steps=2)
       >>> losses.shape
       (2,)
     """
@@ -220,8 +219,7 @@ def network_judge(network: JudgeNetwork, params: Params, factors: Sequence[str],
       batch_size: pictures judged at once; bounds the memory, not the number of pictures.
 
     Examples:
-      >>> classifier = JudgeNetwork((2, 3), width=2, num_features=4)
-      >>> sees = network_judge(classifier, init(classifier, key, (4, 4, 3)), ("shape", "colour"))
+      >>> sees = network_judge(classifier, seeing, ("shape", "colour"))
       >>> verdict(sees, pictures).shape
       (2, 2)
     """

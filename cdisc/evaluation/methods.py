@@ -182,7 +182,8 @@ def guided_eps(backbone: Backbone, params: Any, schedule: Schedule, density: Gui
     """The eps-function of a guided density.
 
     Examples:
-      >>> guided_eps(points, density, schedule, teacher_density(found.teacher, poe.Guidance()))(x, t).shape
+      >>> towards = teacher_density(found.teacher, poe.Guidance())
+      >>> jax.jit(guided_eps(points, density, schedule, towards))(x, t).shape
       (2, 2)
     """
     null = backbone.null(params)
@@ -226,7 +227,8 @@ def sample(
 
     Examples:
       >>> towards = teacher_density(found.teacher, poe.Guidance())
-      >>> sample(points, density, schedule, towards, x, DDIMOptions(num_steps=2, clip=None)).shape
+      >>> few = DDIMOptions(num_steps=2, clip=None)
+      >>> jax.jit(lambda x: sample(points, density, schedule, towards, x, few))(x).shape
       (2, 2)
     """
     return ddim(guided_eps(backbone, params, schedule, density), schedule, x, **options.ddim_options)

@@ -39,7 +39,8 @@ def ddim_with_variance(
       ValueError: if `last` is below 2 or above `num_steps`.
 
     Examples:
-      >>> samples, variance = ddim_with_variance(eps_fn, schedule, x, num_steps=4, last=2)
+      >>> sampler = jax.jit(lambda x: ddim_with_variance(eps_fn, schedule, x, num_steps=4, last=2))
+      >>> samples, variance = sampler(x)
       >>> samples.shape, variance.shape
       ((2, 2), (2,))
     """

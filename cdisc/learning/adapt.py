@@ -340,7 +340,8 @@ def step(
     Examples:
       >>> examples = Examples(query=query)
       >>> state = init(toy, toy_params, examples, key, teach)
-      >>> state, loss = step(state, toy, toy_params, schedule, examples, None, key, teach)
+      >>> stepped = jax.jit(lambda state: step(state, toy, toy_params, schedule, examples, None, key, teach))
+      >>> state, loss = stepped(state)
       >>> int(state.step), bool(loss > 0)
       (1, True)
     """

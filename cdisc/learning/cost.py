@@ -156,8 +156,8 @@ def training(
 
     Examples:
       >>> found = training(config, network, pretrain.PretrainOptions(batch_size=4), schedule, devices=2)
-      >>> found.parameters, found.devices
-      (np.int64(10979), 2)
+      >>> int(found.parameters), found.devices
+      (10675, 2)
     """
     # For each device, with padding where the batch cannot be divided evenly.
     size = -(-options.batch_size // (devices * options.accumulate))

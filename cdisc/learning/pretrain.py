@@ -106,7 +106,7 @@ def optimizer(options: PretrainOptions) -> optax.GradientTransformation:
     """AdamW on clipped gradients; the rate warms up, stays, and decays to zero at the end.
 
     Examples:
-      >>> move, _ = optimizer(few).update(toy_params, state.opt_state, toy_params)
+      >>> move, _ = jax.jit(optimizer(few).update)(toy_params, state.opt_state, toy_params)
       >>> bool(move["class_embedding"]["embedding"].any())  # the rate begins at zero
       False
     """
@@ -251,7 +251,8 @@ def add_gradient(
     Examples:
       >>> drawn, both = draw(state, key, (2,), options=few, schedule=schedule), jnp.array([True, True])
       >>> how = dict(backbone=toy, options=few, schedule=schedule)
-      >>> loss, gradient = add_gradient(zero_total(toy_params), toy_params, (x, labels), drawn, both, **how)
+      >>> added = jax.jit(lambda total: add_gradient(total, toy_params, (x, labels), drawn, both, **how))
+      >>> loss, gradient = added(zero_total(toy_params))
       >>> loss.shape
       ()
     """

@@ -188,7 +188,7 @@ def null_eps(backbone: Backbone, params: Any) -> EpsFn:
     """The unconditional eps-function, whose density discovery climbs (arXiv 2605.07078, Eq. 2).
 
     Examples:
-      >>> null_eps(mixture(schedule), density)(x, t)
+      >>> jax.jit(null_eps(mixture(schedule), density))(x, t)
       Array([[-0.34,  0.23],
              [-0.26,  0.38]], dtype=float32)
     """
