@@ -1,5 +1,6 @@
 """Small files: written whole or not at all, with a checksum where results depend on them; and where caches are."""
 
+import glob
 import hashlib
 import json
 import os
@@ -84,10 +85,13 @@ def write_bytes(path: pathlib.Path, content: bytes, instead: str = _ELSEWHERE) -
     partial = path.with_name(f"{prefix}{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob("*.partial"):
-            pid = left.stem.removeprefix(prefix)
-            if left.name.startswith(prefix) and pid.isdecimal() and not _runs(int(pid)):
+        for left in path.parent.glob(f"{glob.escape(prefix)}*.partial"):
+            try:
+                os.kill(int(left.stem.removeprefix(prefix)), 0)
+            except ProcessLookupError:
                 left.unlink(missing_ok=True)  # a killed process has left it
+            except (OSError, OverflowError, ValueError):
+                pass  # another user's process, or no process at all
         try:
             partial.write_bytes(content)
             to_disk(partial)
@@ -97,17 +101,6 @@ def write_bytes(path: pathlib.Path, content: bytes, instead: str = _ELSEWHERE) -
             raise
     except OSError as error:
         raise unwritable(path, error, instead) from error
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process of this host exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        pass  # another user's, or no process at all
-    return True
 
 
 def to_disk(path: pathlib.Path) -> None:
