@@ -1,5 +1,6 @@
 """Small files: written whole or not at all, with a checksum where results depend on them; and where caches are."""
 
+import errno
 import glob
 import hashlib
 import json
@@ -122,6 +123,21 @@ def unreadable(path: pathlib.Path, error: Exception) -> UserError:
     """The complaint that what is there cannot be read now; not a `DamagedError`, for it may be read later."""
     return UserError(
         f"{path} cannot be read ({short(error)}): see that its disk or network folder is there, then run again."
+    )
+
+
+def complaint(error: OSError, folder: pathlib.Path | None) -> str | None:
+    """The sentence for an uncaught OSError; None if it is a mistake in the code.
+
+    Such is a missing file, but not in `folder`, which somebody may have removed while it was used.
+    """
+    place = pathlib.Path(error.filename).absolute() if isinstance(error.filename, str) else None
+    lost = folder and place and place.is_relative_to(folder.absolute())
+    if error.errno is None or (error.errno == errno.ENOENT and not lost):
+        return None
+    return (
+        f"{error}: make room, bring the folder back or choose another --workdir, then run again; what was finished "
+        "there is kept."
     )
 
 

@@ -8,7 +8,6 @@ not exist.
 Of several processes the first one writes and each reads by itself, so none waits for another here.
 """
 
-import errno
 import hashlib
 import pathlib
 import shutil
@@ -25,8 +24,6 @@ from cdisc.errors import UserError
 from cdisc.storage import DamagedError
 
 _MANIFEST = "manifest.json"
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-_NETWORK = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
@@ -41,21 +38,6 @@ def _described(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def complaint(error: OSError, folder: pathlib.Path | None) -> str | None:
-    """The sentence for an uncaught OSError that the user can fix; None if it is a bug.
-
-    A missing file is a mistake, but not in `folder`, which somebody may have removed while it was used.
-    """
-    place = pathlib.Path(error.filename).absolute() if isinstance(error.filename, str) else None
-    lost = error.errno == errno.ENOENT and folder and place and place.is_relative_to(folder.absolute())
-    if error.errno not in _STORAGE + _NETWORK and not lost:
-        return None
-    return (
-        f"{error}: make room, bring the folder back or choose another --workdir, then run again; what was finished "
-        "there is kept."
-    )
 
 
 def _orbax() -> ocp.StandardCheckpointer:

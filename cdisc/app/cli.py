@@ -117,9 +117,7 @@ def _run(argv: list[str], several: bool) -> int:
         console.fail(str(error))
         return 2
     except OSError as error:
-        from cdisc.app import checkpoints
-
-        sentence = checkpoints.complaint(error, _folder(_WORKDIR))
+        sentence = storage.complaint(error, _folder(_WORKDIR))
         if sentence is None:
             raise
         console.fail(sentence)
