@@ -86,7 +86,7 @@ CASES = {
         ("discover", "adapt"),
     ),
     "training": Case("training", (), ("pretrain",)),
-    "half of training": Case("training", ("pretrain/params", "pretrain/train/step_*6"), ("pretrain",)),
+    "half of training": Case("training", ("pretrain/params.npz", "pretrain/train/step_*6"), ("pretrain",)),
 }
 
 FAULTS: dict[str, Callable[[bytes, random.Random], bytes | None]] = {

@@ -1,4 +1,4 @@
-"""Checkpoints of a network and of its training: pytrees of arrays, through Orbax, with a manifest of their own.
+"""Checkpoints of training: pytrees of arrays, through Orbax, with a manifest of their own.
 
 Each is written to a temporary folder that is renamed, so a killed run leaves no half checkpoint. Orbax casts where
 types differ, and answers a damaged file with tracebacks from its threads: the manifest, written last, holds each leaf's
@@ -11,7 +11,6 @@ Of several processes the first one writes and each reads by itself, so none wait
 import hashlib
 import pathlib
 import shutil
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -47,7 +46,7 @@ def _orbax() -> ocp.StandardCheckpointer:
     return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
-def save(path: pathlib.Path, tree: Any, about: Mapping[str, Any] | None = None) -> None:
+def save(path: pathlib.Path, tree: Any) -> None:
     """Writes a pytree of arrays to the folder `path`, in place of what is there.
 
     Of several processes the first one does: Orbax writes the host's arrays in that one alone.
@@ -55,7 +54,6 @@ def save(path: pathlib.Path, tree: Any, about: Mapping[str, Any] | None = None) 
     Args:
       path: the folder.
       tree: the arrays.
-      about: what else is to be known of them, for `read_about`.
 
     Raises:
       UserError: if the folder cannot be written; what was there is then still there.
@@ -71,8 +69,7 @@ def save(path: pathlib.Path, tree: Any, about: Mapping[str, Any] | None = None) 
         written = _checksums(partial)
         for name in written:
             storage.to_disk(partial / name)
-        manifest = {"leaves": _described(leaves), "files": written, "about": dict(about or {})}
-        storage.write_json(partial / _MANIFEST, manifest)
+        storage.write_json(partial / _MANIFEST, {"leaves": _described(leaves), "files": written})
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
     except (OSError, ValueError, UserError) as error:  # Orbax has a ValueError for what the system says
@@ -92,31 +89,19 @@ def _manifest(path: pathlib.Path) -> dict[str, Any]:
         raise DamagedError(f"{path} holds no finished checkpoint") from error
 
 
-def read_about(path: pathlib.Path) -> dict[str, Any]:
-    """What `save` was told of the arrays at `path`.
-
-    Raises:
-      DamagedError: if no finished checkpoint is there.
-    """
-    return _manifest(path)["about"]
-
-
-def restore(path: pathlib.Path, like: Any, about: Mapping[str, Any] | None = None) -> Any:
+def restore(path: pathlib.Path, like: Any) -> Any:
     """Reads the checkpoint at `path` into the structure of `like`.
 
     Args:
       path: the folder that `save` wrote.
       like: a pytree of arrays or of `jax.ShapeDtypeStruct`, the structure, shapes and types expected.
-      about: what `save` should have been told, of which older versions told less; None for anything.
 
     Raises:
-      DamagedError: if it is missing, cut short or damaged, or was saved for something else.
+      DamagedError: if it is missing, cut short or damaged.
       UserError: if it holds other arrays than `like`, or is not to be reached now.
     """
     path = path.absolute()
     manifest = _manifest(path)
-    if about is not None and not manifest["about"].items() <= about.items():
-        raise DamagedError(f"{path} holds the results of another run")
     leaves, checksums = manifest["leaves"], manifest["files"]
     try:
         files = _checksums(path)
