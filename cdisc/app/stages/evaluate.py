@@ -1,6 +1,6 @@
 """Samples of every method for every query, and their figures."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -92,7 +92,11 @@ def score_class(
     settings, dataset, composition = run.config.evaluate, run.dataset, run.queries[places[0]].composition
     shown = [jnp.asarray(run.queries[i].image) for i in places]
 
-    drawn = (jax.tree.map(jnp.asarray, samples[i]) for i in places)
+    def drawn() -> Iterator[dict[str, jax.Array]]:
+        for i in places:
+            signals.obey()
+            yield jax.tree.map(jnp.asarray, samples[i])
+
     references, real = None, {}
     if composition is not None:
         pictures = jnp.asarray(dataset.references(composition, settings.references + settings.samples))
@@ -103,7 +107,7 @@ def score_class(
         references, real = pictures[: settings.references], {REAL: pictures[settings.references :]}
     extract, k = compared_in.extract, settings.k
     return protocol.score_class(
-        judged_by, shown, drawn, composition, references, real=real, k=k, extract=extract, training=training
+        judged_by, shown, drawn(), composition, references, real=real, k=k, extract=extract, training=training
     )
 
 
@@ -129,7 +133,6 @@ def write_results(
     measured: dict[int, dict[str, protocol.Figures]] = {}
     pools = {}
     for of, places in classes.items():
-        signals.obey()
         figures, pools[of] = score_class(run, places, samples, judged_by, compared_in, training)
         measured |= zip(places, figures, strict=True)
     queries = [
