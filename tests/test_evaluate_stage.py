@@ -175,7 +175,7 @@ def test_the_judges_that_are_bundled_were_trained_as_their_configuration_says(fi
 
 def test_each_seed_has_its_own_keys_and_its_own_pools(tmp_path):
     # Catches: one key for a picture under all seeds, samples of several seeds in one pool, whose copies of a query
-    # would have no balls; errors over seeds instead of classes.
+    # would have no balls; errors over seeds instead of classes; a pool under another's class or seed.
     config = config_of("mixture.py")
     config.evaluate.update(per_class=4, seeds=(5, 8), samples=2, references=12)
     this = run.prepare(read(config), tmp_path, [])
@@ -190,7 +190,9 @@ def test_each_seed_has_its_own_keys_and_its_own_pools(tmp_path):
     )
     results = written(this, drawn_of(this))
     assert [(query["seed"], query["name"]) for query in results["queries"]] == [(q.seed, q.name) for q in this.queries]
-    assert len(results["classes"]) == 2 * len(this.dataset.split.held_out)
+    known = {(json.dumps(query["attributes"]), query["seed"]) for query in results["queries"]}
+    pooled = [(json.dumps(found["attributes"]), found["seed"]) for found in results["classes"]]
+    assert len(pooled) == 2 * len(this.dataset.split.held_out) and set(pooled) == known
     copies = [found["methods"]["copies"]["faithfulness"] for found in results["classes"]]
     assert all(0.0 <= found["recall"] <= 1.0 and found["precision"] == 1.0 for found in copies)
     assert results["methods"]["copies"]["pooled"]["classes"] == len(this.dataset.split.held_out)
