@@ -1,12 +1,15 @@
-"""What discovery knows of a class, by an exact measure: the likelihood of its other pictures.
+"""What discovery knows of a class: the likelihood of its other pictures, and how draws cover them.
 
-    python -m benchmarks.likelihood --config=configs/colormnist.py:small --workdir=runs/likelihood
+    python -m benchmarks.likelihood --config=configs/mixture.py:uneven --each=20 --workdir=runs/likelihood
 
 Three Gaussians are made of ONE picture: the product of the concepts found in it; N(query, s^2 I), Query-only; and
 N(query, v), where v is the network's posterior variance at the query itself, which takes the network's Jacobian and
 neither modes nor a selection. Each has a dial: the variances of the first and the last are multiplied by a temperature,
 and the last one has its noise level, too. Dials are set on pictures that are not reported: `--each` of every held-out
-class are, and as many others set them. Nats an entry, means over classes with intervals of the bootstrap over classes.
+class are, and as many others set them. Means over classes with intervals of the bootstrap over classes.
+
+The likelihood is exact, in nats an entry. Of draws, at the dial of the best coverage among those where `--accuracy` of
+them are right, it says joint accuracy, recall of right samples and coverage, as `evaluation.protocol` does.
 """
 
 import json
@@ -21,6 +24,7 @@ from cdisc import console, runtime, storage
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "A folder for the backbone and `likelihood.json`.")
 _EACH = flags.DEFINE_integer("each", 1, "Pictures of each held-out class that are reported.", lower_bound=1)
+_ACCURACY = flags.DEFINE_float("accuracy", 0.95, "The share of draws that a dial must get right.", 0.0, 1.0)
 
 _SCALES = np.geomspace(1e-3, 1e3, 37)
 """What variances are multiplied by; those of Query-only are these, up to 1."""
@@ -33,10 +37,12 @@ def main(_: list[str]) -> None:
 
     from cdisc.app.config import read
     from cdisc.app.run import opened, prepare
+    from cdisc.app.stages.judge import load_judge
     from cdisc.app.stages.pretrain import pretrain
     from cdisc.diffusion.gaussian import Gaussian
     from cdisc.discovery import concepts, covariance
     from cdisc.evaluation import metrics, statistics
+    from cdisc.evaluation.judge import verdict
     from cdisc.keys import named
     from cdisc.networks.backbone import null_eps
 
@@ -44,7 +50,7 @@ def main(_: list[str]) -> None:
     classes = len(prepare(read(config), workdir, []).dataset.split.held_out)
     config.evaluate.num_queries = 2 * _EACH.value * classes
     with opened(read(config), workdir, []) as run:
-        params = pretrain(run, active=True)
+        params, judge = pretrain(run, active=True), load_judge(run)
     options, schedule = run.config.discover, run.schedule
 
     @jax.jit
@@ -61,41 +67,70 @@ def main(_: list[str]) -> None:
         return product, variance
 
     @jax.jit
-    def likelihoods(mean, variance, pictures):
-        scaled = jax.vmap(lambda scale: metrics.log_likelihood(Gaussian(mean, scale * variance), pictures))
-        return scaled(jnp.asarray(_SCALES, jnp.float32))
+    def figures(mean, variance, pictures, composition, key):
+        """(scales, 4): nats of the pictures; of draws, accuracy, recall of the right ones and coverage."""
+        real, noise = judge.features(pictures), jax.random.normal(key, (run.config.evaluate.samples, *mean.shape))
+
+        def at(scale):
+            density = Gaussian(mean, scale * variance)
+            draws = density.mean[None] + jnp.sqrt(density.variance)[None] * noise
+            right, fake, k = (
+                metrics.all_right(verdict(judge, draws), composition),
+                judge.features(draws),
+                run.config.evaluate.k,
+            )
+            covered = metrics.right_recall(real, fake, right, k=k), metrics.density_coverage(real, fake, k=k).coverage
+            return jnp.stack([metrics.log_likelihood(density, pictures), jnp.mean(right), *covered])
+
+        return jax.lax.map(at, jnp.asarray(_SCALES, jnp.float32))
 
     measured = []
     for query in console.progress(run.queries, "likelihood", len(run.queries)):
         pictures = jnp.asarray(run.dataset.references(query.composition, run.config.evaluate.references))
-        image = jnp.asarray(query.image)
-        product, variance = densities(params, image, run.key("evaluate", query))
-        found = {"product": likelihoods(product.mean, product.variance, pictures)}
-        found["query"] = jnp.where(_SCALES <= 1.0, likelihoods(image, jnp.ones_like(image), pictures), -jnp.inf)
-        for t, level in zip(options.timesteps, variance, strict=True):
-            found[f"variance at the query, t = {t}"] = likelihoods(image, level, pictures)
-        measured.append(found)
-    # Queries come turn by turn: (dials set or reported, pictures, classes, dials).
+        image, key = jnp.asarray(query.image), run.key("evaluate", query)
+        product, variance = densities(params, image, key)
+        made = {"product": (product.mean, product.variance), "query": (image, jnp.ones_like(image))}
+        made |= {
+            f"variance at the query, t = {t}": (image, v) for t, v in zip(options.timesteps, variance, strict=True)
+        }
+        wanted = jnp.asarray(query.composition)
+        measured.append(
+            {name: figures(*moments, pictures, wanted, named(key, "draws")) for name, moments in made.items()}
+        )
+    # Queries come turn by turn: (dials set or reported, pictures, classes, dials, figures).
     tables = {
-        name: np.stack([each[name] for each in measured]).reshape(2, _EACH.value, classes, -1).mean(axis=1)
+        name: np.stack([each[name] for each in measured]).reshape(2, _EACH.value, classes, _SCALES.size, 4).mean(axis=1)
         for name in measured[0]
     }
-    best = {name: int(np.argmax(table[1].mean(axis=0))) for name, table in tables.items()}
-    at_query = max((name for name in tables if " at " in name), key=lambda name: tables[name][1].mean(axis=0).max())
+    setting = {name: table[1].mean(axis=0) for name, table in tables.items()}
     results = {}
-    for name in ("product", "query", at_query):
-        reported, product = tables[name][0, :, best[name]], tables["product"][0, :, best["product"]]
-        results[name] = {
-            "scale": float(_SCALES[best[name]]),
-            "nats": statistics.bootstrap(reported, np.random.default_rng(0)),
-            "product minus it": statistics.paired_bootstrap(product, reported, np.random.default_rng(0)),
-        }
-        estimate, low, high = results[name]["product minus it"]
-        console.say(
-            f"{name}, variances x {results[name]['scale']:.3g}: {results[name]['nats'].estimate:.3f} nats an entry; "
-            f"the product has {estimate:+.3f} [{low:+.3f}, {high:+.3f}] over {classes} classes"
-        )
+    for measure, names in (("likelihood", ("nats",)), ("draws", ("accuracy", "recall of right", "coverage"))):
+        columns = slice(0, 1) if measure == "likelihood" else slice(1, 4)
+        aim = {name: _aim(table, measure) for name, table in setting.items()}
+        at_query = max((name for name in aim if " at " in name), key=lambda name: aim[name].max())
+        dial = {name: int(np.argmax(aim[name])) for name in ("product", "query", at_query)}
+        reported = {name: tables[name][0][:, dial[name], columns] for name in dial}
+        results[measure] = {name: {"scale": float(_SCALES[dial[name]])} for name in dial}
+        for name, values in reported.items():
+            for column, figure in enumerate(names):
+                found = statistics.bootstrap(values[:, column], np.random.default_rng(0))
+                more = statistics.paired_bootstrap(
+                    reported["product"][:, column], values[:, column], np.random.default_rng(0)
+                )
+                results[measure][name] |= {figure: found, f"product minus it, {figure}": more}
+                console.say(
+                    f"{name}, variances x {_SCALES[dial[name]]:.3g}: {figure} {found.estimate:.3f} "
+                    f"[{found.low:.3f}, {found.high:.3f}]; the product has {more.estimate:+.3f} "
+                    f"[{more.low:+.3f}, {more.high:+.3f}] over {classes} classes"
+                )
     storage.write_text(workdir / "likelihood.json", json.dumps(results, indent=2) + "\n")
+
+
+def _aim(table: np.ndarray, measure: str) -> np.ndarray:
+    """What a dial is set by, of figures (scales, 4): the likelihood, or the coverage where enough draws are right."""
+    if measure == "likelihood":
+        return table[:, 0]
+    return np.where(table[:, 1] >= _ACCURACY.value, table[:, 3], table[:, 1] - 1.0)
 
 
 if __name__ == "__main__":

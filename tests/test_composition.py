@@ -79,14 +79,16 @@ def test_later_rounds_have_fewer_compositions_and_more_draws_of_their_own(monkey
     true, near = (parts.embedding(jnp.asarray(of)) for of in ((3, 1, 2), (4, 1, 2)))
     looks, keys = [], []
 
-    def class_losses(backbone, params, schedule, query, key, embeddings, *, num_draws, batch_size):
+    def class_losses(backbone, params, schedule, query, key, embeddings, *, num_draws, batch_size, noise_levels):
+        assert noise_levels == (0.2, 0.3)  # Catches: a default that wins over what was given
         looks.append((num_draws, len(embeddings)))
         keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
         wanted = true if num_draws == 64 else near  # few draws take another one for the true one
         return jnp.sum(jnp.square(embeddings - wanted[None]), axis=-1)
 
     monkeypatch.setattr(composition.baselines, "class_losses", class_losses)
-    found = composition.of_picture(None, None, None, jnp.zeros(1), jax.random.key(0), parts, num_draws=16)
+    picture, key = jnp.zeros(1), jax.random.key(0)
+    found = composition.of_picture(None, None, None, picture, key, parts, num_draws=16, noise_levels=(0.2, 0.3))
     np.testing.assert_array_equal(found.composition, [3, 1, 2])
     assert looks == [(2, 60), (8, 8), (64, 4)]
     assert len(set(keys)) == 3

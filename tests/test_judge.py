@@ -147,6 +147,15 @@ def test_the_nearest_level_judge_is_exact():
     np.testing.assert_allclose(judge.predict(points)[1][0], [-(4.9**2), -(5.1**2)], rtol=1e-5)
 
 
+def test_between_levels_of_two_widths_the_more_likely_one_is_seen():
+    judge = judging.nearest_level_judge(("x",), ((0.0, 1.0),), (0.1, 0.4))
+    points = np.linspace(-3, 4, 141, dtype=np.float32)[:, None]
+    likely = [-0.5 * ((points[:, 0] - level) / std) ** 2 - np.log(std) for level, std in ((0.0, 0.1), (1.0, 0.4))]
+    # Catches: the distance alone, and a log density without its normaliser. Far on the left the wide level wins.
+    np.testing.assert_array_equal(judging.verdict(judge, points)[:, 0], np.argmax(likely, axis=0))
+    assert judging.verdict(judge, jnp.asarray([[-2.0], [0.32], [0.2]]))[:, 0].tolist() == [1, 1, 0]
+
+
 def test_names_must_match_the_factors():
     with pytest.raises(ValueError, match="1 names for a judge of 2 factors"):
         judging.network_judge(NETWORK, {}, ("place",))

@@ -36,6 +36,17 @@ def test_stratified_timesteps_are_uniform_at_every_place_of_the_batch():
         assert np.sum((counts[1:] - expected) ** 2 / expected) < 19 + 5 * np.sqrt(2 * 19)
 
 
+def test_stratified_timesteps_of_some_noise_levels_fill_that_part_of_the_schedule_alone():
+    for seed in range(5):
+        t = np.sort(loss.stratified_timesteps(jax.random.key(seed), 10, 1000, (0.35, 0.6)))
+        np.testing.assert_array_equal((t - 351) // 25, np.arange(10))  # Catches: a span that begins at 1
+    t, _ = loss.draw_noise(jax.random.key(0), SCHEDULE, (64, 2), (0.9, 1.0))
+    assert t.min() > 900 and t.max() <= 1000
+    for wrong in ((0.6, 0.35), (0.5, 0.5), (-0.1, 0.5), (0.5, 1.1), (0.5,), (float("nan"), 1.0)):
+        with pytest.raises(ValueError, match=r"noise_levels is .*two growing shares"):
+            loss.stratified_timesteps(jax.random.key(0), 10, 1000, wrong)
+
+
 def test_eps_error_is_the_mean_square_over_each_picture():
     x0 = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))
     noise = jax.random.normal(jax.random.key(1), x0.shape)

@@ -106,17 +106,48 @@ def test_labelled_points_cover_every_cell():
         data.labelled("reference", 4, 0)
 
 
+def test_a_held_out_cell_has_the_widths_of_its_levels():
+    widths = (0.5, 2.0, 1.0, 1.5)
+    data = planar.load(_config(widths=widths))
+    for trained, variances in zip(data.split.trained, data.train.variances, strict=True):
+        np.testing.assert_allclose(variances, (STD * np.asarray(widths)[list(trained)]) ** 2, rtol=1e-6)
+    for draw in (data.queries, data.references):
+        spread = np.std(draw((0, 2), 4000) - np.asarray([-0.9, 0.3]), axis=0)
+        np.testing.assert_allclose(spread, [STD * 0.5, STD * 1.0], rtol=0.05)
+    points, attributes = data.labelled("train", 8000, 0)
+    far = (np.asarray(points) - np.asarray(LEVELS)[attributes]) / STD
+    for level, width in enumerate(widths):
+        np.testing.assert_allclose(far[attributes == level].std(), width, rtol=0.06)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"std": 0.0}, "std is 0.0"),
+        ({"std": float("nan")}, "std is nan"),
+        ({"widths": (1.0, 2.0)}, "one positive number for each of 4 levels"),
+        ({"widths": (1.0, 2.0, 0.0, 1.0)}, "one positive number"),
+    ],
+)
+def test_widths_that_are_none_are_refused(changes, says):
+    with pytest.raises(ValueError, match=says):
+        _config(**changes)
+
+
 def test_fingerprint_follows_whatever_decides_the_points():
     reference = planar.load(_config()).fingerprint
-    for changes in ({"std": 0.07}, {"levels": (-0.9, -0.3, 0.3, 0.8, 0.9)}, {"held_out": HELD_OUT[:1]}):
+    for changes in (
+        {"std": 0.07},
+        {"widths": (1.0, 1.0, 1.0, 2.0)},
+        {"levels": (-0.9, -0.3, 0.3, 0.8, 0.9)},
+        {"held_out": HELD_OUT[:1]},
+    ):
         assert planar.load(_config(**changes)).fingerprint != reference
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"std": 0.0}, "data.std"),
-        ({"std": float("nan")}, "data.std"),
         ({"levels": (0.3, -0.3)}, "increasing"),
         ({"levels": (0.3, 0.3)}, "increasing"),
         ({"levels": ()}, "at least one"),

@@ -218,3 +218,23 @@ def test_what_is_told_without_a_judge_is_as_committed():
     estimate, low, high = found["variance of wrong samples"]
     assert f"{estimate:.2f} ({low:.2f} to {high:.2f})" in text
     assert all(f"{share:.3f}" in text for share in found["right"].values())
+
+
+def test_what_discovery_buys_in_the_plane_is_as_committed():
+    # Catches: a rounded figure, an interval or a bold face that the measurement does not give.
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    figures = {"nats": "likelihood", "accuracy": "draws", "recall of right": "draws", "coverage": "draws"}
+    for variant, measures in json.loads((ROOT / "docs" / "likelihood.json").read_text(encoding="utf-8")).items():
+        table = text.split(f"\n| {variant} cells")[1].split("\n\n")[0]
+        for start, row in (
+            ("product", "product of the concepts"),
+            ("query", "N(query, s^2 I)"),
+            ("var", "N(query, v)"),
+        ):
+            found = {m: next(row for name, row in of.items() if name.startswith(start)) for m, of in measures.items()}
+            values = [found[measure][figure][0] for figure, measure in figures.items()]
+            assert f"| {row} | " + " | ".join(f"{value:.3f}" for value in values) + " |" in table
+            differences = (found[measure][f"product minus it, {figure}"] for figure, measure in figures.items())
+            cells = (f"{at:+.3f} [{low:+.3f}, {high:+.3f}]" for at, low, high in differences)
+            shown = [f"**{cell}**" if cell.count("+") in (0, 3) else cell for cell in cells]
+            assert start == "product" or "| product minus " + row + " | " + " | ".join(shown) + " |" in table

@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 from cdisc import storage
 from cdisc.data import avatars, celeba, colormnist, folder, letters, planar, queries
+from cdisc.diffusion.loss import require_noise_levels
 from cdisc.diffusion.sampling import DDIMOptions, timesteps
 from cdisc.discovery.concepts import DiscoveryOptions
 from cdisc.discovery.poe import Guidance
@@ -128,6 +129,7 @@ class Adapt:
       class_draws: noisy copies of the query on which the trained classes are compared.
       composed_draws: the same for the sums of the classes' parts; the last four meet four times as many
         (`evaluation.composition.of_picture`).
+      composed_noise_levels: the part of the schedule where they are compared, as shares of its timesteps.
       chunk: queries whose adapters are trained side by side on a device.
       levels: what is learnt, by name; here in the order in which they can be trained (`after`).
     """
@@ -136,7 +138,8 @@ class Adapt:
     guidance: Guidance = dataclasses.field(default_factory=Guidance)
     prior_size: int = 256
     class_draws: int = 32
-    composed_draws: int = 32
+    composed_draws: int = 16
+    composed_noise_levels: tuple[float, float] = (0.35, 0.6)
     chunk: int = 16
     levels: dict[str, AdaptOptions] = dataclasses.field(default_factory=dict)
 
@@ -144,6 +147,7 @@ class Adapt:
         """Refuses counts below one, and adaptations that cannot follow one another."""
         counts = ("pool_size", "prior_size", "class_draws", "composed_draws", "chunk")
         require_positive(**{name: getattr(self, name) for name in counts})
+        require_noise_levels(composed_noise_levels=self.composed_noise_levels)
         for name, level in self.levels.items():
             if level.after and level.after not in self.levels:
                 hint = nearest(level.after, self.levels)

@@ -303,8 +303,9 @@ def compose(query: Any, model: Model, seed: int = 0) -> tuple[dict[str, str], ad
     known, settings = (model.backbone, model.params, model.schedule, image), model.config.adapt
     split = model.split
     parts = composition.parts_of(model.backbone.table(model.params), split.trained, split.factors.sizes)
-    counts = {"num_draws": settings.composed_draws, "batch_size": model.config.sampling.batch}
-    found = _of_picture(*known, named(jax.random.key(seed), "compose"), parts, **counts)
+    given = {"num_draws": settings.composed_draws, "noise_levels": settings.composed_noise_levels}
+    given |= {"batch_size": model.config.sampling.batch}
+    found = _of_picture(*known, named(jax.random.key(seed), "compose"), parts, **given)
     values = tuple(np.asarray(found.composition).tolist())
     return compositions.attributes(split.factors, values), adapt_lib.Adaptation(found.embedding, lora.Adapter())
 
@@ -361,5 +362,5 @@ def _discover(
 
 
 _sample = jax.jit(methods.sample, static_argnames=("backbone", "options"))
-_of_picture = jax.jit(composition.of_picture, static_argnames=("backbone", "num_draws", "batch_size"))
-_class_losses = jax.jit(baselines.class_losses, static_argnames=("backbone", "num_draws", "batch_size"))
+_of_picture = jax.jit(composition.of_picture, static_argnames=("backbone", "num_draws", "batch_size", "noise_levels"))
+_class_losses = jax.jit(baselines.class_losses, static_argnames=("backbone", "num_draws", "batch_size", "noise_levels"))

@@ -1,8 +1,9 @@
 """Points in the plane whose two coordinates are the two factors: composition with every density known exactly.
 
-A composition is a cell (horizontal level, vertical level); its class is `N((level_x, level_y), std^2 I)`. The trained
-cells make a Gaussian mixture, which `diffusion.exact` noises in closed form, so that discovery can be watched, and
-checked, without a network between it and the truth.
+A composition is a cell (horizontal level, vertical level); its class is a Gaussian about the two levels, whose width
+in either coordinate may be the level's own: then a held-out cell is a composition in its shape, too. The trained cells
+make a Gaussian mixture, which `diffusion.exact` noises in closed form, so that discovery can be watched, and checked,
+without a network between it and the truth.
 """
 
 import dataclasses
@@ -44,7 +45,7 @@ def factors(levels_x: Sequence[float], levels_y: Sequence[float]) -> composition
 def planar_mixture(
     levels_x: Sequence[float],
     levels_y: Sequence[float],
-    std: float,
+    stds: float | Sequence[float],
     split: compositions.CompositionSplit,
     *,
     held_out: bool = False,
@@ -54,16 +55,17 @@ def planar_mixture(
     Args:
       levels_x: Lx increasing numbers.
       levels_y: Ly increasing numbers.
-      std: The standard deviation of a cell in either coordinate.
+      stds: The standard deviation of a cell in either coordinate, or (L,) one for each level of a coordinate.
       split: Which cells are trained; component c is class c, `split.trained[c]`.
       held_out: Gives the held-out cells instead, in the order of `split.held_out`.
     """
     cells = np.asarray(split.held_out if held_out else split.trained)
     means = np.stack([np.asarray(levels_x)[cells[:, 0]], np.asarray(levels_y)[cells[:, 1]]], axis=1)
+    widths = np.broadcast_to(stds, cells.shape) if np.ndim(stds) == 0 else np.asarray(stds)[cells]
     return GaussianMixture(
         weights=jnp.full((len(cells),), 1.0 / len(cells), jnp.float32),
         means=jnp.asarray(means, jnp.float32),
-        variances=jnp.full(means.shape, std**2, jnp.float32),
+        variances=jnp.asarray(widths**2, jnp.float32),
     )
 
 
@@ -84,19 +86,35 @@ class Options:
 
     Attributes:
       levels: of either coordinate.
-      std: of a cell.
+      std: of a cell in either coordinate.
+      widths: of the levels, in units of `std`; empty if all are 1.
       held_out: partial assignments such as "horizontal=-0.9 vertical=0.3" (`compositions.parse`); a factor left out
         means all of its values.
     """
 
     levels: tuple[float, ...] = (-0.9, -0.3, 0.3, 0.9)
     std: float = 0.06
+    widths: tuple[float, ...] = ()
     held_out: tuple[str, ...] = (
         "horizontal=-0.9 vertical=0.3",
         "horizontal=-0.3 vertical=0.9",
         "horizontal=0.3 vertical=-0.9",
         "horizontal=0.9 vertical=-0.3",
     )
+
+    def __post_init__(self) -> None:
+        """Refuses widths that are none, or not one for each level."""
+        if not 0 < self.std < float("inf"):
+            raise ValueError(f"std is {self.std}: write a positive number.")
+        if self.widths and (len(self.widths) != len(self.levels) or not all(0 < w < float("inf") for w in self.widths)):
+            raise ValueError(
+                f"widths is {self.widths}: write one positive number for each of {len(self.levels)} levels."
+            )
+
+    @property
+    def stds(self) -> tuple[float, ...]:
+        """The standard deviation in a coordinate, by its level."""
+        return tuple(self.std * width for width in self.widths or (1.0,) * len(self.levels))
 
 
 def load(config: Options) -> Dataset:
@@ -109,19 +127,17 @@ def load(config: Options) -> Dataset:
       The data set; its `train` is the `GaussianMixture` of the trained cells.
 
     Raises:
-      UserError: If the levels, the standard deviation or the split cannot be used.
+      UserError: If the levels or the split cannot be used.
     """
-    levels, std = config.levels, config.std
-    if not 0 < std < float("inf"):
-        raise errors.UserError(f"config.data.std is {config.std}: write a positive number.")
+    levels, stds = config.levels, config.stds
     split = compositions.split(factors(levels, levels), tuple(config.held_out))
     compositions.assert_no_held_out(split, np.asarray(split.trained))
 
     def points(seed: int, composition: compositions.Composition, n: int) -> np.ndarray:
         """The first n points of a cell's own fixed stream."""
         stream = np.random.default_rng([seed, *composition])
-        centre = np.asarray([levels[index] for index in composition])
-        return (centre + std * stream.standard_normal((n, 2))).astype(np.float32)
+        centre, widths = np.asarray(levels)[list(composition)], np.asarray(stds)[list(composition)]
+        return (centre + widths * stream.standard_normal((n, 2))).astype(np.float32)
 
     def labelled(part: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         if part not in ("train", "query"):
@@ -129,14 +145,15 @@ def load(config: Options) -> Dataset:
         stream = np.random.default_rng([("train", "query").index(part), seed])
         attributes = stream.integers(0, len(levels), (n, 2))
         noise = stream.standard_normal((n, 2))
-        return (np.asarray(levels)[attributes] + std * noise).astype(np.float32), attributes.astype(np.int32)
+        points = np.asarray(levels)[attributes] + np.asarray(stds)[attributes] * noise
+        return points.astype(np.float32), attributes.astype(np.int32)
 
-    identity = [levels, std, dataclasses.asdict(split)]
+    identity = [levels, stds if config.widths else config.std, dataclasses.asdict(split)]
     return Dataset(
         name="planar",
         shape=SHAPE,
         split=split,
-        train=planar_mixture(levels, levels, std, split),
+        train=planar_mixture(levels, levels, stds, split),
         train_batch=train_batch,
         queries=lambda composition, n: points(_QUERY_SEED, composition, n),
         references=lambda composition, n: points(_REFERENCE_SEED, composition, n),

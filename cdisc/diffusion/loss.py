@@ -10,12 +10,29 @@ from cdisc.errors import require_known
 LOSSES = ("eps", "v")
 
 
-def stratified_timesteps(key: jax.Array, batch_size: int, num_timesteps: int) -> jax.Array:
+def require_noise_levels(**values: tuple[float, ...]) -> None:
+    """Refuses what is no part of a schedule, two growing shares of its timesteps.
+
+    Raises:
+      ValueError: naming the option and its value.
+    """
+    for name, shares in values.items():
+        if len(shares) != 2 or not 0.0 <= shares[0] < shares[1] <= 1.0:
+            raise ValueError(f"{name} is {shares}: use two growing shares of the timesteps, such as (0.35, 0.6).")
+
+
+def stratified_timesteps(
+    key: jax.Array, batch_size: int, num_timesteps: int, noise_levels: tuple[float, float] = (0.0, 1.0)
+) -> jax.Array:
     """Timesteps (B,), each uniform on 1..T, evenly spread over the batch (Kingma et al. 2021, appendix I.1).
 
-    Spreading leaves the expected loss as it is and lowers its variance.
+    Spreading leaves the expected loss as it is and lowers its variance. With other `noise_levels` they
+    lie in that part of the schedule alone: (0.35, 0.6) of 1000 timesteps are 351 to 600.
     """
+    require_noise_levels(noise_levels=noise_levels)
     offsets = (jax.random.uniform(key) + jnp.arange(batch_size) / batch_size) % 1.0
+    low, high = noise_levels
+    offsets = low + (high - low) * offsets
     return jnp.minimum(jnp.floor(offsets * num_timesteps).astype(jnp.int32), num_timesteps - 1) + 1
 
 
@@ -46,10 +63,13 @@ def loss_weight(schedule: Schedule, t: jax.Array, loss: str) -> jax.Array:
     return jnp.ones(t.shape) if loss == "eps" else 1.0 / schedule.alpha_bar[t]
 
 
-def draw_noise(key: jax.Array, schedule: Schedule, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Timesteps (B,) and noise (B, ...) for pictures of `shape` (B, ...)."""
+def draw_noise(
+    key: jax.Array, schedule: Schedule, shape: tuple[int, ...], noise_levels: tuple[float, float] = (0.0, 1.0)
+) -> tuple[jax.Array, jax.Array]:
+    """Timesteps (B,), as `stratified_timesteps` draws them, and noise (B, ...) for pictures of `shape` (B, ...)."""
     key_t, key_noise = jax.random.split(key)
-    return stratified_timesteps(key_t, shape[0], schedule.num_timesteps), jax.random.normal(key_noise, shape)
+    t = stratified_timesteps(key_t, shape[0], schedule.num_timesteps, noise_levels)
+    return t, jax.random.normal(key_noise, shape)
 
 
 def weighted_errors(
@@ -59,6 +79,13 @@ def weighted_errors(
     return loss_weight(schedule, t, loss) * eps_error(eps_fn, schedule, x0, t, noise)
 
 
-def denoising_loss(eps_fn: EpsFn, schedule: Schedule, key: jax.Array, x0: jax.Array, loss: str = "eps") -> jax.Array:
+def denoising_loss(
+    eps_fn: EpsFn,
+    schedule: Schedule,
+    key: jax.Array,
+    x0: jax.Array,
+    loss: str = "eps",
+    noise_levels: tuple[float, float] = (0.0, 1.0),
+) -> jax.Array:
     """The mean of the weighted `eps_error` over pictures `x0` (B, ...), noise and timesteps (Ho et al. 2020)."""
-    return jnp.mean(weighted_errors(eps_fn, schedule, x0, *draw_noise(key, schedule, x0.shape), loss))
+    return jnp.mean(weighted_errors(eps_fn, schedule, x0, *draw_noise(key, schedule, x0.shape, noise_levels), loss))

@@ -31,6 +31,7 @@ def class_losses(
     *,
     num_draws: int = 32,
     batch_size: int = 64,
+    noise_levels: tuple[float, float] = (0.0, 1.0),
 ) -> jax.Array:
     """The mean eps loss of the query under every trained class, or under others: (C,).
 
@@ -47,6 +48,7 @@ def class_losses(
       embeddings: (C, E) the classes; by default the trained ones, the rows of the backbone's table.
       num_draws: M, noisy copies of the query.
       batch_size: network evaluations at once.
+      noise_levels: the part of the schedule whose timesteps are drawn (`loss.stratified_timesteps`).
 
     Raises:
       TypeError: if the query is no float32 picture, or the key is none.
@@ -55,7 +57,7 @@ def class_losses(
     require_array("query", query, "float32", range(1, 9), "a picture as float32")
     require_positive(num_draws=num_draws, batch_size=batch_size)
     table = backbone.table(params) if embeddings is None else embeddings
-    times = stratified_timesteps(named(key, "timesteps"), num_draws, schedule.num_timesteps)
+    times = stratified_timesteps(named(key, "timesteps"), num_draws, schedule.num_timesteps, noise_levels)
     noises = jax.random.normal(named(key, "noise"), (num_draws, *query.shape))
 
     def batch_losses(pairs: jax.Array) -> jax.Array:

@@ -209,17 +209,32 @@ def network_judge(network: JudgeNetwork, params: Params, factors: Sequence[str],
     )
 
 
-def nearest_level_judge(factors: Sequence[str], levels: Sequence[Sequence[float]]) -> Judge:
-    """The exact judge of points whose coordinate f sits near one of `levels[f]`, as on the planar grid.
+def nearest_level_judge(
+    factors: Sequence[str], levels: Sequence[Sequence[float]], stds: Sequence[float] | None = None
+) -> Judge:
+    """The exact judge of points whose coordinate f is a Gaussian about one of `levels[f]`, as on the planar grid.
 
-    The logits are minus the squared distances to the levels, the features the coordinates themselves.
+    The logits are minus the squared distances to the levels where all are as wide, the log densities where not; the
+    features are the coordinates themselves.
+
+    Args:
+      factors: the names of the coordinates.
+      levels: of each.
+      stds: (L,) the standard deviations at the levels, the same in each coordinate; None where all are alike.
+
+    Raises:
+      ValueError: if there is not one name for each coordinate.
     """
     if len(factors) != len(levels):
         raise ValueError(f"{len(factors)} names for {len(levels)} coordinates")
     grid = tuple(jnp.asarray(values, jnp.float32) for values in levels)
+    widths = None if stds is None else jnp.asarray(stds, jnp.float32)[None]
 
     def predict(points: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(-jnp.square(points[:, f, None] - values[None]) for f, values in enumerate(grid))
+        squares = tuple(jnp.square(points[:, f, None] - values[None]) for f, values in enumerate(grid))
+        if widths is None:
+            return tuple(-square for square in squares)
+        return tuple(-square / (2 * widths**2) - jnp.log(widths) for square in squares)
 
     return Judge(factors=tuple(factors), predict=predict, features=lambda points: points)
 

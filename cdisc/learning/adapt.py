@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cdisc.diffusion.loss import LOSSES, denoising_loss
+from cdisc.diffusion.loss import LOSSES, denoising_loss, require_noise_levels
 from cdisc.diffusion.schedule import Schedule
 from cdisc.errors import require_array, require_known, require_positive
 from cdisc.keys import named
@@ -60,6 +60,7 @@ class AdaptOptions:
       decay: whether the rates fall to zero over the steps, along a cosine.
       null_dropout: share of the batch that sees the null class instead of the new embedding.
       loss: "eps" (Eq. 15) or "v" (`diffusion.loss.loss_weight`).
+      noise_levels: the part of the schedule that is learnt from, as shares of its timesteps.
       prior_weight: weight of the loss on pictures of trained classes, with their own embeddings; 0 leaves it out.
 
     Raises:
@@ -83,6 +84,7 @@ class AdaptOptions:
     decay: bool = False
     null_dropout: float = 0.0
     loss: str = "eps"
+    noise_levels: tuple[float, float] = (0.0, 1.0)
     prior_weight: float = 0.0
 
     def __post_init__(self) -> None:
@@ -104,6 +106,7 @@ class AdaptOptions:
         for name in ("learning_rate", "embedding_learning_rate", "block_learning_rate", "l1", "prior_weight"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: use a number from 0 on.")
+        require_noise_levels(noise_levels=self.noise_levels)
         if not 0.0 <= self.null_dropout < 1.0:
             raise ValueError(f"null_dropout is {self.null_dropout}: use a share below 1.")
         positive = {"alpha": self.rank > 0, "learning_rate": self.rank > 0}
@@ -340,7 +343,7 @@ def step(
             def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
                 return backbone.apply(params, x, t, embeddings, learnt.get("adapter"))
 
-            return denoising_loss(eps_fn, schedule, key, images, options.loss)
+            return denoising_loss(eps_fn, schedule, key, images, options.loss, options.noise_levels)
 
         embedding = _embedding(learnt, table, options)
         dropped = jax.random.bernoulli(named(key, "null"), options.null_dropout, (options.batch_size,))

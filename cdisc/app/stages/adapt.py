@@ -79,8 +79,9 @@ def adapt(run: Run, params: Any, discoveries: Sequence[concepts.Discovery], acti
         losses = baselines.class_losses(*known, key, num_draws=settings.class_draws, batch_size=batch)
         if parts is None:
             return losses, None
-        at, draws = named(key, "composed"), settings.composed_draws
-        return losses, composition.of_picture(*known, at, parts, num_draws=draws, batch_size=batch)
+        at, draws, levels = named(key, "composed"), settings.composed_draws, settings.composed_noise_levels
+        seen = composition.of_picture(*known, at, parts, num_draws=draws, batch_size=batch, noise_levels=levels)
+        return losses, seen
 
     compared = devices.one_by_one(compare, num_shared=1)
     fits = {name: adapt_lib.fitter(run.backbone, options, devices.side_by_side) for name, options in specs.items()}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from cdisc import console, storage
 from cdisc.app.run import Run
 from cdisc.app.stages.saved import keep, kept
+from cdisc.data import planar
 from cdisc.evaluation import judge, protocol
 from cdisc.keys import named
 from cdisc.networks import bundled
@@ -39,9 +40,11 @@ def load_judge(run: Run) -> judge.Judge:
 
     For pictures it is restored, bundled or trained on real ones.
     """
-    factors = run.dataset.split.factors
-    if run.network is None or not factors.names:
-        return judge.nearest_level_judge(factors.names, [[float(v) for v in values] for values in factors.values])
+    factors, data = run.dataset.split.factors, run.config.data
+    if isinstance(data, planar.Options):
+        return judge.nearest_level_judge(factors.names, (data.levels, data.levels), data.stds if data.widths else None)
+    if not factors.names:
+        return judge.nearest_level_judge((), ())
     path = run.path("evaluate", "judge.npz")
     if not path.exists():
         init = functools.partial(judge.init, judge_network(run), shape=run.dataset.shape)

@@ -124,5 +124,5 @@ def plane_of(run: Run, params: Any) -> html.Plane | None:
         return None
     data = run.config.data
     assert isinstance(data, planar.Options)  # the only points that there are
-    held_out = planar.planar_mixture(data.levels, data.levels, data.std, run.dataset.split, held_out=True)
+    held_out = planar.planar_mixture(data.levels, data.levels, data.stds, run.dataset.split, held_out=True)
     return html.Plane(trained=params, held_out=held_out)
