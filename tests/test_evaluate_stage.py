@@ -17,6 +17,7 @@ from cdisc.app.config import read
 from cdisc.app.report import results as results_lib
 from cdisc.app.stages import benchmark, report
 from cdisc.app.stages import evaluate as stage
+from cdisc.app.stages import judge as judge_stage
 from cdisc.app.stages.judge import bundled_judge, judge_about, judge_bundle, load_judge
 from cdisc.data import compositions, planar
 from cdisc.discovery import concepts
@@ -163,6 +164,27 @@ def test_the_bundled_judge_is_used_where_it_fits(tmp_path, monkeypatch, capsys):
     this.config = read(config)
     assert bundled_judge(this, like) is None
     assert capsys.readouterr().err == ""
+
+
+def test_the_judge_is_made_once_and_is_of_its_run(tmp_path, monkeypatch):
+    # Catches: training one although one is bundled, another one at each start, one of other data believed.
+    factors = types.SimpleNamespace(names=("digit",), sizes=(2,))
+    split = types.SimpleNamespace(factors=factors)
+    data = types.SimpleNamespace(fingerprint="digits", shape=(8, 8, 3), split=split)
+    this = types.SimpleNamespace(config=read(config_of("colormnist.py")), dataset=data, path=tmp_path.joinpath)
+    there = iter([{"x": np.ones(2, np.float32)}, None])
+    monkeypatch.setattr(judge_stage, "bundled_judge", lambda run, like: next(there))
+    monkeypatch.setattr(judge_stage, "train_judge", lambda run: {"x": np.full(2, 5.0, np.float32)})
+    monkeypatch.setattr(judge_stage.judge, "init", lambda network, key, shape: {})
+    monkeypatch.setattr(judge_stage.judge, "network_judge", lambda network, params, names: (params["x"][0], names))
+    assert load_judge(this) == load_judge(this) == (1.0, ("digit",))
+    data.fingerprint = "others"
+    with pytest.raises(
+        errors.UserError, match=r"judge\.npz holds the results of .* another run: delete it and run again"
+    ):
+        load_judge(this)
+    (tmp_path / "evaluate" / "judge.npz").unlink()
+    assert load_judge(this) == (5.0, ("digit",))
 
 
 @pytest.mark.parametrize("file", ["colormnist.py", "avatars.py", "letters.py"])
