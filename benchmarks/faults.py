@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
-from cdisc import console, runtime
+from cdisc import console, runtime, storage
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A folder for all runs; it must not exist.")
 _COUNT = flags.DEFINE_integer("count", 240, "How many faults.")
@@ -86,7 +86,7 @@ CASES = {
         ("discover", "adapt"),
     ),
     "training": Case("training", (), ("pretrain",)),
-    "half of training": Case("training", ("pretrain/params", "pretrain/train/step_*6"), ("pretrain",)),
+    "half of training": Case("training", ("pretrain/params.npz", "pretrain/train/step_*6"), ("pretrain",)),
 }
 
 FAULTS: dict[str, Callable[[bytes, random.Random], bytes | None]] = {
@@ -161,7 +161,6 @@ def read_alone(root: pathlib.Path, choice: random.Random) -> collections.Counter
     """What readers make of every fault in every checkpoint and record of the cases."""
     import jax
 
-    from cdisc import storage
     from cdisc.app import checkpoints, containers
     from cdisc.errors import UserError
 
@@ -240,7 +239,6 @@ def removed(path: pathlib.Path) -> None:
 
 def once(run: Callable[[], None]) -> Ended:
     """Runs in this process, as the command does; what threads write to standard error counts, too."""
-    from cdisc.app import checkpoints
     from cdisc.errors import UserError
 
     sentence = ""
@@ -250,7 +248,7 @@ def once(run: Callable[[], None]) -> Ended:
         except UserError as error:
             sentence = str(error)
         except OSError as error:
-            sentence = checkpoints.complaint(error, None) or traceback.format_exc()
+            sentence = storage.complaint(error, None) or traceback.format_exc()
         except Exception:
             sentence = traceback.format_exc()
         said.seek(0)

@@ -50,7 +50,7 @@ def quiet_libraries() -> None:
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     # Orbax logs, with a traceback, errors that it also raises; through absl, too, whose `app.run` resets its level.
     logging.getLogger("orbax").setLevel(logging.CRITICAL)
-    logging.getLogger("absl").addFilter(_is_critical)
+    logging.getLogger("absl").addFilter(lambda record: record.levelno >= logging.CRITICAL)
     # Where Orbax could not write one array, its tasks for the others stay, and report to a loop that has ended.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.unraisablehook = _unless_too_late
@@ -59,10 +59,6 @@ def quiet_libraries() -> None:
 def _unless_too_late(unraisable: Any) -> None:
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
-
-
-def _is_critical(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.CRITICAL
 
 
 def progress(

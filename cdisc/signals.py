@@ -20,7 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 CODES = {signal.SIGINT: 2, signal.SIGTERM: 143, signal.SIGHUP: 129}
 """The exit code of a run that the signal has stopped."""
@@ -80,19 +80,13 @@ def obey() -> None:
 
 
 def _end_at_the_second(reader: int) -> None:
-    _wait_for_interrupt(reader)
-    _write(sys.stdout, "stopping when the present step is done; Ctrl-C once more stops at once.\n")
-    _wait_for_interrupt(reader)
-    _write(sys.stderr, "cdisc: stopped at once; the same command goes on from what was finished.\n")
+    for stream, line in (
+        (sys.stdout, "stopping when the present step is done; Ctrl-C once more stops at once.\n"),
+        (sys.stderr, "cdisc: stopped at once; the same command goes on from what was finished.\n"),
+    ):
+        # SIGTERM is not counted: some launchers send it both to the process and to its group.
+        while os.read(reader, 1)[0] != signal.SIGINT:
+            pass
+        stream.write(line)  # at once, for the main thread may be writing too
+        stream.flush()
     os._exit(CODES[signal.SIGINT])
-
-
-def _wait_for_interrupt(reader: int) -> None:
-    # SIGTERM is not counted: some launchers send it both to the process and to its group.
-    while os.read(reader, 1)[0] != signal.SIGINT:
-        pass
-
-
-def _write(stream: TextIO, line: str) -> None:
-    stream.write(line)  # at once, for the main thread may be writing too
-    stream.flush()

@@ -1,5 +1,7 @@
 """Small files: written whole or not at all, with a checksum where results depend on them; and where caches are."""
 
+import errno
+import glob
 import hashlib
 import json
 import os
@@ -84,10 +86,13 @@ def write_bytes(path: pathlib.Path, content: bytes, instead: str = _ELSEWHERE) -
     partial = path.with_name(f"{prefix}{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob("*.partial"):
-            pid = left.stem.removeprefix(prefix)
-            if left.name.startswith(prefix) and pid.isdecimal() and not _runs(int(pid)):
+        for left in path.parent.glob(f"{glob.escape(prefix)}*.partial"):
+            try:
+                os.kill(int(left.stem.removeprefix(prefix)), 0)
+            except ProcessLookupError:
                 left.unlink(missing_ok=True)  # a killed process has left it
+            except (OSError, OverflowError, ValueError):
+                pass  # another user's process, or no process at all
         try:
             partial.write_bytes(content)
             to_disk(partial)
@@ -97,17 +102,6 @@ def write_bytes(path: pathlib.Path, content: bytes, instead: str = _ELSEWHERE) -
             raise
     except OSError as error:
         raise unwritable(path, error, instead) from error
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process of this host exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        pass  # another user's, or no process at all
-    return True
 
 
 def to_disk(path: pathlib.Path) -> None:
@@ -129,6 +123,21 @@ def unreadable(path: pathlib.Path, error: Exception) -> UserError:
     """The complaint that what is there cannot be read now; not a `DamagedError`, for it may be read later."""
     return UserError(
         f"{path} cannot be read ({short(error)}): see that its disk or network folder is there, then run again."
+    )
+
+
+def complaint(error: OSError, folder: pathlib.Path | None) -> str | None:
+    """The sentence for an uncaught OSError; None if it is a mistake in the code.
+
+    Such is a missing file, but not in `folder`, which somebody may have removed while it was used.
+    """
+    place = pathlib.Path(error.filename).absolute() if isinstance(error.filename, str) else None
+    lost = folder and place and place.is_relative_to(folder.absolute())
+    if error.errno is None or (error.errno == errno.ENOENT and not lost):
+        return None
+    return (
+        f"{error}: make room, bring the folder back or choose another --workdir, then run again; what was finished "
+        "there is kept."
     )
 
 

@@ -17,6 +17,7 @@ from cdisc.app.config import read
 from cdisc.app.report import results as results_lib
 from cdisc.app.stages import benchmark, report
 from cdisc.app.stages import evaluate as stage
+from cdisc.app.stages import judge as judge_stage
 from cdisc.app.stages.judge import bundled_judge, judge_about, judge_bundle, load_judge
 from cdisc.data import compositions, planar
 from cdisc.discovery import concepts
@@ -165,6 +166,27 @@ def test_the_bundled_judge_is_used_where_it_fits(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_the_judge_is_made_once_and_is_of_its_run(tmp_path, monkeypatch):
+    # Catches: training one although one is bundled, another one at each start, one of other data believed.
+    factors = types.SimpleNamespace(names=("digit",), sizes=(2,))
+    split = types.SimpleNamespace(factors=factors)
+    data = types.SimpleNamespace(fingerprint="digits", shape=(8, 8, 3), split=split)
+    this = types.SimpleNamespace(config=read(config_of("colormnist.py")), dataset=data, path=tmp_path.joinpath)
+    there = iter([{"x": np.ones(2, np.float32)}, None])
+    monkeypatch.setattr(judge_stage, "bundled_judge", lambda run, like: next(there))
+    monkeypatch.setattr(judge_stage, "train_judge", lambda run: {"x": np.full(2, 5.0, np.float32)})
+    monkeypatch.setattr(judge_stage.judge, "init", lambda network, key, shape: {})
+    monkeypatch.setattr(judge_stage.judge, "network_judge", lambda network, params, names: (params["x"][0], names))
+    assert load_judge(this) == load_judge(this) == (1.0, ("digit",))
+    data.fingerprint = "others"
+    with pytest.raises(
+        errors.UserError, match=r"judge\.npz holds the results of .* another run: delete it and run again"
+    ):
+        load_judge(this)
+    (tmp_path / "evaluate" / "judge.npz").unlink()
+    assert load_judge(this) == (5.0, ("digit",))
+
+
 @pytest.mark.parametrize("file", ["colormnist.py", "avatars.py", "letters.py"])
 def test_the_judges_that_are_bundled_were_trained_as_their_configuration_says(file):
     # Catches: a field that becomes part of what a judge is, and so leaves the bundled ones unused.
@@ -175,7 +197,7 @@ def test_the_judges_that_are_bundled_were_trained_as_their_configuration_says(fi
 
 def test_each_seed_has_its_own_keys_and_its_own_pools(tmp_path):
     # Catches: one key for a picture under all seeds, samples of several seeds in one pool, whose copies of a query
-    # would have no balls; errors over seeds instead of classes.
+    # would have no balls; errors over seeds instead of classes; a pool under another's class or seed.
     config = config_of("mixture.py")
     config.evaluate.update(per_class=4, seeds=(5, 8), samples=2, references=12)
     this = run.prepare(read(config), tmp_path, [])
@@ -190,7 +212,9 @@ def test_each_seed_has_its_own_keys_and_its_own_pools(tmp_path):
     )
     results = written(this, drawn_of(this))
     assert [(query["seed"], query["name"]) for query in results["queries"]] == [(q.seed, q.name) for q in this.queries]
-    assert len(results["classes"]) == 2 * len(this.dataset.split.held_out)
+    known = {(json.dumps(query["attributes"]), query["seed"]) for query in results["queries"]}
+    pooled = [(json.dumps(found["attributes"]), found["seed"]) for found in results["classes"]]
+    assert len(pooled) == 2 * len(this.dataset.split.held_out) and set(pooled) == known
     copies = [found["methods"]["copies"]["faithfulness"] for found in results["classes"]]
     assert all(0.0 <= found["recall"] <= 1.0 and found["precision"] == 1.0 for found in copies)
     assert results["methods"]["copies"]["pooled"]["classes"] == len(this.dataset.split.held_out)

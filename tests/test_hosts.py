@@ -218,6 +218,12 @@ def test_the_first_goes_alone_and_the_others_after_it(monkeypatch):
         assert order == expected
 
 
+def test_all_go_by_what_the_first_says(monkeypatch):
+    # Catches: each going by what it is shown itself, or by what the last one is.
+    monkeypatch.setattr(hosts, "gather", lambda said: ["[1, 2]", said, "null"])
+    assert hosts.first_says([]) == [1, 2]
+
+
 def test_unequal_processes_are_refused(monkeypatch):
     # Catches: comparing with oneself, or naming the wrong process.
     said = [

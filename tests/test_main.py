@@ -65,14 +65,17 @@ def refused(*arguments):
         ((f"{TINY[:-4]}huge",), "has no variant 'huge': use one of paper, small, study, tiny$"),
         (
             (TINY, "--config.discover.probess=3"),
-            r"^cdisc: config\.discover\.probess does not exist; did you mean 'probes'",
+            r"^cdisc: config\.discover\.probess does not exist; did you mean 'discover\.probes'",
         ),
-        ((TINY, "--config.disover.probes=3"), r"^cdisc: config\.disover does not exist; did you mean 'discover'\?$"),
-        ((TINY, "--config.discover.probes.x=3"), r"^cdisc: config\.discover\.probes\.x does not exist\.$"),
+        ((TINY, "--config.disover.probes=3"), r"^cdisc: config\.disover\.probes does not .* mean 'discover\.probes'"),
+        ((TINY, "--config.discover.probes.x=3"), r"^cdisc: config\.discover\.probes\.x does not exist"),
         ((TINY, "--config.discover.probes=abc"), r"--config\.discover\.probes=abc: invalid literal"),
         ((TINY, "--config.discover=3"), r"^cdisc: --config\.discover=3 sets a whole section: set its fields"),
         ((TINY, "--config.data={}"), r"^cdisc: --config\.data={} sets a whole section"),
-        ((TINY, "--noconfig.network.remote"), r"^cdisc: config\.network\.remote does not exist; did you mean 'remat'"),
+        (
+            (TINY, "--noconfig.network.remote"),
+            r"^cdisc: config\.network\.remote does not .* mean 'network\.remat'",
+        ),
         (
             (TINY, "--workdir=x", "--config.network.attention_head_dim=2.5"),
             r"^cdisc: config\.network\.attention_head_dim is 2\.5: use a whole number\.$",
@@ -364,13 +367,13 @@ def trained(tmp_path_factory):
 def test_checkpoints_that_cannot_be_used(trained, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
-    arrays = max((workdir / "pretrain" / "params" / "arrays" / "d").iterdir(), key=lambda path: path.stat().st_size)
-    arrays.write_bytes(arrays.read_bytes()[:-1])
-    error = refused(*MINI, f"--workdir={workdir}")
-    assert f"{workdir / 'pretrain' / 'params'} is damaged (arrays/d/{arrays.name} is not what was written)" in error
+    params = workdir / "pretrain" / "params.npz"
+    params.write_bytes(params.read_bytes()[:-1])
+    assert re.search(rf"{params} cannot be read to its end \(.*\): delete it", refused(*MINI, f"--workdir={workdir}"))
 
     other = tmp_path / "other"
-    shutil.copytree(trained / "pretrain" / "params", other / "pretrain" / "params")
+    (other / "pretrain").mkdir(parents=True)
+    shutil.copy(trained / "pretrain" / "params.npz", other / "pretrain")
     # Catches: results of an unknown configuration taken for this one's.
     error = refused(TINY, f"--workdir={other}", "--stages=discover")
     assert f"{other}/config.json, which says how {other} was made, is missing" in error
@@ -402,7 +405,7 @@ def test_ctrl_c_and_the_same_command_again(trained, tmp_path):
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert err == "cdisc: stopped by SIGINT; the same command goes on from what was finished.\n"
-    assert not (workdir / "pretrain" / "params").exists()
+    assert not (workdir / "pretrain" / "params.npz").exists()
 
     again = run_here(*arguments)
     assert (again.returncode, again.stderr) == (0, "")
@@ -427,7 +430,7 @@ def test_how_one_of_several_processes_ends(tmp_path, monkeypatch):
     def run(*_, **__):
         signals.ask(signal.SIGTERM)
         if failing:
-            raise OSError(errno.EMFILE, "Too many open files")
+            raise IndexError("of a mistake")
 
     left = []
     monkeypatch.setattr(signals, "_asked", None)
@@ -436,7 +439,7 @@ def test_how_one_of_several_processes_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "leave", left.append)
     for failing in (True, False):
         err = run_here(TINY, f"--workdir={tmp_path}", "--coordinator=here:1").stderr
-        assert err.endswith("OSError: [Errno 24] Too many open files\n" if failing else "")
+        assert err.endswith("IndexError: of a mistake\n" if failing else "")
     assert left == [1, 0]
 
 
@@ -458,10 +461,8 @@ def assert_same_training(workdir, unbroken):
     )
     assert samples == expected
     assert sorted(samples) == [f"step_{step:08d}.png" for step in (15, 30, 40)]
-    arrays, expected = (checkpoints.arrays_of(folder / "pretrain" / "params") for folder in (workdir, unbroken))
-    assert arrays.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(arrays[name], array, err_msg=name)
+    params, expected = ((folder / "pretrain" / "params.npz").read_bytes() for folder in (workdir, unbroken))
+    assert params == expected
 
 
 def test_stopped_and_killed_and_damaged(trained, tmp_path, monkeypatch):

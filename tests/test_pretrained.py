@@ -187,6 +187,11 @@ def test_the_null_class_of_a_table_is_where_the_person_says(tmp_path, picture):
         ({"num_class_embeds": 4}, {}, "has 4 classes, and config.network.null_class is None: name the row, 0 to 3"),
         ({"num_class_embeds": 4}, {"network__null_class": 4}, "null_class is 4: name the row, 0 to 3"),
         ({}, {"adapt__levels__embedding__start": "top1"}, "has no class to start at: set it to 'normal'"),
+        (
+            {"num_class_embeds": 1},
+            {"network__null_class": 0, "adapt__levels__embedding__start": "top1"},
+            "has no class to start at: set it to 'normal'",
+        ),
         ({}, {"adapt__levels__embedding__start": "composed"}, "no classes that are known to be sums of parts"),
         ({}, {"data__name": "planar"}, "'queries' and 'diffusers' go together"),
         ({}, {"discover__hierarchy": (50, 1001)}, r"config\.discover\.hierarchy has 1001"),

@@ -1,4 +1,4 @@
-"""Checkpoints of a network and of its training: pytrees of arrays, through Orbax, with a manifest of their own.
+"""Checkpoints of training: pytrees of arrays, through Orbax, with a manifest of their own.
 
 Each is written to a temporary folder that is renamed, so a killed run leaves no half checkpoint. Orbax casts where
 types differ, and answers a damaged file with tracebacks from its threads: the manifest, written last, holds each leaf's
@@ -8,11 +8,9 @@ not exist.
 Of several processes the first one writes and each reads by itself, so none waits for another here.
 """
 
-import errno
 import hashlib
 import pathlib
 import shutil
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,8 +23,6 @@ from cdisc.errors import UserError
 from cdisc.storage import DamagedError
 
 _MANIFEST = "manifest.json"
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-_NETWORK = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
@@ -43,21 +39,6 @@ def _checksums(folder: pathlib.Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def complaint(error: OSError, folder: pathlib.Path | None) -> str | None:
-    """The sentence for an uncaught OSError that the user can fix; None if it is a bug.
-
-    A missing file is a mistake, but not in `folder`, which somebody may have removed while it was used.
-    """
-    place = pathlib.Path(error.filename).absolute() if isinstance(error.filename, str) else None
-    lost = error.errno == errno.ENOENT and folder and place and place.is_relative_to(folder.absolute())
-    if error.errno not in _STORAGE + _NETWORK and not lost:
-        return None
-    return (
-        f"{error}: make room, bring the folder back or choose another --workdir, then run again; what was finished "
-        "there is kept."
-    )
-
-
 def _orbax() -> ocp.StandardCheckpointer:
     """Orbax for this process by itself, which writes and reads arrays of the host; left alone it waits for all."""
     me = jax.process_index()
@@ -65,7 +46,7 @@ def _orbax() -> ocp.StandardCheckpointer:
     return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
-def save(path: pathlib.Path, tree: Any, about: Mapping[str, Any] | None = None) -> None:
+def save(path: pathlib.Path, tree: Any) -> None:
     """Writes a pytree of arrays to the folder `path`, in place of what is there.
 
     Of several processes the first one does: Orbax writes the host's arrays in that one alone.
@@ -73,7 +54,6 @@ def save(path: pathlib.Path, tree: Any, about: Mapping[str, Any] | None = None) 
     Args:
       path: the folder.
       tree: the arrays.
-      about: what else is to be known of them, for `read_about`.
 
     Raises:
       UserError: if the folder cannot be written; what was there is then still there.
@@ -89,8 +69,7 @@ def save(path: pathlib.Path, tree: Any, about: Mapping[str, Any] | None = None) 
         written = _checksums(partial)
         for name in written:
             storage.to_disk(partial / name)
-        manifest = {"leaves": _described(leaves), "files": written, "about": dict(about or {})}
-        storage.write_json(partial / _MANIFEST, manifest)
+        storage.write_json(partial / _MANIFEST, {"leaves": _described(leaves), "files": written})
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
     except (OSError, ValueError, UserError) as error:  # Orbax has a ValueError for what the system says
@@ -110,31 +89,19 @@ def _manifest(path: pathlib.Path) -> dict[str, Any]:
         raise DamagedError(f"{path} holds no finished checkpoint") from error
 
 
-def read_about(path: pathlib.Path) -> dict[str, Any]:
-    """What `save` was told of the arrays at `path`.
-
-    Raises:
-      DamagedError: if no finished checkpoint is there.
-    """
-    return _manifest(path)["about"]
-
-
-def restore(path: pathlib.Path, like: Any, about: Mapping[str, Any] | None = None) -> Any:
+def restore(path: pathlib.Path, like: Any) -> Any:
     """Reads the checkpoint at `path` into the structure of `like`.
 
     Args:
       path: the folder that `save` wrote.
       like: a pytree of arrays or of `jax.ShapeDtypeStruct`, the structure, shapes and types expected.
-      about: what `save` should have been told, of which older versions told less; None for anything.
 
     Raises:
-      DamagedError: if it is missing, cut short or damaged, or was saved for something else.
+      DamagedError: if it is missing, cut short or damaged.
       UserError: if it holds other arrays than `like`, or is not to be reached now.
     """
     path = path.absolute()
     manifest = _manifest(path)
-    if about is not None and not manifest["about"].items() <= about.items():
-        raise DamagedError(f"{path} holds the results of another run")
     leaves, checksums = manifest["leaves"], manifest["files"]
     try:
         files = _checksums(path)

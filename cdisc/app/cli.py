@@ -117,9 +117,7 @@ def _run(argv: list[str], several: bool) -> int:
         console.fail(str(error))
         return 2
     except OSError as error:
-        from cdisc.app import checkpoints
-
-        sentence = checkpoints.complaint(error, _folder(_WORKDIR))
+        sentence = storage.complaint(error, _folder(_WORKDIR))
         if sentence is None:
             raise
         console.fail(sentence)
@@ -194,18 +192,17 @@ def _require_fields(file: str, argv: list[str]) -> None:
     apart(["", f"--config={file}"])
     if not isinstance(config.value, ml_collections.ConfigDict):
         raise UserError(f"{path} has no get_config() that returns a configuration.")
+    from flax.traverse_util import flatten_dict  # which imports JAX, as the configuration has by now
+
+    known = flatten_dict(config.value.to_dict(), sep=".")
     for argument in argv:
-        first, *names = argument.lstrip("-").partition("=")[0].split(".")
-        if not argument.startswith("-") or first not in ("config", "noconfig") or not names:
+        first, _, name = argument.lstrip("-").partition("=")[0].partition(".")
+        if not argument.startswith("-") or first not in ("config", "noconfig") or not name:
             continue
-        place = config.value
-        for i, name in enumerate(names):
-            known = list(place) if isinstance(place, ml_collections.ConfigDict) else []
-            if name not in known:
-                raise UserError(f"{'.'.join(['config', *names[: i + 1]])} does not exist{nearest(name, known) or '.'}")
-            place = place[name]
-        if isinstance(place, ml_collections.ConfigDict):
-            raise UserError(f"{argument} sets a whole section: set its fields, as --config.{'.'.join(names)}.FIELD.")
+        if any(field.startswith(f"{name}.") for field in known):
+            raise UserError(f"{argument} sets a whole section: set its fields, as --config.{name}.FIELD.")
+        if name not in known:
+            raise UserError(f"config.{name} does not exist{nearest(name, known) or '.'}")
 
 
 def run() -> None:

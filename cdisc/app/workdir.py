@@ -133,10 +133,10 @@ def bind(workdir: pathlib.Path, content: dict[str, Any]) -> None:
             f"{workdir} was made otherwise: {said}. Choose another --workdir, or remove {' and '.join(lost)} from this "
             "one."
         )
-    with hosts.first_alone():
-        if hosts.first() and changed:
+    if hosts.first():
+        if changed:
             console.say(f"{workdir}: {said}")
-        if hosts.first() and before is not None and (readers or before["queries"] != content["queries"]):
+        if before is not None and (readers or before["queries"] != content["queries"]):
             # First, so that whoever is killed meanwhile comes by here again.
             outdated = [workdir / "results.json"]
             if readers & {*_WORK, "evaluate"}:
@@ -145,8 +145,9 @@ def bind(workdir: pathlib.Path, content: dict[str, Any]) -> None:
                 outdated.append(workdir / "evaluate" / "judge.npz")
             for file in outdated:
                 file.unlink(missing_ok=True)
-        if hosts.first() and before != content:
+        if before != content:
             storage.write_json(path, content)
+    hosts.gather()  # the others go on when this is done
 
 
 def _free(content: dict[str, Any]) -> set[str]:

@@ -18,7 +18,12 @@ Weight = Callable[[jax.Array], jax.Array]
 
 
 def constant(value: float | jax.Array) -> Weight:
-    """The same weight at every timestep."""
+    """The same weight at every timestep.
+
+    Examples:
+      >>> constant(2.0)(t)
+      Array([2., 2.], dtype=float32)
+    """
     return lambda t: jnp.full(t.shape, value, jnp.float32)
 
 
@@ -33,6 +38,10 @@ def interval(
 
     Kynkaanniemi et al. 2024 (arXiv 2404.07724) guide so with `outside` 1: the conditional model itself. With 0 the term
     is left out there.
+
+    Examples:
+      >>> interval(constant(2.0), schedule, sigma_min=0.5, outside=1.0)(t)  # of sigma 0.34 and 1.23
+      Array([1., 2.], dtype=float32)
     """
 
     def limited(t: jax.Array) -> jax.Array:
@@ -52,6 +61,12 @@ def guide(eps_null: EpsFn, terms: Sequence[tuple[EpsFn, Weight]]) -> EpsFn:
 
     Returns:
       The guided prediction; it evaluates `eps_null` and each term once.
+
+    Examples:
+      >>> towards = lambda x, t: x
+      >>> guide(lambda x, t: 0.0 * x, [(towards, constant(2.0))])(x, t)
+      Array([[ 1.6,  0.2],
+             [-1. ,  0.6]], dtype=float32)
     """
 
     def guided(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -61,5 +76,11 @@ def guide(eps_null: EpsFn, terms: Sequence[tuple[EpsFn, Weight]]) -> EpsFn:
 
 
 def move(null: jax.Array, terms: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
-    """`null + sum_i w_i (eps_i - null)`, for predictions (B, ...) and weights (B,) or (B, ...)."""
+    """`null + sum_i w_i (eps_i - null)`, for predictions (B, ...) and weights (B,) or (B, ...).
+
+    Examples:
+      >>> move(jnp.zeros((2, 2)), [(x, jnp.array([1.0, 2.0]))])
+      Array([[ 0.8,  0.1],
+             [-1. ,  0.6]], dtype=float32)
+    """
     return null + sum(expand(weight, null) * (eps - null) for eps, weight in terms)

@@ -38,6 +38,12 @@ def timesteps(
 
     Raises:
       ValueError: if `num_steps` is not in 1..T, or the offset leads out of the schedule.
+
+    Examples:
+      >>> timesteps(1000, 4).tolist()
+      [[1000, 750], [750, 500], [500, 250], [250, 0]]
+      >>> timesteps(1000, 4, timestep_spacing="leading", steps_offset=1).tolist()
+      [[752, 502], [502, 252], [252, 2], [2, 0]]
     """
     if not 1 <= num_steps <= num_timesteps:
         raise ValueError(f"num_steps is {num_steps}, outside 1..{num_timesteps}")
@@ -115,6 +121,12 @@ def ddim_step(
 
     Returns:
       The pictures at s (B, ...), and the clean ones that were predicted at t.
+
+    Examples:
+      >>> noisier, cleaner = jnp.full(2, 400), jnp.full(2, 300)
+      >>> at_300, clean = ddim_step(eps_fn, schedule, x, noisier, cleaner)
+      >>> at_300.shape, clean.shape
+      ((2, 2), (2, 2))
     """
     x0, eps = _predict(eps_fn, schedule, x, t, clip)
     if use_clipped_model_output and clip is not None:
@@ -162,6 +174,10 @@ def ddim(
 
     Raises:
       ValueError: if `eta > 0` without a key, and as `timesteps`.
+
+    Examples:
+      >>> jax.jit(lambda x: ddim(eps_fn, schedule, x, num_steps=4))(x).shape
+      (2, 2)
     """
     if eta > 0 and key is None:
         raise ValueError("eta > 0 draws noise and so needs a key")
@@ -202,6 +218,11 @@ def ancestral(
 
     Raises:
       ValueError: for another variance.
+
+    Examples:
+      >>> short = linear_beta(3, 0.1, 0.2)
+      >>> ancestral(lambda x, t: 0.0 * x, short, x, key, clip=1.0).shape
+      (2, 2)
     """
     require_known("variance_type", variance_type, VARIANCES)
 

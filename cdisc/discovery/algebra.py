@@ -67,6 +67,10 @@ def conjunction(*parts: Concepts) -> Concepts:
 
     Raises:
       ValueError: for none, or for concepts of different shapes.
+
+    Examples:
+      >>> conjunction(found.concepts, found.concepts).product().variance / found.concepts.product().variance
+      Array([0.5, 0.5], dtype=float32)
     """
     shapes = {part.weights.shape[1:] for part in parts}
     if len(shapes) != 1:
@@ -79,6 +83,10 @@ def restrict(concepts: Concepts, where: jax.Array) -> Concepts:
 
     Raises:
       ValueError: for a map of another shape.
+
+    Examples:
+      >>> restrict(found.concepts, jnp.array([1.0, 0.0])).weights.sum(axis=0)
+      Array([1., 0.], dtype=float32)
     """
     if where.shape != concepts.weights.shape[1:]:
         raise ValueError(f"where has the shape {where.shape}: give one weight an entry, {concepts.weights.shape[1:]}.")
@@ -95,6 +103,11 @@ def replace(concepts: Concepts, index: int, by: Concepts) -> Concepts:
 
     Raises:
       ValueError: if `by` is several concepts or of another shape, or there is no such index.
+
+    Examples:
+      >>> one = Concepts(Gaussian(jnp.zeros((1, 2)), jnp.ones((1, 2))), jnp.ones((1, 2)))
+      >>> replace(found.concepts, 0, one).experts.mean[0]
+      Array([0., 0.], dtype=float32)
     """
     if len(by) != 1 or by.weights.shape[1:] != concepts.weights.shape[1:]:
         raise ValueError(f"{concepts!r}: one of the same shape can replace one of them, and not {by!r}.")
@@ -108,6 +121,12 @@ def largest_exclusion(concepts: Concepts, other: Concepts) -> jax.Array:
     """Below which weight `exclude(concepts, other, weight)` is a density: (), infinite where they meet in no entry.
 
     The least, over entries, of what the precision of `concepts` is in units of that of `other`.
+
+    Examples:
+      >>> wide = Concepts(Gaussian(jnp.zeros((1, 2)), jnp.full((1, 2), 4.0)), jnp.ones((1, 2)))
+      >>> narrow = Concepts(Gaussian(jnp.ones((1, 2)), jnp.ones((1, 2))), jnp.ones((1, 2)))
+      >>> largest_exclusion(narrow, wide)
+      Array(4., dtype=float32)
     """
     precision = 1.0 / concepts.product().variance
     taken = jnp.sum(other.weights / other.experts.variance, axis=0)
@@ -122,6 +141,12 @@ def exclude(concepts: Concepts, other: Concepts, weight: float) -> Concepts:
 
     Raises:
       ValueError: if it is no density, naming the largest weight; or for a weight that is not positive.
+
+    Examples:
+      >>> wide = Concepts(Gaussian(jnp.zeros((1, 2)), jnp.full((1, 2), 4.0)), jnp.ones((1, 2)))
+      >>> narrow = Concepts(Gaussian(jnp.ones((1, 2)), jnp.ones((1, 2))), jnp.ones((1, 2)))
+      >>> exclude(narrow, wide, 1.0).product().mean  # away from 0
+      Array([1.33, 1.33], dtype=float32)
     """
     most = float(largest_exclusion(concepts, other))
     if not 0 < weight < most:
@@ -157,6 +182,15 @@ def explain(
 
     Returns:
       The picks, and their ownership (K, *shape).
+
+    Examples:
+      >>> experts = Gaussian(jnp.array([[1.0, 0.0], [9.0, 0.1]]), jnp.full((2, 2), 0.01))
+      >>> broad, may = Gaussian(jnp.zeros(2), jnp.ones(2)), jnp.array([True, True])
+      >>> how = dict(num_experts=2, tau=0.5, candidates=may)
+      >>> picks, owned = jax.jit(lambda query: explain(query, experts, broad, **how))(jnp.array([1.0, 0.1]))
+      >>> owned  # each has one coordinate right
+      Array([[1.  , 0.27],
+             [0.  , 0.73]], dtype=float32)
     """
     likelihood = experts.log_prob_of_entries(query[None])  # Eq. 8
     picks = selection.greedy(
@@ -195,6 +229,10 @@ def collect(found: Mapping[str, Concepts]) -> Library:
 
     Raises:
       ValueError: for none, or for concepts of different shapes.
+
+    Examples:
+      >>> collect({"mine": found.concepts}).names
+      ('mine/0',)
     """
     names = tuple(f"{name}/{place}" for name, concepts in found.items() for place in range(len(concepts)))
     return Library(conjunction(*found.values()).experts, names)
@@ -220,6 +258,12 @@ def search(
     Raises:
       TypeError: if the query is not float32.
       ValueError: if it is not of the library's shape.
+
+    Examples:
+      >>> experts = Gaussian(jnp.array([[1.0, 0.0], [9.0, 9.0]]), jnp.full((2, 2), 0.01))
+      >>> concepts, names = search(Library(experts, ("near", "far")), jnp.array([1.0, 0.1]))
+      >>> names
+      ('near',)
     """
     shape = library.experts.mean.shape[1:]
     require_array("query", query, "float32", (len(shape),), f"one float32 array of shape {shape}")

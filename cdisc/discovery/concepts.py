@@ -249,7 +249,12 @@ class Discovery:
 
 
 def or_nothing(discovery: Discovery) -> Discovery:
-    """The discovery, or one without modes in the place of one that is not finite; its numbers can be computed with."""
+    """The discovery, or one without modes in the place of one that is not finite; its numbers can be computed with.
+
+    Examples:
+      >>> or_nothing(found).found
+      True
+    """
     teacher = discovery.teacher
     if np.isfinite(teacher.mean).all() and np.isfinite(teacher.variance).all():
         return discovery
@@ -262,7 +267,14 @@ def or_nothing(discovery: Discovery) -> Discovery:
 
 
 def kernel(schedule: Schedule, options: DiscoveryOptions) -> modes.Kernel:
-    """The ascent that the options name."""
+    """The ascent that the options name.
+
+    Examples:
+      >>> rule = kernel(schedule, options)
+      >>> moved, _ = rule.step(eps_fn(x, t), x, t, rule.init(x))
+      >>> moved.shape
+      (2, 2)
+    """
     if options.ascent == "mean_shift":
         return modes.mean_shift(schedule)
     if options.ascent == "barzilai_borwein":
@@ -294,6 +306,11 @@ def discover(
     Raises:
       TypeError: if the query is not float32, or the key is no key.
       ValueError: for a query with a batch axis, and for timesteps beyond the schedule.
+
+    Examples:
+      >>> found = jax.jit(discover, static_argnums=(0, 4))(eps_fn, schedule, query, key, options)
+      >>> bool(jnp.abs(found.teacher.mean - jnp.array([1.0, 0.0])).max() < 0.1)
+      True
     """
     require_array("query", query, "float32", (1, 2, 3), "one float32 picture (H, W, C) or point (d,), without a batch")
     if max(options.timesteps) > schedule.num_timesteps:
@@ -418,6 +435,12 @@ def certify(
 
     Returns:
       The pool with its curvature, `u` of `covariance.linearise`, and the evaluations made, () int32.
+
+    Examples:
+      >>> certified = jax.jit(certify, static_argnums=(0, 4))
+      >>> pool, u, evaluations = certified(eps_fn, schedule, found.pool, key, options)
+      >>> bool((pool.curvature[pool.mask] < 0).all())  # modes, no saddles
+      True
     """
     reach = PART * options.merge_radius
     lanes = min(options.lanes, options.capacity)
@@ -471,12 +494,22 @@ def certify(
 
 
 def candidates(pool: modes.ModePool, options: DiscoveryOptions) -> jax.Array:
-    """Which points of a pool may be picked: (N,) bool."""
+    """Which points of a pool may be picked: (N,) bool.
+
+    Examples:
+      >>> bool((candidates(found.pool, options) <= found.pool.mask).all())
+      True
+    """
     return pool.mask & (pool.curvature < options.max_curvature)
 
 
 def background_of(query: jax.Array, options: DiscoveryOptions) -> Gaussian:
-    """The broad Gaussian that every pick must beat: (*shape)."""
+    """The broad Gaussian that every pick must beat: (*shape).
+
+    Examples:
+      >>> background_of(query, options).variance
+      Array([1., 1.], dtype=float32)
+    """
     return Gaussian(
         mean=jnp.full_like(query, options.background_mean), variance=jnp.full_like(query, options.background_variance)
     )
@@ -499,6 +532,12 @@ def assemble(
 
     Returns:
       The picks, their ownership of each entry, and the teacher, as in `Discovery`.
+
+    Examples:
+      >>> assembled = jax.jit(assemble, static_argnums=3)
+      >>> picks, owned, teacher = assembled(query, found.pool, found.experts, options)
+      >>> bool(jnp.allclose(teacher.mean, found.teacher.mean))
+      True
     """
     background = background_of(query, options)
     picks, ownership = algebra.explain(

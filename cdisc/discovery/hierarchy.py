@@ -47,6 +47,11 @@ def leaves(
 
     Returns:
       The N modes (N, *shape), their timesteps, basins, and the numbers of the pools that they are of, each (N,).
+
+    Examples:
+      >>> points, level, basins, of = leaves([found.pool], options)
+      >>> points.shape[1:], sorted(set(level.tolist()))
+      ((2,), [100, 300])
     """
     kept = []
     for number, pool in enumerate(pools):
@@ -78,6 +83,12 @@ def follow(
     Raises:
       TypeError: for points that are not float32, or timesteps that are no integers.
       ValueError: for points without a batch axis, and for levels beyond the schedule.
+
+    Examples:
+      >>> followed = jax.jit(follow, static_argnums=(0, 4))
+      >>> hierarchy = followed(eps_fn, schedule, jnp.array([[1.0, 0.0], [-1.0, 0.0]]), jnp.zeros(2, int), options)
+      >>> hierarchy.mode.tolist()  # by level: which mode each point has become
+      [[0, 1], [0, 0]]
     """
     require_array("points", points, "float32", (2, 3, 4), "float32 points (N, d) or pictures (N, H, W, C)")
     require_array("t", t, "int", (1,), "one integer timestep for each point, (N,)")
@@ -142,6 +153,13 @@ def tree(hierarchy: Hierarchy, basins: np.ndarray, sources: list[str]) -> dict[s
       `nfe`, and `levels` from fine to coarse, each with its `t` and its `modes`. The mode at index i is `m[level, i]`;
       its `parent` is the index of the next level's mode that it becomes, null if there is none; `basin` counts the
       chains that reached it, `sources` names what they started from, and `residual` is as in `modes.Chains`.
+
+    Examples:
+      >>> became, ends, nfe = np.array([[0, 1], [0, 0]]), np.zeros((2, 2, 1)), np.int32(8)
+      >>> merged = Hierarchy(t=np.array([100, 300]), m=ends, residual=np.zeros((2, 2)), mode=became, nfe=nfe)
+      >>> levels = tree(merged, np.ones(2, int), ["right", "left"])["levels"]
+      >>> levels[1]["t"], [mode["sources"] for mode in levels[1]["modes"]]
+      (300, [['right', 'left']])
     """
     modes_of, t = np.asarray(hierarchy.mode), np.asarray(hierarchy.t)
     levels = []

@@ -132,6 +132,11 @@ def starts(
     Raises:
       TypeError: if the query is not float32, the key is no key, or the timesteps are no integers.
       ValueError: for a query with a batch axis, or an unknown mode.
+
+    Examples:
+      >>> points, level = starts(schedule, key, query, jnp.array([100, 300]), per_t=2, mode="query")
+      >>> points.shape, level.tolist()
+      ((4, 2), [100, 100, 300, 300])
     """
     require_known("start_mode", mode, START_MODES)
     require_array("query", query, "float32", (1, 2, 3), "one float32 picture (H, W, C) or point (d,), without a batch")
@@ -152,6 +157,13 @@ def mean_shift(schedule: Schedule) -> Kernel:
     For an exact score this is Gaussian mean shift: the density never falls, there is no step size to tune, and the
     fixed points are exactly the stationary points (Comaniciu & Meer 2002; Carreira-Perpinan 2007). Near a mode the
     error shrinks each step by the factor `1 + curvature` of `ModePool`.
+
+    Examples:
+      >>> kernel = mean_shift(schedule)
+      >>> moved, _ = kernel.step(eps_fn(x, t), x, t, kernel.init(x))
+      >>> moved
+      Array([[ 0.91,  0.03],
+             [-0.3 ,  0.01]], dtype=float32)
     """
 
     def init(x: jax.Array) -> tuple[()]:
@@ -185,6 +197,12 @@ def barzilai_borwein(schedule: Schedule, longest: float = 0.0) -> Kernel:
     Args:
       schedule: The noise schedule.
       longest: Root mean square in clean space of a move that is longer than the mean shift; 0 for none.
+
+    Examples:
+      >>> kernel = barzilai_borwein(schedule, longest=0.5)
+      >>> moved, state = kernel.step(eps_fn(x, t), x, t, kernel.init(x))
+      >>> moved.shape
+      (2, 2)
     """
 
     def init(x: jax.Array) -> _LastMove:
@@ -211,6 +229,13 @@ def adam(schedule: Schedule, learning_rate: float) -> Kernel:
     """Adam ascending the score in noisy space, the paper's rule (section 3.1; appendix D.1 has its steps: 0.1, 0.09).
 
     Each chain has moments and a step count of its own.
+
+    Examples:
+      >>> kernel = adam(schedule, learning_rate=0.1)
+      >>> moved, state = kernel.step(eps_fn(x, t), x, t, kernel.init(x))
+      >>> jnp.abs(moved - x)  # the first step of Adam is its rate
+      Array([[0.1, 0.1],
+             [0.1, 0.1]], dtype=float32)
     """
     optimizer = optax.adam(learning_rate)
 
@@ -275,6 +300,11 @@ def ascend(
     Raises:
       TypeError: for points that are not float32, or timesteps that are no integers.
       ValueError: for points without a batch axis, or another number of timesteps.
+
+    Examples:
+      >>> chains, info = ascend(eps_fn, x, t, kernel=mean_shift(schedule), max_steps=50, tolerance=1e-3, lanes=2)
+      >>> bool(info.converged.all()), chains.x.shape
+      (True, (2, 2))
     """
     require_array("x", x, "float32", (2, 3, 4), "float32 points (N, d) or pictures (N, H, W, C)")
     require_array("t", t, "int", (1,), "one integer timestep for each point, (N,)")
@@ -334,7 +364,12 @@ def ascend(
 
 
 def empty_pool(capacity: int, like: jax.Array) -> ModePool:
-    """A pool without points, for points such as `like` (*shape)."""
+    """A pool without points, for points such as `like` (*shape).
+
+    Examples:
+      >>> empty_pool(3, like=query).mask
+      Array([False, False, False], dtype=bool)
+    """
     points = jnp.zeros((capacity, *like.shape), like.dtype)
     none, far = jnp.zeros(capacity, jnp.int32), jnp.full(capacity, jnp.inf, like.dtype)
     return ModePool(x=points, m=points, t=none + 1, basin=none, residual=far, curvature=far, mask=none > 0)
@@ -370,6 +405,13 @@ def merge(
 
     Returns:
       A pool ordered by timestep, then basin, its points first; and what was left out.
+
+    Examples:
+      >>> chains = Chains(x=jnp.array([[1.0, 0.0], [1.0, 0.001], [-1.0, 0.0]]), residual=jnp.zeros(3))
+      >>> merged = jax.jit(merge, static_argnames=("radius", "capacity"))
+      >>> pool, left_out = merged(chains, schedule, jnp.full(3, 100), radius=0.1, capacity=4)
+      >>> pool.basin.tolist()  # how many chains each point stands for
+      [2, 1, 0, 0]
     """
     x, residual, size = chains.x, chains.residual, jnp.ones(chains.x.shape[0], jnp.int32)
     leading = residual <= max_residual
@@ -447,6 +489,11 @@ def in_lanes(
     Returns:
       The tree of (N, ...), zero for the rows not computed; and the evaluations made, () int32, idle rows of a batch
       included.
+
+    Examples:
+      >>> squares, evaluations = in_lanes(jnp.square, (jnp.arange(5.0),), jnp.arange(5) < 3, lanes=2, cost=1)
+      >>> squares.tolist(), int(evaluations)
+      ([0.0, 1.0, 4.0, 9.0, 0.0], 4)
     """
     n = mask.shape[0]
     lanes = min(lanes, n)
@@ -472,12 +519,23 @@ def in_lanes(
 
 
 def row_keys(key: jax.Array, count: int) -> jax.Array:
-    """A key for each of `count` rows, (count,); that of row i depends on the key and i alone."""
+    """A key for each of `count` rows, (count,); that of row i depends on the key and i alone.
+
+    Examples:
+      >>> row_keys(key, 3).shape
+      (3,)
+    """
     return jax.vmap(lambda i: named(key, "row", i))(jnp.arange(count))
 
 
 def normal_each(key: jax.Array, like: jax.Array) -> jax.Array:
-    """Standard normal noise shaped as `like` (N, ...), whose row i depends on the key and i alone, not on N."""
+    """Standard normal noise shaped as `like` (N, ...), whose row i depends on the key and i alone, not on N.
+
+    Examples:
+      >>> more = normal_each(key, jnp.zeros((3, 2)))
+      >>> bool((normal_each(key, jnp.zeros((2, 2))) == more[:2]).all())
+      True
+    """
     return jax.vmap(lambda k: jax.random.normal(k, like.shape[1:], like.dtype))(row_keys(key, like.shape[0]))
 
 
@@ -492,7 +550,12 @@ def _mean_squared_distances(x: jax.Array) -> jax.Array:
 
 
 def root_mean_square(x: jax.Array) -> jax.Array:
-    """Over the entries of each row of `x` (N, *shape): (N,)."""
+    """Over the entries of each row of `x` (N, *shape): (N,).
+
+    Examples:
+      >>> root_mean_square(jnp.array([[3.0, 3.0], [0.0, 0.0]]))
+      Array([3., 0.], dtype=float32)
+    """
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=tuple(range(1, x.ndim))))
 
 

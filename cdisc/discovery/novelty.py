@@ -20,6 +20,10 @@ def composed_likelihoods(query: jax.Array, found: Discovery, options: DiscoveryO
       query: (*shape).
       found: what was discovered in it.
       options: with which; L is the number of its timesteps.
+
+    Examples:
+      >>> composed_likelihoods(query, found, options).shape  # one for each of its timesteps
+      (2,)
     """
     floor = background_of(query, options).log_prob_of_entries(query)
     likelihood = found.experts.log_prob_of_entries(query[None])  # (N, *shape)
@@ -44,6 +48,11 @@ def novelty(composed: jax.Array, trained: jax.Array) -> jax.Array:
 
     Raises:
       ValueError: if there are fewer than two such pictures.
+
+    Examples:
+      >>> trained = jnp.array([[1.0, 1.0], [3.0, 3.0]])
+      >>> novelty(jnp.array([2.0, 2.0]), trained)  # as likely as their mean
+      Array(0., dtype=float32)
     """
     if trained.shape[0] < 2:
         raise ValueError(f"novelty needs two pictures of trained classes or more, not {trained.shape[0]}")

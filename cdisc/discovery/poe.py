@@ -23,6 +23,12 @@ def ownership(l_selected: jax.Array, mask: jax.Array, tau: float) -> jax.Array:
 
     Returns:
       (K, *shape), summing to one in each entry; zero where masked, and zero everywhere if there is no expert.
+
+    Examples:
+      >>> likelihoods = jnp.array([[0.0, -9.0], [-9.0, 0.0]])
+      >>> ownership(likelihoods, jnp.array([True, True]), tau=0.5)
+      Array([[1., 0.],
+             [0., 1.]], dtype=float32)
     """
     present = expand(mask, l_selected)
     # A finite stand-in for -inf: even without any expert the softmax stays finite, and the result below is zero.
@@ -37,6 +43,11 @@ def product(experts: Gaussian, weights: jax.Array, background: Gaussian) -> Gaus
       experts: The K selected experts, mean and variance (K, *shape).
       weights: (K, *shape) from `ownership`.
       background: One Gaussian, mean and variance (*shape).
+
+    Examples:
+      >>> experts = Gaussian(jnp.array([[1.0, 5.0], [5.0, 2.0]]), jnp.full((2, 2), 0.1))
+      >>> product(experts, jnp.eye(2), Gaussian(jnp.zeros(2), jnp.ones(2))).mean  # each where it owns
+      Array([1., 2.], dtype=float32)
     """
     unowned = jnp.all(weights == 0, axis=0).astype(weights.dtype)
     factors = jax.tree.map(lambda each, other: jnp.concatenate([each, other[None]]), experts, background)
@@ -79,6 +90,11 @@ def adaptive_weight(
 
     Returns:
       A function from `t` (B,) to weights (B,), or (B, *shape) if `elementwise`.
+
+    Examples:
+      >>> weight = adaptive_weight(Gaussian(jnp.zeros(2), jnp.full(2, 0.1)), schedule, w0=1.2, w_max=2.0)
+      >>> weight(jnp.array([1, 1000]))
+      Array([0.12, 1.2 ], dtype=float32)
     """
 
     def weight(t: jax.Array) -> jax.Array:

@@ -35,6 +35,13 @@ def objective(likelihood: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array
       likelihood: (N, *shape), the log likelihood of each entry of the query under each expert.
       b: (*shape), the same under the background.
       mask: (N,) bool, the set.
+
+    Examples:
+      >>> likelihood, background = jnp.array([[2.0, 0.0], [0.0, 3.0]]), jnp.zeros(2)
+      >>> objective(likelihood, background, jnp.array([True, False]))
+      Array(2., dtype=float32)
+      >>> objective(likelihood, background, jnp.array([True, True]))
+      Array(5., dtype=float32)
     """
     margin = likelihood.reshape(likelihood.shape[0], -1) - b.reshape(1, -1)
     return jnp.sum(jnp.max(jnp.where(mask[:, None], jnp.maximum(margin, 0.0), 0.0), axis=0))
@@ -62,6 +69,12 @@ def greedy(
 
     Returns:
       K picks. Among equal gains the lowest index wins.
+
+    Examples:
+      >>> likelihood, background = jnp.array([[2.0, 0.0], [0.0, 3.0]]), jnp.zeros(2)
+      >>> picks = greedy(likelihood, background, num_experts=2, candidates=jnp.array([True, True]))
+      >>> picks.indices.tolist(), picks.gains.tolist()
+      ([1, 0], [3.0, 2.0])
     """
     count = likelihood.shape[0]
     index = sharding.local_rows(count, axis_name)

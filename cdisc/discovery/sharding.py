@@ -16,13 +16,25 @@ import jax.numpy as jnp
 
 
 def varying_as(tree: Any, x: jax.Array) -> Any:
-    """`tree` with the same values, taken to differ between devices if `x` does."""
+    """`tree` with the same values, taken to differ between devices if `x` does.
+
+    Examples:
+      >>> varying_as(jnp.zeros(2), jnp.ones(3))
+      Array([0., 0.], dtype=float32)
+    """
     # Arrays made like `x` inherit its type, and so does their sum with any other; the compiler drops the zeros.
     return jax.tree.map(lambda leaf: leaf + jnp.zeros_like(x, shape=(), dtype=leaf.dtype), tree)
 
 
 def varying(tree: Any, axis_name: str | None) -> Any:
-    """`tree` with the same values, taken to differ between the devices of the axis."""
+    """`tree` with the same values, taken to differ between the devices of the axis.
+
+    Examples:
+      >>> varying(jnp.zeros(2), None)  # no axis: nothing differs
+      Array([0., 0.], dtype=float32)
+      >>> jax.vmap(lambda _: varying(jnp.zeros(2), "lanes"), axis_name="lanes")(jnp.arange(3)).shape
+      (3, 2)
+    """
     return tree if axis_name is None else varying_as(tree, jax.lax.axis_index(axis_name))
 
 
@@ -31,6 +43,12 @@ def local_rows(count: int, axis_name: str | None) -> jax.Array:
 
     A device has every `devices`-th row, because neighbours tend to take equally long. Numbers from `count` on are
     padding and come last.
+
+    Examples:
+      >>> local_rows(3, None)
+      Array([0, 1, 2], dtype=int32)
+      >>> jax.vmap(lambda _: local_rows(3, "lanes"), axis_name="lanes")(jnp.arange(2)).tolist()
+      [[0, 2], [1, 3]]
     """
     if axis_name is None:
         return jnp.arange(count, dtype=jnp.int32)
@@ -47,6 +65,11 @@ def map_rows(fn: Callable[[Any, jax.Array], Any], rows: Any, mask: jax.Array, ax
       rows: A tree of arrays (N, ...).
       mask: (N,) bool, which rows are to be computed.
       axis_name: Over whose devices the rows are sharded; None for no sharding.
+
+    Examples:
+      >>> rows = jnp.arange(3.0)
+      >>> map_rows(lambda rows, mask: (rows**2, mask.sum()), rows, rows < 2, None)
+      (Array([0., 1., 4.], dtype=float32), Array(2, dtype=int32))
     """
     if axis_name is None:
         return fn(rows, mask)
@@ -79,7 +102,12 @@ class Candidate(NamedTuple):
 
 
 def best_of_all(candidate: Candidate, axis_name: str | None) -> Candidate:
-    """The candidate with the largest value; on a tie the lowest row, as in an `argmax` over all rows."""
+    """The candidate with the largest value; on a tie the lowest row, as in an `argmax` over all rows.
+
+    Examples:
+      >>> best_of_all(Candidate(jnp.float32(2.0), jnp.int32(7), "this one"), None).content
+      'this one'
+    """
     if axis_name is None:
         return candidate
     candidates = jax.lax.all_gather(candidate, axis_name)

@@ -53,6 +53,12 @@ def class_losses(
     Raises:
       TypeError: if the query is no float32 picture, or the key is none.
       ValueError: if a count is below 1.
+
+    Examples:
+      >>> losses_of = jax.jit(lambda query: class_losses(toy, toy_params, schedule, query, key, num_draws=4))
+      >>> losses = losses_of(query)
+      >>> int(top1(losses))  # the class at (1, 0)
+      0
     """
     require_array("query", query, "float32", range(1, 9), "a picture as float32")
     require_positive(num_draws=num_draws, batch_size=batch_size)
@@ -75,7 +81,12 @@ def class_losses(
 
 
 def top1(losses: jax.Array) -> jax.Array:
-    """The class of the smallest loss, of (C,); the first one on a tie. A loss that is not a number never wins."""
+    """The class of the smallest loss, of (C,); the first one on a tie. A loss that is not a number never wins.
+
+    Examples:
+      >>> int(top1(jnp.array([0.3, 0.1, jnp.nan])))
+      1
+    """
     return jnp.argmin(_finite(losses))
 
 
@@ -91,11 +102,21 @@ def top3_weights(losses: jax.Array, tau_k: float) -> tuple[jax.Array, jax.Array]
     Args:
       losses: (C,), C >= 3.
       tau_k: temperature. Class losses differ by thousandths: at a temperature far above that the weights are equal.
+
+    Examples:
+      >>> classes, weights = top3_weights(jnp.array([0.3, 0.1, 0.2, 0.9]), tau_k=0.1)
+      >>> classes.tolist(), weights
+      ([1, 2, 0], Array([0.67, 0.24, 0.09], dtype=float32))
     """
     negative, classes = jax.lax.top_k(-_finite(losses), 3)
     return classes, jax.nn.softmax(negative / tau_k)
 
 
 def query_only_teacher(query: jax.Array, sigma: float) -> Gaussian:
-    """The teacher `N(query, sigma^2 I)`."""
+    """The teacher `N(query, sigma^2 I)`.
+
+    Examples:
+      >>> query_only_teacher(query, sigma=0.5).variance
+      Array([0.25, 0.25], dtype=float32)
+    """
     return Gaussian(mean=query, variance=jnp.full_like(query, sigma**2))

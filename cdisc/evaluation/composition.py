@@ -73,6 +73,10 @@ def composable(factors: Sequence[Sequence[int]], sizes: Sequence[int]) -> bool:
     Args:
       factors: (C, F) the value indices of the trained classes.
       sizes: how many values each factor has; at most `MOST` compositions in all.
+
+    Examples:
+      >>> composable([[0, 0], [0, 1], [1, 0]], sizes=(2, 2)), composable([[0], [1]], sizes=(2,))
+      (True, False)
     """
     shown = all(
         set(column) == set(range(size)) for column, size in zip(zip(*factors, strict=True), sizes, strict=False)
@@ -92,6 +96,11 @@ def parts_of(table: jax.Array, factors: np.ndarray | Sequence[Sequence[int]], si
 
     Raises:
       ValueError: for a value that no class has, whose part nothing tells.
+
+    Examples:
+      >>> table = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+      >>> parts_of(table, [[0, 0], [0, 1], [1, 0]], sizes=(2, 2)).values.shape
+      (4, 2)
     """
     design = _indicators(jnp.asarray(np.asarray(factors)), sizes)
     if not bool(np.any(np.asarray(design) > 0, axis=0).all()):
@@ -114,6 +123,11 @@ def factor_verdict(losses: jax.Array, factors: np.ndarray | Sequence[Sequence[in
 
     Raises:
       ValueError: for a value that no class has, whose part nothing tells.
+
+    Examples:
+      >>> losses = jnp.array([[3.0, 2.0, 2.0]])  # each of the two changes helps
+      >>> factor_verdict(losses, [[0, 0], [0, 1], [1, 0]], sizes=(2, 2))  # of (1, 1), which is no class
+      Array([[1, 1]], dtype=int32)
     """
     # Constants move freely between factors, but no comparison within one depends on them.
     parts = parts_of(losses.T, factors, sizes).values
@@ -132,6 +146,13 @@ def explain(losses_of: Callable[[int, jax.Array], jax.Array], parts: Parts, coun
         rounds. What is not a number never wins.
       parts: of the class table.
       counts: how many compositions take part in each round, all or fewer; the best of a round go on to the next one.
+
+    Examples:
+      >>> table = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+      >>> parts = parts_of(table, [[0, 0], [0, 1], [1, 0]], sizes=(2, 2))
+      >>> losses_of = lambda turn, embeddings: jnp.sum((embeddings - jnp.array([[1.0, 1.0]])) ** 2, axis=1)
+      >>> jax.jit(lambda parts: explain(losses_of, parts, counts=(4, 2)))(parts).composition
+      Array([1, 1], dtype=int32)
     """
     left = jnp.asarray(parts.compositions)
     losses = jnp.zeros(len(left))
@@ -160,6 +181,14 @@ def of_picture(
     as many. Each round has draws of its own. They lie at the `noise_levels` where a composition is decided: below, the
     losses differ by details of the picture, and above by nothing. Of 120 digits whose colours were given, 64 draws at
     these levels told 0.97, and 256 at all levels 0.93.
+
+    Examples:
+      >>> table = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+      >>> parts = parts_of(table, [[0, 0], [0, 1], [1, 0]], sizes=(2, 2))
+      >>> seen = jnp.array([1.0, 1.0])
+      >>> read = jax.jit(lambda seen: of_picture(toy, toy_params, schedule, seen, key, parts, num_draws=8))
+      >>> read(seen).composition
+      Array([1, 1], dtype=int32)
     """
     draws = (-(-num_draws // 8), -(-num_draws // 2), 4 * num_draws)
     total = math.prod(parts.sizes)

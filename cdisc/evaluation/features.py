@@ -50,7 +50,12 @@ SOURCES = {
 
 
 def judge_features(judge: Judge) -> Features:
-    """The dataset's own judge's: they compare methods with one another, never with a published FID."""
+    """The dataset's own judge's: they compare methods with one another, never with a published FID.
+
+    Examples:
+      >>> judge_features(judge).label
+      "the judge's"
+    """
     return Features("the judge's", judge.features)
 
 
@@ -63,6 +68,12 @@ def load(name: str, path: str) -> Features:
 
     Raises:
       ValueError: for another name; and for a file that is not there or holds another network, with what to download.
+
+    Examples:
+      >>> load("clip", "")
+      Traceback (most recent call last):
+          ...
+      ValueError: features=clip needs weights, and no file is not there: ...
     """
     require_known("features", name, tuple(SOURCES))
     source, file = SOURCES[name], pathlib.Path(path).expanduser()
@@ -95,6 +106,21 @@ def clip(weights: Weights, pictures: jax.Array, *, size: int = 224, width_of_hea
       pictures: (N, H, W, 3) in [-1, 1]; resized to `size` by bicubic interpolation.
       size: of the pictures that the network was trained on.
       width_of_head: channels of a head of attention.
+
+    Examples:
+      >>> ones, of = jnp.ones(4), "vision_model."
+      >>> norms = ("pre_layrnorm.weight", "pre_layrnorm.bias", "post_layernorm.weight", "post_layernorm.bias")
+      >>> weights = {f"{of}{name}": ones for name in norms}
+      >>> sizes = {"class_embedding": (4,), "patch_embedding.weight": (4, 3, 2, 2), "position_embedding.weight": (5, 4)}
+      >>> weights |= {f"{of}embeddings.{name}": jnp.ones(size) for name, size in sizes.items()}
+      >>> parts = [f"self_attn.{which}_proj" for which in ("q", "k", "v", "out")]
+      >>> parts = dict.fromkeys([*parts, "mlp.fc1", "mlp.fc2"], (4, 4))
+      >>> parts |= dict.fromkeys(("layer_norm1", "layer_norm2"), (4,))
+      >>> weights |= {f"{of}encoder.layers.0.{name}.weight": jnp.ones(size) for name, size in parts.items()}
+      >>> weights |= {f"{of}encoder.layers.0.{name}.bias": ones for name in parts}
+      >>> weights |= {"visual_projection.weight": jnp.ones((6, 4))}
+      >>> jax.jit(lambda pictures: clip(weights, pictures, size=4, width_of_head=2))(pictures).shape
+      (2, 6)
     """
     mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     w = {key.removeprefix("vision_model."): value for key, value in weights.items()}
@@ -118,6 +144,19 @@ def dinov2(weights: Weights, pictures: jax.Array, *, size: int = 224, width_of_h
       pictures: (N, H, W, 3) in [-1, 1]; resized to `size` by bicubic interpolation.
       size: a multiple of the patches' size; the position embeddings are interpolated to it.
       width_of_head: channels of a head of attention.
+
+    Examples:
+      >>> weights = {f"layernorm.{kind}": jnp.ones(4) for kind in ("weight", "bias")}
+      >>> sizes = {"cls_token": (1, 1, 4), "position_embeddings": (1, 5, 4), "patch_embeddings.projection.bias": (4,)}
+      >>> sizes |= {"patch_embeddings.projection.weight": (4, 3, 2, 2)}
+      >>> weights |= {f"embeddings.{name}": jnp.ones(size) for name, size in sizes.items()}
+      >>> parts = [f"attention.attention.{which}" for which in ("query", "key", "value")] + ["attention.output.dense"]
+      >>> sizes = dict.fromkeys([*parts, "mlp.fc1", "mlp.fc2"], (4, 4)) | dict.fromkeys(("norm1", "norm2"), (4,))
+      >>> weights |= {f"encoder.layer.0.{name}.weight": jnp.ones(size) for name, size in sizes.items()}
+      >>> weights |= {f"encoder.layer.0.{name}.bias": jnp.ones(4) for name in sizes}
+      >>> weights |= {f"encoder.layer.0.layer_scale{i}.lambda1": jnp.ones(4) for i in (1, 2)}
+      >>> jax.jit(lambda pictures: dinov2(weights, pictures, size=4, width_of_head=2))(pictures).shape
+      (2, 4)
     """
     w = weights
     mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

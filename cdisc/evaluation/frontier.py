@@ -37,6 +37,10 @@ def frontier(accuracy: np.ndarray, recall: np.ndarray) -> Frontier:
 
     Raises:
       ValueError: if there is no point, or one that is not finite.
+
+    Examples:
+      >>> frontier(np.array([0.5, 0.9, 0.4]), np.array([0.8, 0.2, 0.7])).accuracy
+      array([0.5, 0.9])
     """
     accuracy, recall = np.asarray(accuracy, np.float64), np.asarray(recall, np.float64)
     if accuracy.shape != recall.shape or accuracy.ndim != 1 or not accuracy.size:
@@ -51,7 +55,12 @@ def frontier(accuracy: np.ndarray, recall: np.ndarray) -> Frontier:
 
 
 def recall_at(envelope: Frontier, accuracy: float) -> float:
-    """The recall at an accuracy of at least `accuracy`; NaN where the dial never reaches it."""
+    """The recall at an accuracy of at least `accuracy`; NaN where the dial never reaches it.
+
+    Examples:
+      >>> recall_at(frontier(np.array([0.5, 0.9]), np.array([0.8, 0.2])), 0.9)
+      0.2
+    """
     return float(np.interp(accuracy, *envelope, right=np.nan))
 
 
@@ -59,6 +68,10 @@ def area(envelope: Frontier, least: float = ACCURATE) -> float:
     """The mean of the recall over accuracies from `least` to 1, as 0 where the dial does not reach.
 
     A perfect method, with accuracy 1 and recall 1, has 1; one that is never right in `least` of its samples has 0.
+
+    Examples:
+      >>> area(frontier(np.array([1.0]), np.array([1.0])))
+      1.0
     """
     knots = np.concatenate([[least], envelope.accuracy[envelope.accuracy > least]])
     return float(np.trapezoid(np.interp(knots, *envelope), knots) / (1.0 - least))

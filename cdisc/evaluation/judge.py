@@ -78,7 +78,13 @@ class JudgeNetwork(nn.Module):
 
 
 def init(network: JudgeNetwork, key: jax.Array, shape: tuple[int, ...]) -> Params:
-    """Fresh parameters for pictures of `shape` (H, W, C), H and W even."""
+    """Fresh parameters for pictures of `shape` (H, W, C), H and W even.
+
+    Examples:
+      >>> weights = jax.jit(init, static_argnums=(0, 2))(classifier, key, (4, 4, 3))
+      >>> jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, seeing)
+      True
+    """
     return network.init(key, jnp.zeros((1, *shape)))["params"]
 
 
@@ -92,6 +98,10 @@ def augment(key: jax.Array, images: jax.Array, *, noise: float, max_shift: int) 
       max_shift: each axis rolls by a whole number of pixels drawn uniformly from -max_shift to max_shift. What leaves
         on one side enters on the other, so keep it within the margin around the object. One draw serves the whole
         batch: a shift for each picture is a gather, which costs as much as the network's forward pass.
+
+    Examples:
+      >>> augment(key, pictures, noise=0.1, max_shift=1).shape
+      (2, 4, 4, 3)
     """
     shift = jax.random.randint(named(key, "shift"), (2,), -max_shift, max_shift + 1)
     scales = jax.random.uniform(named(key, "scales"), (images.shape[0], 1, 1, 1), maxval=noise)
@@ -99,7 +109,12 @@ def augment(key: jax.Array, images: jax.Array, *, noise: float, max_shift: int) 
 
 
 def loss(network: JudgeNetwork, params: Params, images: jax.Array, attributes: jax.Array) -> jax.Array:
-    """Cross entropy summed over factors, averaged over pictures; `attributes` (B, F) are value indices."""
+    """Cross entropy summed over factors, averaged over pictures; `attributes` (B, F) are value indices.
+
+    Examples:
+      >>> jax.jit(loss, static_argnums=0)(classifier, seeing, pictures, jnp.array([[0, 2], [1, 0]])).shape
+      ()
+    """
     logits, _ = network.apply({"params": params}, images)
     heads = [
         optax.softmax_cross_entropy_with_integer_labels(head, attributes[:, f]).mean() for f, head in enumerate(logits)
@@ -139,6 +154,12 @@ def train(
 
     Returns:
       The parameters, and the loss of each step (steps,).
+
+    Examples:
+      >>> data = Labelled(pictures, jnp.array([[0, 2], [1, 0]]))
+      >>> seeing, losses = train(classifier, seeing, draw, data, key, steps=2)
+      >>> losses.shape
+      (2,)
     """
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(steps // 20, 1), max(steps, 2))
     optimizer = optax.adamw(schedule, weight_decay=weight_decay)
@@ -177,7 +198,13 @@ class Labelled:
 
 
 def draw(data: Labelled, key: jax.Array, *, batch_size: int = 64) -> tuple[jax.Array, jax.Array]:
-    """A `LabelledBatch`: pictures drawn from `data` uniformly, with replacement."""
+    """A `LabelledBatch`: pictures drawn from `data` uniformly, with replacement.
+
+    Examples:
+      >>> images, attributes = draw(Labelled(pictures, jnp.array([[0], [1]])), key, batch_size=3)
+      >>> images.shape, attributes.shape
+      ((3, 4, 4, 3), (3, 1))
+    """
     rows = jax.random.randint(key, (batch_size,), 0, data.images.shape[0])
     return data.images[rows], data.attributes[rows]
 
@@ -190,6 +217,11 @@ def network_judge(network: JudgeNetwork, params: Params, factors: Sequence[str],
       params: its parameters, of any float type: they are used as float32.
       factors: the names of the heads.
       batch_size: pictures judged at once; bounds the memory, not the number of pictures.
+
+    Examples:
+      >>> sees = network_judge(classifier, seeing, ("shape", "colour"))
+      >>> verdict(sees, pictures).shape
+      (2, 2)
     """
     if len(factors) != len(network.num_values):
         raise ValueError(f"{len(factors)} names for a judge of {len(network.num_values)} factors")
@@ -224,6 +256,11 @@ def nearest_level_judge(
 
     Raises:
       ValueError: if there is not one name for each coordinate.
+
+    Examples:
+      >>> sees = nearest_level_judge(("x", "y"), ((-1.0, 1.0), (0.0, 1.0)))
+      >>> verdict(sees, jnp.array([[0.9, 0.8]]))
+      Array([[1, 1]], dtype=int32)
     """
     if len(factors) != len(levels):
         raise ValueError(f"{len(factors)} names for {len(levels)} coordinates")
@@ -240,5 +277,11 @@ def nearest_level_judge(
 
 
 def verdict(judge: Judge, images: jax.Array) -> jax.Array:
-    """The value index of each factor that the judge sees: (N, F) int32."""
+    """The value index of each factor that the judge sees: (N, F) int32.
+
+    Examples:
+      >>> verdict(judge, jnp.array([[0.9, 0.1], [-0.8, 0.7]]))
+      Array([[1, 0],
+             [0, 1]], dtype=int32)
+    """
     return jnp.stack([jnp.argmax(logits, axis=-1) for logits in judge.predict(images)], axis=-1).astype(jnp.int32)

@@ -115,13 +115,23 @@ PRODUCT = "product"
 
 
 def learns_from_product(levels: Mapping[str, Any], name: str) -> bool:
-    """Whether a level, or one that it goes on from, learns from samples of the product of experts."""
+    """Whether a level, or one that it goes on from, learns from samples of the product of experts.
+
+    Examples:
+      >>> learns_from_product({"embedding": teach}, "embedding")
+      False
+    """
     level = levels[name]
     return level.pool != "query" or (level.after != "" and learns_from_product(levels, level.after))
 
 
 def needs_product(levels: Mapping[str, Any], methods: Mapping[str, Method], method: str) -> bool:
-    """Whether a method means nothing for a query whose discovery found no modes to multiply."""
+    """Whether a method means nothing for a query whose discovery found no modes to multiply.
+
+    Examples:
+      >>> needs_product({"embedding": teach}, {"mine": Method(level="embedding")}, "mine"), needs_product({}, {}, "poe")
+      (False, True)
+    """
     own = methods.get(method)
     if own is None:
         return method in ("poe", PRODUCT)
@@ -141,6 +151,12 @@ def with_baselines(
     Args:
       levels: `AdaptOptions` by name.
       methods: by name; a level that none samples gets nothing beside it.
+
+    Examples:
+      >>> level = dataclasses.replace(teach, start="top1")
+      >>> levels, methods = with_baselines({"embedding": level}, {"mine": Method(level="embedding")})
+      >>> sorted(levels), sorted(methods)
+      (['embedding', 'inversion'], ['inversion', 'mine'])
     """
     more, ways = dict(levels), dict(methods)
     for name, level in levels.items():

@@ -47,7 +47,12 @@ Extract = Callable[[jax.Array], jax.Array]
 
 
 def accuracy(judge: Judge, images: jax.Array, attributes: jax.Array) -> Figures:
-    """The judge's own accuracies on real pictures (N, *shape) of known attributes (N, F): how far to trust it."""
+    """The judge's own accuracies on real pictures (N, *shape) of known attributes (N, F): how far to trust it.
+
+    Examples:
+      >>> accuracy(judge, jnp.array([[0.9, 0.1], [-0.8, 0.7]]), jnp.array([[1, 0], [0, 0]]))
+      {'joint_accuracy': 0.5, 'attribute_accuracy': {'x': 1.0, 'y': 0.5}}
+    """
     return _accuracies(judge, verdict(judge, images), attributes)
 
 
@@ -68,6 +73,11 @@ def calibration(judge: Judge, images: jax.Array, attributes: jax.Array) -> Figur
 
     Returns:
       What `accuracy` returns, and for each factor the `balanced_accuracy` and the `calibration_error`, 0 at best.
+
+    Examples:
+      >>> found = calibration(judge, jnp.array([[0.9, 0.1], [-0.8, 0.7]]), jnp.array([[1, 0], [0, 1]]))
+      >>> sorted(found)
+      ['attribute_accuracy', 'balanced_accuracy', 'calibration_error', 'joint_accuracy']
     """
     heads = list(zip(judge.predict(images), attributes.T, strict=True))
     return accuracy(judge, images, attributes) | {
@@ -104,6 +114,11 @@ def score_samples(
 
     Returns:
       `SCALARS`, attribute_accuracy and samples.
+
+    Examples:
+      >>> figures = score_samples(judge, real[:5] + 0.01, real[0], (1, 0), real, k=2)
+      >>> figures["joint_accuracy"], figures["samples"]
+      (1.0, 5)
     """
     figures = unjudged(samples, query, judge.factors)
     if training is not None:
@@ -120,7 +135,12 @@ def score_samples(
 
 
 def unjudged(samples: jax.Array, query: jax.Array, factors: Sequence[str] = ()) -> Figures:
-    """The figures of `score_samples` that need neither a judge nor other pictures; the rest is None."""
+    """The figures of `score_samples` that need neither a judge nor other pictures; the rest is None.
+
+    Examples:
+      >>> unjudged(x, query)["samples"]
+      2
+    """
     return {
         **dict.fromkeys(SCALARS),
         "attribute_accuracy": dict.fromkeys(factors),
@@ -140,6 +160,11 @@ def score_pooled(samples: jax.Array, queries: jax.Array, references: jax.Array, 
 
     Returns:
       "faithfulness", against the queries, and "generalization", against the references: `POOLED` of each.
+
+    Examples:
+      >>> figures = score_pooled(real[:5] + 0.01, real[:1], real, k=2)
+      >>> sorted(figures), figures["generalization"]["precision"]
+      (['faithfulness', 'generalization'], 1.0)
     """
     compared = zip(COMPARISONS, (queries, references), strict=True)
     return {name: _set_figures(real, samples, k, POOLED) for name, real in compared}
@@ -174,6 +199,12 @@ def score_class(
     Returns:
       For each query, method name to its figures (`score_samples`); and method name to the figures of all queries
       together (`score_pooled`), empty for a single query, without references, or with too few samples.
+
+    Examples:
+      >>> drawn = [{"mine": real + 0.01}, {"mine": real - 0.01}]
+      >>> by_query, pooled = score_class(judge, [real[0], real[1]], drawn, (1, 0), real, k=2)
+      >>> by_query[0]["mine"]["joint_accuracy"], list(pooled)
+      (1.0, ['mine'])
     """
     features = extract or judge.features
     figures: list[dict[str, Figures]] = []
@@ -206,6 +237,9 @@ def require_disjoint(parts: Mapping[str, np.ndarray]) -> None:
 
     Raises:
       ValueError: naming the pictures.
+
+    Examples:
+      >>> require_disjoint({"the queries": np.zeros((1, 2)), "the references": np.ones((3, 2))})
     """
     known: dict[bytes, tuple[str, int]] = {}
     for part, pictures in parts.items():
@@ -249,6 +283,12 @@ def aggregate(queries: Sequence[Mapping[str, Figures]], groups: Sequence[Hashabl
     Returns:
       For each method the figures' means, "standard_error" with the same names (None where fewer than two groups have
       the figure), "samples" in all, and how many "queries".
+
+    Examples:
+      >>> of = lambda value: dict.fromkeys(SCALARS, value) | {"attribute_accuracy": {}, "samples": 8}
+      >>> found = aggregate([{"mine": of(0.2)}, {"mine": of(0.4)}])["mine"]
+      >>> round(found["recall"], 2), round(found["standard_error"]["recall"], 2), found["queries"]
+      (0.3, 0.1, 2)
     """
     labels = list(range(len(queries))) if groups is None else list(groups)
     if len(labels) != len(queries):
@@ -289,6 +329,11 @@ def aggregate_pooled(
     Returns:
       For each method and comparison the figures' means and "standard_error" with the same names, as in `aggregate`, and
       in how many "classes" the method was pooled.
+
+    Examples:
+      >>> figures = {"faithfulness": dict.fromkeys(POOLED, 0.5), "generalization": dict.fromkeys(POOLED, 0.5)}
+      >>> aggregate_pooled([{"mine": figures}, {"mine": figures}])["mine"]["classes"]
+      2
     """
     labels = list(range(len(classes))) if groups is None else list(groups)
     out: dict[str, Figures] = {}
@@ -312,7 +357,13 @@ def overall(
     pools: Sequence[Mapping[str, Mapping[str, Figures]]],
     pool_labels: Sequence[Hashable],
 ) -> dict[str, Figures]:
-    """What `aggregate` makes of queries; for each method how many "failed", having none, and `aggregate_pooled`."""
+    """What `aggregate` makes of queries; for each method how many "failed", having none, and `aggregate_pooled`.
+
+    Examples:
+      >>> figures = {"mine": dict.fromkeys(SCALARS, 0.5) | {"attribute_accuracy": {}, "samples": 8}}
+      >>> overall([figures, figures], ["disc", "star"], [], [])["mine"]["recall"]
+      0.5
+    """
     methods = aggregate(queries, labels)
     pooled = aggregate_pooled(pools, pool_labels)
     for name, figures in methods.items():
@@ -321,7 +372,12 @@ def overall(
 
 
 def describe(discovery: Discovery) -> dict[str, Any]:
-    """What the results say of a discovery: its picks as "prototypes", best first, its "nfe" and what it left out."""
+    """What the results say of a discovery: its picks as "prototypes", best first, its "nfe" and what it left out.
+
+    Examples:
+      >>> sorted(describe(found))
+      ['discovery', 'nfe', 'prototypes']
+    """
     pool, picks, info = discovery.pool, discovery.selection, vars(discovery.info)
     prototypes = [
         {"t": int(pool.t[j]), "basin": int(pool.basin[j]), "gain": float(picks.gains[i])}
@@ -359,6 +415,10 @@ def best_sigma(figures: Mapping[float, Mapping[str, Any]]) -> float:
 
     Raises:
       ValueError: if there is none, or any lacks its joint accuracy.
+
+    Examples:
+      >>> best_sigma({0.1: {"joint_accuracy": 0.9, "recall": 0.0}, 0.3: {"joint_accuracy": 0.9, "recall": 0.1}})
+      0.3
     """
     if not figures:
         raise ValueError("no sigma to choose from")

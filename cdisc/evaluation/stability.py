@@ -30,6 +30,11 @@ def agreement(first: Gaussian, second: Gaussian, radius: float) -> Agreement:
 
     Raises:
       ValueError: if a set is empty.
+
+    Examples:
+      >>> means = jnp.array([[0.0, 0.0], [1.0, 1.0]])
+      >>> agreement(Gaussian(means, jnp.ones((2, 2))), Gaussian(means[::-1], jnp.ones((2, 2))), radius=0.1)
+      Agreement(overlap=np.float64(1.0), distance=0.0)
     """
     (m, s), (n, r) = ((np.asarray(g.mean), np.sqrt(np.asarray(g.variance))) for g in (first, second))
     if not (len(m) and len(n)):

@@ -46,6 +46,10 @@ def bootstrap(
 
     Raises:
       ValueError: if there are fewer than two items.
+
+    Examples:
+      >>> bootstrap([0.0, 1.0, 0.0, 1.0], np.random.default_rng(0)).estimate
+      0.5
     """
     values = np.asarray(values)
     if len(values) < 2:
@@ -80,6 +84,10 @@ def paired_bootstrap(
 
     Raises:
       ValueError: if the items are not the same number, or fewer than two.
+
+    Examples:
+      >>> paired_bootstrap([1.0, 2.0], [0.5, 1.5], np.random.default_rng(0))  # the same for each item
+      Interval(estimate=0.5, low=0.5, high=0.5)
     """
     first, second = np.asarray(first), np.asarray(second)
     if len(first) != len(second) or len(first) < 2:
@@ -100,6 +108,10 @@ def auroc(positive: ArrayLike, negative: ArrayLike) -> float:
 
     Raises:
       ValueError: if either is empty.
+
+    Examples:
+      >>> auroc([3.0, 2.0], [1.0, 2.0])
+      0.875
     """
     positive, negative = np.asarray(positive, np.float64), np.asarray(negative, np.float64)
     if not (positive.size and negative.size):
@@ -120,6 +132,10 @@ def auroc_interval(
 
     Raises:
       ValueError: if a kind is missing, or a score is not a number.
+
+    Examples:
+      >>> auroc_interval([3.0, 2.0, 1.0, 0.0], [True, True, False, False], np.random.default_rng(0))
+      Interval(estimate=1.0, low=1.0, high=1.0)
     """
     scores, positive = np.asarray(scores, np.float64), np.asarray(positive, bool)
     if np.isnan(scores).any():

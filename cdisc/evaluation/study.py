@@ -85,6 +85,10 @@ def summarise(results: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
       "A - B", where B is `poe`, and where A learns from samples of the product and B from the query alone; "pooled":
       for each of `COMPARISONS` and method the mean and standard error over classes; "deviations" from the paper, in
       sentences; and what the run was.
+
+    Examples:
+      >>> summarise(results, {})["methods"]["poe"]["joint_accuracy"][0]
+      0.5
     """
     by_class = _by_class(results["queries"])
     queries = results["queries"]
@@ -141,6 +145,11 @@ def sweep(runs: Mapping[str, Mapping[str, Any]], method: str, baseline: str) -> 
       For each configuration and each figure of `DIFFERENCES` that it has, the estimate and its interval, and the
       "difference" to the baseline with the paired one, None for the baseline itself and where fewer than two classes
       have both.
+
+    Examples:
+      >>> found = sweep({"as it is": results, "again": results}, "poe", baseline="as it is")
+      >>> found["again"]["joint_accuracy"]["difference"]
+      [0.0, 0.0, 0.0]
     """
     found = {
         name: {figure: _figures_of(_by_class(results["queries"]), method, figure) for figure in DIFFERENCES}
@@ -195,7 +204,12 @@ def _difference(first: Mapping[Any, float], second: Mapping[Any, float]) -> list
 
 
 def deviations(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    """In what the run differs from the paper's protocol, each in a sentence."""
+    """In what the run differs from the paper's protocol, each in a sentence.
+
+    Examples:
+      >>> deviations(summarise(results, {}), {})[0]
+      'The paper has no toys: no value of its stands beside these.'
+    """
     dataset = summary["dataset"]
     said = [
         f"Sets of pictures are compared in {summary['features']} features, not in Inception's and CLIP's, so Fréchet "
@@ -237,7 +251,12 @@ class Table(NamedTuple):
 
 
 def tables(summary: Mapping[str, Any]) -> list[Table]:
-    """The tables of a summary: figures from one query each, differences, and those beside the paper's."""
+    """The tables of a summary: figures from one query each, differences, and those beside the paper's.
+
+    Examples:
+      >>> [table.title[:10] for table in tables(summarise(results, {}))]
+      ['From one q', 'Difference', 'Generaliza']
+    """
     seeds = len(summary["seeds"])
     over = f"{summary['classes']} held-out classes, {summary['queries']} queries, {seeds} seed{'s' * (seeds != 1)}"
     columns = [column for column in SHOWN if any(column[0] in row for row in summary["methods"].values())]
@@ -306,7 +325,12 @@ def _with_error(found: Sequence[float | None], unit: float) -> str:
 
 
 def about(summary: Mapping[str, Any]) -> str:
-    """What the run was, in a sentence."""
+    """What the run was, in a sentence.
+
+    Examples:
+      >>> about(summarise(results, {}))
+      'Config c, data d, seeds 0; cdisc 0.1.0, jax 0.10.2; 0.0 hours. No judge was trained.'
+    """
     versions = ", ".join(f"{name} {summary['versions'][name]}" for name in ("cdisc", "jax"))
     hours = sum(summary["seconds"].values()) / 3600
     judge = summary["judge"]
@@ -318,7 +342,12 @@ def about(summary: Mapping[str, Any]) -> str:
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """The tables and the deviations as Markdown."""
+    """The tables and the deviations as Markdown.
+
+    Examples:
+      >>> markdown(summarise(results, {})).splitlines()[0]
+      '**From one query each (2 held-out classes, 2 queries, 1 seed, 8 samples; mean and 95% interval over classes)**'
+    """
     lines: list[str] = []
     for table in tables(summary):
         lines += [f"**{table.title}**", "", _row(table.headers), _row("---" for _ in table.headers)]
@@ -331,7 +360,12 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def chart(summary: Mapping[str, Any], figure: str) -> str:
-    """One figure of every method with its interval, a row each, as SVG."""
+    """One figure of every method with its interval, a row each, as SVG.
+
+    Examples:
+      >>> chart(summarise(results, {}), "joint_accuracy")[:4]
+      '<svg'
+    """
     rows = {name: row[figure] for name, row in summary["methods"].items() if figure in row}
     ends = [value for row in rows.values() for value in row if value is not None]
     least, most = min([0.0, *ends]), max([1.0, *ends])
@@ -361,7 +395,12 @@ _LATEX: dict[str, str] = {"±": r"$\pm$", "%": r"\%", "_": r"\_", "é": r"\'e", 
 
 
 def latex(summary: Mapping[str, Any]) -> str:
-    """The tables as LaTeX, for the package booktabs; the deviations as comments."""
+    """The tables as LaTeX, for the package booktabs; the deviations as comments.
+
+    Examples:
+      >>> latex(summarise(results, {})).count("begin{table}")
+      3
+    """
     lines = [f"% {said}" for said in summary["deviations"]]
     for table in tables(summary):
         lines += [r"\begin{table}", rf"\caption{{{_escape(table.title)}}}", r"\centering"]

@@ -37,6 +37,12 @@ def ddim_with_variance(
 
     Raises:
       ValueError: if `last` is below 2 or above `num_steps`.
+
+    Examples:
+      >>> sampler = jax.jit(lambda x: ddim_with_variance(eps_fn, schedule, x, num_steps=4, last=2))
+      >>> samples, variance = sampler(x)
+      >>> samples.shape, variance.shape
+      ((2, 2), (2,))
     """
     if not 2 <= last <= num_steps:
         raise ValueError(f"last is {last}, outside 2..{num_steps}")

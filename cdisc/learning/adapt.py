@@ -267,6 +267,11 @@ def init(
     Raises:
       TypeError: if the examples are no float32 pictures, or the key is none.
       ValueError: if the examples lack what the options call for, or the backbone has no residual blocks for them.
+
+    Examples:
+      >>> state = init(toy, toy_params, Examples(query=query), key, teach)
+      >>> int(state.step), sorted(state.learnt)
+      (0, ['embedding'])
     """
     axes = len(examples.query.shape)
     require_array("examples.query", examples.query, "float32", range(1, 9), "a picture as float32")
@@ -331,6 +336,14 @@ def step(
 
     Returns:
       The state after the step, and its loss.
+
+    Examples:
+      >>> examples = Examples(query=query)
+      >>> state = init(toy, toy_params, examples, key, teach)
+      >>> stepped = jax.jit(lambda state: step(state, toy, toy_params, schedule, examples, None, key, teach))
+      >>> state, loss = stepped(state)
+      >>> int(state.step), bool(loss > 0)
+      (1, True)
     """
     table, null = backbone.table(params), backbone.null(params)
     key = named(key, "step", state.step)
@@ -372,13 +385,24 @@ def _embedding(learnt: dict[str, Any], table: jax.Array, options: AdaptOptions) 
 
 
 def result(state: FitState, backbone: Backbone, params: Any, options: AdaptOptions) -> Adaptation:
-    """What was learnt."""
+    """What was learnt.
+
+    Examples:
+      >>> state = init(toy, toy_params, Examples(query=query), key, teach)
+      >>> result(state, toy, toy_params, teach).embedding.shape
+      (2,)
+    """
     embedding = _embedding(state.learnt, backbone.table(params), options)
     return Adaptation(embedding, state.learnt.get("adapter", lora.Adapter()))
 
 
 def late_loss(losses: jax.Array | np.ndarray) -> jax.Array:
-    """By what candidates are compared: the mean of the losses (..., steps) over the second half of the steps."""
+    """By what candidates are compared: the mean of the losses (..., steps) over the second half of the steps.
+
+    Examples:
+      >>> float(late_loss(np.array([9.0, 9.0, 1.0, 3.0])))
+      2.0
+    """
     return jnp.mean(losses[..., losses.shape[-1] // 2 :], axis=-1)
 
 
@@ -401,6 +425,12 @@ def fitter(
       options: what is learnt, and how.
       mapped: `(fn, num_shared) -> fn` compiles a function of a query's item and so many arguments that all queries
         share; by default, for one query. Where it maps `fn` over many, their examples and keys lead with its axes.
+
+    Examples:
+      >>> learn = fitter(toy, teach)
+      >>> learnt, losses = learn(toy_params, schedule, Examples(query=query), key)
+      >>> learnt.embedding.shape, losses.shape
+      ((2,), (40,))
     """
     begin = mapped(lambda item, params, candidate: init(backbone, params, item[0], item[1], options, candidate), 2)
     advance = mapped(
@@ -458,6 +488,11 @@ def fit(
     Raises:
       FloatingPointError: if the loss is not finite, naming the step.
       TypeError, ValueError: as `init` does.
+
+    Examples:
+      >>> learnt = fit(toy, toy_params, schedule, Examples(query=query), key, teach)
+      >>> bool(jnp.abs(learnt.embedding - query).max() < 0.2)  # its class is what the query shows
+      True
     """
     learnt, _ = fitter(backbone, options)(params, schedule, examples, key, prior)
     return jax.tree.map(jnp.asarray, learnt)

@@ -103,7 +103,13 @@ class TrainState:
 
 
 def optimizer(options: PretrainOptions) -> optax.GradientTransformation:
-    """AdamW on clipped gradients; the rate warms up, stays, and decays to zero at the end."""
+    """AdamW on clipped gradients; the rate warms up, stays, and decays to zero at the end.
+
+    Examples:
+      >>> move, _ = jax.jit(optimizer(few).update)(toy_params, state.opt_state, toy_params)
+      >>> bool(move["class_embedding"]["embedding"].any())  # the rate begins at zero
+      False
+    """
     rate = optax.join_schedules(
         [
             optax.linear_schedule(0.0, options.learning_rate, options.warmup_steps),
@@ -118,7 +124,12 @@ def optimizer(options: PretrainOptions) -> optax.GradientTransformation:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def init(network: UNetConfig, options: PretrainOptions, key: jax.Array) -> TrainState:
-    """The state before the first step, by one program: else each shape of a parameter would compile some of its own."""
+    """The state before the first step, by one program: else each shape of a parameter would compile some of its own.
+
+    Examples:
+      >>> int(init(config, few, key).step)
+      0
+    """
     params = denoiser.init(network, key)
     # A copy, so that a jitted step may overwrite the whole state.
     ema = jax.tree.map(jnp.copy, params)
@@ -145,7 +156,13 @@ Total = tuple[jax.Array, denoiser.Params]
 
 
 def keys(key: jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The keys of step `step`: one for its pictures, one for dropout, timesteps and noise."""
+    """The keys of step `step`: one for its pictures, one for dropout, timesteps and noise.
+
+    Examples:
+      >>> of_pictures, of_noise = keys(key, 3)
+      >>> bool(jax.random.uniform(of_pictures) == jax.random.uniform(of_noise))
+      False
+    """
     return named(key, "pictures", step), named(key, "noise", step)
 
 
@@ -160,6 +177,11 @@ def draw(
       shape: (H, W, C) of a picture.
       options: the training's.
       schedule: the forward process.
+
+    Examples:
+      >>> drawn = draw(state, key, (2,), options=few, schedule=schedule)
+      >>> drawn.t.shape, drawn.noise.shape
+      ((2,), (2, 2))
     """
     key = keys(key, state.step)[1]
     dropped = jax.random.bernoulli(named(key, "dropped"), options.null_dropout, (options.batch_size,))
@@ -168,7 +190,13 @@ def draw(
 
 
 def zero_total(params: denoiser.Params) -> Total:
-    """The total of no picture."""
+    """The total of no picture.
+
+    Examples:
+      >>> loss, gradient = zero_total(toy_params)
+      >>> gradient["class_embedding"]["embedding"].shape
+      (3, 2)
+    """
     return jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
 
 
@@ -182,7 +210,13 @@ def example_losses(
     schedule: Schedule,
     loss: str,
 ) -> jax.Array:
-    """The loss (B,) of each picture, noised by `noise` to `t` (B,), under its own class."""
+    """The loss (B,) of each picture, noised by `noise` to `t` (B,), under its own class.
+
+    Examples:
+      >>> how = dict(backbone=toy, schedule=schedule, loss="eps")
+      >>> example_losses(toy_params, (x, labels), t, jnp.zeros((2, 2)), **how).shape
+      (2,)
+    """
     x0, labels = pictures
 
     def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -213,6 +247,14 @@ def add_gradient(
       backbone: the network as a function of its parameters.
       options: the training's.
       schedule: the forward process.
+
+    Examples:
+      >>> drawn, both = draw(state, key, (2,), options=few, schedule=schedule), jnp.array([True, True])
+      >>> how = dict(backbone=toy, options=few, schedule=schedule)
+      >>> added = jax.jit(lambda total: add_gradient(total, toy_params, (x, labels), drawn, both, **how))
+      >>> loss, gradient = added(zero_total(toy_params))
+      >>> loss.shape
+      ()
     """
     x0, labels = pictures
     labels = jnp.where(drawn.dropped, backbone.table(params).shape[0], labels)
@@ -227,7 +269,13 @@ def add_gradient(
 
 
 def update(state: TrainState, total: Total, *, options: PretrainOptions) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The state after a step whose loss and gradient are `total`, and both as metrics."""
+    """The state after a step whose loss and gradient are `total`, and both as metrics.
+
+    Examples:
+      >>> after, metrics = update(state, zero_total(toy_params), options=few)
+      >>> int(after.step), sorted(metrics)
+      (1, ['grad_norm', 'loss'])
+    """
     loss, gradients = total
     updates, opt_state = optimizer(options).update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -263,6 +311,11 @@ def step(backbone: Backbone, options: PretrainOptions, schedule: Schedule, shape
     """The step that trains a network on pictures of a shape (H, W, C); its metrics are `loss` and `grad_norm`.
 
     Its randomness follows from the key and `state.step` alone, so that a resumed training equals an unbroken one.
+
+    Examples:
+      >>> parts = step(toy, few, schedule, shape=(2,))
+      >>> parts.draw(state, key).noise.shape, parts.batch_size
+      ((2, 2), 2)
     """
     known: dict[str, Any] = {"options": options, "schedule": schedule}
     return Step(
@@ -278,7 +331,13 @@ def step(backbone: Backbone, options: PretrainOptions, schedule: Schedule, shape
 def validation(
     backbone: Backbone, schedule: Schedule, loss: str, pictures: Pictures, key: jax.Array, batch_size: int
 ) -> Callable[[denoiser.Params], float]:
-    """The mean loss as a function of parameters: always of these pictures, under the noise that `key` draws."""
+    """The mean loss as a function of parameters: always of these pictures, under the noise that `key` draws.
+
+    Examples:
+      >>> loss = validation(toy, schedule, "eps", (x, labels), key, batch_size=2)
+      >>> loss(toy_params) > 0
+      True
+    """
     given = (pictures, *map(np.asarray, draw_noise(key, schedule, pictures[0].shape)))
     of_batch = jax.jit(functools.partial(example_losses, backbone=backbone, schedule=schedule, loss=loss))
 

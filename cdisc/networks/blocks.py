@@ -56,12 +56,22 @@ class GroupNorm(nn.Module):
 
 
 def double(x: jax.Array) -> jax.Array:
-    """Nearest-neighbour doubling: (B, H, W, C) to (B, 2 H, 2 W, C)."""
+    """Nearest-neighbour doubling: (B, H, W, C) to (B, 2 H, 2 W, C).
+
+    Examples:
+      >>> double(pictures).shape
+      (2, 8, 8, 3)
+    """
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
 def halve(x: jax.Array) -> jax.Array:
-    """Averages of 2 x 2 pixels: (B, H, W, C) to (B, H / 2, W / 2, C)."""
+    """Averages of 2 x 2 pixels: (B, H, W, C) to (B, H / 2, W / 2, C).
+
+    Examples:
+      >>> halve(pictures).shape
+      (2, 2, 2, 3)
+    """
     b, h, w, c = x.shape
     return jnp.mean(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
 

@@ -20,7 +20,12 @@ FOLDER = pathlib.Path(__file__).parent.parent / "bundled"
 
 
 def about(network: UNetConfig, scheduler: interop.SchedulerConfig) -> dict[str, str]:
-    """What a file says of its network, as JSON, so that it can be used without the configuration behind it."""
+    """What a file says of its network, as JSON, so that it can be used without the configuration behind it.
+
+    Examples:
+      >>> sorted(about(config, interop.SchedulerConfig()))
+      ['network', 'scheduler']
+    """
     return {"network": json.dumps(dataclasses.asdict(network)), "scheduler": json.dumps(dataclasses.asdict(scheduler))}
 
 
@@ -38,6 +43,10 @@ def load(name: str) -> interop.Pretrained:
     Raises:
       ValueError: for a name that does not exist.
       UserError: for a file that is damaged or of another version.
+
+    Examples:
+      >>> load("letters_small").network.picture_shape
+      (32, 32, 3)
     """
     names = [path.stem for path in FOLDER.glob("*.npz")]
     require_known("the name of a bundled network", name, sorted(set(names) - {f"{stem}_judge" for stem in names}))
@@ -64,6 +73,12 @@ def start(name: str, network: UNetConfig, scheduler: interop.SchedulerConfig) ->
     Raises:
       ValueError: for a name that does not exist, another network or another forward process.
       UserError: for a file that is damaged or of another version.
+
+    Examples:
+      >>> known = load("letters_small")
+      >>> wider = dataclasses.replace(known.network, num_class_embeds=9)
+      >>> denoiser.class_table(start("letters_small", wider, known.scheduler)).shape  # and the null class
+      (8, 192)
     """
     known = load(name)
     alike = dataclasses.replace(known.network, num_class_embeds=network.num_class_embeds, remat=network.remat)
@@ -92,6 +107,11 @@ def save_npz(path: pathlib.Path, tree: Any, about: dict[str, str]) -> None:
       path: the file.
       tree: floating-point arrays.
       about: text fields, found again by `restore_npz` and `npz_about`.
+
+    Examples:
+      >>> save_npz(folder / "own.npz", {"x": np.ones(2)}, {"data": "toys"})
+      >>> (folder / "own.npz").is_file()
+      True
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     arrays: dict[str, Any] = {_name_of(path): np.asarray(leaf).astype(np.float16) for path, leaf in leaves}
@@ -117,7 +137,13 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def npz_about(path: pathlib.Path) -> dict[str, str]:
-    """The text fields that `save_npz` wrote; raises as `restore_npz` does for a file that cannot be read."""
+    """The text fields that `save_npz` wrote; raises as `restore_npz` does for a file that cannot be read.
+
+    Examples:
+      >>> save_npz(folder / "own.npz", {"x": np.ones(2)}, {"data": "toys"})
+      >>> npz_about(folder / "own.npz")
+      {'data': 'toys'}
+    """
     return {name[6:]: str(text) for name, text in _read_npz(path).items() if name.startswith("about:")}
 
 
@@ -132,6 +158,11 @@ def restore_npz(path: pathlib.Path, like: Any, about: dict[str, str]) -> Any:
     Raises:
       OtherError: if its fields are others.
       UserError: if the file is missing or damaged, or its arrays are others.
+
+    Examples:
+      >>> save_npz(folder / "own.npz", {"x": np.ones(2)}, {"data": "toys"})
+      >>> restore_npz(folder / "own.npz", like={"x": np.zeros(2)}, about={"data": "toys"})
+      {'x': Array([1., 1.], dtype=float32)}
     """
     content = _read_npz(path)
     for name, text in about.items():

@@ -22,7 +22,12 @@ Params = dict[str, Any]
 
 
 def init(config: UNetConfig, key: jax.Array) -> Params:
-    """Random parameters; the class table starts at N(0, 0.02^2), small against the time embedding."""
+    """Random parameters; the class table starts at N(0, 0.02^2), small against the time embedding.
+
+    Examples:
+      >>> sorted(jax.eval_shape(lambda: init(config, key)))[:2]
+      ['class_embedding', 'conv_in']
+    """
     params = _init_unet(config, named(key, "unet"))
     key_table = named(key, "class_embedding")
     if config.class_embed_type == "timestep":
@@ -59,6 +64,10 @@ def apply(
       t: (B,) in 1..T.
       class_embedding: (B, E), or (B, L, E) with one for each of its `unet.residual_blocks`; None adds nothing.
       adapter: low-rank factors beside the kernels; None for the network as it is.
+
+    Examples:
+      >>> jax.jit(apply, static_argnums=0)(config, params, pictures, t, embed(params, labels)).shape
+      (2, 4, 4, 3)
     """
     out = lora.apply(UNet2D(config), params, adapter, x, t - 1, class_embedding)
     assert isinstance(out, jax.Array)  # not a pair: the network has no mutable collections
@@ -72,22 +81,45 @@ def _table(params: Params) -> jax.Array:
 
 
 def class_table(params: Params) -> jax.Array:
-    """The embeddings of the trained classes, without the null class: (classes, E)."""
+    """The embeddings of the trained classes, without the null class: (classes, E).
+
+    Examples:
+      >>> class_table(toy_params)
+      Array([[ 1.,  0.],
+             [-1.,  0.]], dtype=float32)
+    """
     return _table(params)[:-1]
 
 
 def null_embedding(params: Params) -> jax.Array:
-    """The embedding of the null class: (E,)."""
+    """The embedding of the null class: (E,).
+
+    Examples:
+      >>> null_embedding(toy_params)
+      Array([0., 0.], dtype=float32)
+    """
     return _table(params)[-1]
 
 
 def embed(params: Params, labels: jax.Array) -> jax.Array:
-    """The embeddings of `labels` (B,), in which the number of classes means the null class: (B, E)."""
+    """The embeddings of `labels` (B,), in which the number of classes means the null class: (B, E).
+
+    Examples:
+      >>> embed(toy_params, jnp.array([1, 2]))  # a class and the null class
+      Array([[-1.,  0.],
+             [ 0.,  0.]], dtype=float32)
+    """
     return _table(params)[labels]
 
 
 def embed_number(config: UNetConfig, params: Params, numbers: jax.Array) -> jax.Array:
-    """The class embeddings (B, E) of `numbers` (B,), for a network whose `class_embed_type` is "timestep"."""
+    """The class embeddings (B, E) of `numbers` (B,), for a network whose `class_embed_type` is "timestep".
+
+    Examples:
+      >>> numbered = dataclasses.replace(config, class_embed_type="timestep", num_class_embeds=None)
+      >>> jax.eval_shape(lambda: embed_number(numbered, init(numbered, key), jnp.array([7]))).shape
+      (1, 32)
+    """
     projected = TimeProjection(config).apply({"params": params.get("time_proj", {})}, numbers)
     perceptron = TimestepEmbedding(config.embedding_dim, jnp.dtype(config.dtype))
     embeddings = perceptron.apply({"params": params["class_embedding"]}, projected)
@@ -96,14 +128,26 @@ def embed_number(config: UNetConfig, params: Params, numbers: jax.Array) -> jax.
 
 
 def null_last(params: Params, row: int) -> Params:
-    """The parameters with row `row` of the table, the null class, moved to the end."""
+    """The parameters with row `row` of the table, the null class, moved to the end.
+
+    Examples:
+      >>> null_last(toy_params, 0)["class_embedding"]["embedding"]
+      Array([[-1.,  0.],
+             [ 0.,  0.],
+             [ 1.,  0.]], dtype=float32)
+    """
     table = _table(params)
     table = jnp.concatenate([table[:row], table[row + 1 :], table[row][None]])
     return {**params, "class_embedding": {"embedding": table}}
 
 
 def new_classes(params: Params, count: int) -> Params:
-    """The parameters with `count` classes that are as the null class is, in the place of theirs."""
+    """The parameters with `count` classes that are as the null class is, in the place of theirs.
+
+    Examples:
+      >>> class_table(new_classes(toy_params, 4)).shape
+      (4, 2)
+    """
     return {**params, "class_embedding": {"embedding": jnp.tile(null_embedding(params), (count + 1, 1))}}
 
 
@@ -111,6 +155,11 @@ def add_class(config: UNetConfig, params: Params, embedding: jax.Array) -> tuple
     """The network with one more class, `embedding` (E,), as the last before the null class.
 
     An unconditional network becomes a conditional one of that class and the null class.
+
+    Examples:
+      >>> wider, more = add_class(config, params, null_embedding(params))
+      >>> wider.num_class_embeds, class_table(more).shape
+      (4, (3, 32))
     """
     table = jnp.concatenate([class_table(params), embedding[None], null_embedding(params)[None]])
     config = dataclasses.replace(config, num_class_embeds=table.shape[0], class_embed_type=None)

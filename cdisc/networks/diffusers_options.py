@@ -249,6 +249,10 @@ def scheduler_config(content: Mapping[str, Any]) -> SchedulerConfig:
 
     Raises:
       ValueError: for options that no scheduler of diffusers has, or processes that cdisc does not have.
+
+    Examples:
+      >>> scheduler_config({"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2"}).beta_schedule
+      'squaredcos_cap_v2'
     """
     sampler = _of_class(content, tuple(_SCHEDULERS))
     defaults = {**_DDIM, **_SCHEDULERS[sampler]}
@@ -280,6 +284,11 @@ def network_config(content: Mapping[str, Any]) -> UNetConfig:
 
     Raises:
       ValueError: for options that do not exist in diffusers or that cdisc does not have.
+
+    Examples:
+      >>> types = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+      >>> network_config({"sample_size": 16, "block_out_channels": [32], **types}).block_out_channels
+      (32,)
     """
     _of_class(content, ("UNet2DModel",))
     for name in NOT_IN_DIFFUSERS:
@@ -303,13 +312,23 @@ def network_config(content: Mapping[str, Any]) -> UNetConfig:
 
 
 def named(names: Sequence[str]) -> str:
-    """The first few of `names`, and how many more there are."""
+    """The first few of `names`, and how many more there are.
+
+    Examples:
+      >>> named(["a", "b", "c", "d", "e", "f", "g"])
+      'a, b, c, d, e, and 2 more'
+    """
     more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of the type with which a field is annotated."""
+    """Whether a JSON value is of the type with which a field is annotated.
+
+    Examples:
+      >>> fits(2, int), fits("2", int), fits(None, int | None)
+      (True, False, True)
+    """
     if isinstance(kind, types.UnionType):
         return any(fits(value, part) for part in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:

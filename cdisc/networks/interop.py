@@ -132,13 +132,24 @@ def load(folder: str | os.PathLike[str]) -> Pretrained:
       UserError: for a file that is missing, damaged or pickled, an option that cdisc does not have, a network of
         latents, or weights that are not finite or not those of the options: the first few that are missing, left over
         or of another shape are named.
+
+    Examples:
+      >>> save(folder / "network", config, params, SchedulerConfig())
+      >>> load(folder / "network").network == config
+      True
     """
     network, scheduler = load_options(folder)
     return Pretrained(network, _read_params(_network_folder(folder), network), scheduler)
 
 
 def load_options(folder: str | os.PathLike[str]) -> tuple[UNetConfig, SchedulerConfig]:
-    """What `load` finds in a folder, without reading the weights; raises as it does."""
+    """What `load` finds in a folder, without reading the weights; raises as it does.
+
+    Examples:
+      >>> save(folder / "network", config, params, SchedulerConfig())
+      >>> load_options(folder / "network")[1].beta_schedule
+      'linear'
+    """
     root, part = _existing(folder), _network_folder(folder)
     for pipeline in {root, part.parent if part.name.startswith("unet") else root}:
         _require_pixels(pipeline)
@@ -231,6 +242,11 @@ def save(
     Raises:
       UserError: if the folder cannot be written.
       ValueError: if the parameters are not those of the network.
+
+    Examples:
+      >>> save(folder / "network", config, params, SchedulerConfig())
+      >>> sorted(path.name for path in (folder / "network").iterdir())
+      ['config.json', 'diffusion_pytorch_model.safetensors', 'scheduler_config.json']
     """
     leaves = _shuffled(network, flax.traverse_util.flatten_dict(params, sep="/"))
     network = _folded(network)
@@ -271,6 +287,12 @@ def save_adapter(folder: str | os.PathLike[str], network: UNetConfig, adapter: A
 
     Raises:
       UserError: if the folder cannot be written.
+
+    Examples:
+      >>> adapter = lora.init(params, key, rank=2, alpha=2.0)
+      >>> save_adapter(folder / "adapter", config, adapter, denoiser.null_embedding(params))
+      >>> sorted(path.name for path in (folder / "adapter").iterdir())
+      ['adapter_config.json', 'adapter_model.safetensors', 'class_embedding.safetensors']
     """
     rows = np.atleast_2d(np.asarray(embedding))
     shared = rows.mean(axis=0)
@@ -318,6 +340,13 @@ def load_adapter(folder: str | os.PathLike[str], network: UNetConfig) -> tuple[A
     Raises:
       UserError: for a file that is missing, damaged or pickled, another kind of adapter, or factors that are not finite
         or not those of the network.
+
+    Examples:
+      >>> adapter = lora.init(params, key, rank=2, alpha=2.0)
+      >>> save_adapter(folder / "adapter", config, adapter, denoiser.null_embedding(params))
+      >>> loaded, embedding = load_adapter(folder / "adapter", config)
+      >>> loaded.factors.keys() == adapter.factors.keys(), embedding.shape
+      (True, (32,))
     """
     root, adapter, embedding = _existing(folder), Adapter(), None
     if (root / EMBEDDING_FILE).is_file():
@@ -332,7 +361,12 @@ def load_adapter(folder: str | os.PathLike[str], network: UNetConfig) -> tuple[A
 
 
 def layout(network: UNetConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """PyTorch's key of each parameter, with its path here and its shape there; nothing is computed."""
+    """PyTorch's key of each parameter, with its path here and its shape there; nothing is computed.
+
+    Examples:
+      >>> layout(config)["conv_in.weight"]
+      ('conv_in/kernel', (8, 3, 3, 3))
+    """
     shapes = jax.eval_shape(functools.partial(denoiser.init, network), jax.random.key(0))
     keys = {}
     for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items():

@@ -37,7 +37,12 @@ class Adapter:
 
 
 def kernels(params: Params) -> dict[str, jax.Array]:
-    """The kernel of every dense and convolution layer, by the layer's path."""
+    """The kernel of every dense and convolution layer, by the layer's path.
+
+    Examples:
+      >>> kernels({"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}).keys()
+      dict_keys(['dense'])
+    """
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     return {path.removesuffix("/kernel"): leaf for path, leaf in flat.items() if path.endswith("/kernel")}
 
@@ -50,6 +55,11 @@ def init(params: Params, key: jax.Array, rank: int, alpha: float) -> Adapter:
       key: for `a`.
       rank: the inner dimension of every factor pair, at least 1.
       alpha: the scale is `alpha / rank`.
+
+    Examples:
+      >>> adapter = init({"dense": {"kernel": jnp.ones((2, 3))}}, key, rank=1, alpha=1.0)
+      >>> adapter.factors["dense"]["a"].shape, adapter.factors["dense"]["b"]
+      ((2, 1), Array([[0., 0., 0.]], dtype=float32))
     """
     shapes = {path: kernel.shape for path, kernel in sorted(kernels(params).items())}
     sizes = [math.prod(shape[:-1]) * rank for shape in shapes.values()]
@@ -71,6 +81,12 @@ def merge(params: Params, adapter: Adapter) -> Params:
 
     Raises:
       ValueError: for factors of a layer that the network does not have.
+
+    Examples:
+      >>> params = {"dense": {"kernel": jnp.zeros((1, 2))}}
+      >>> factors = {"dense": {"a": jnp.ones((1, 1)), "b": jnp.ones((1, 2))}}
+      >>> merge(params, Adapter(factors, scale=2.0))
+      {'dense': {'kernel': Array([[2., 2.]], dtype=float32)}}
     """
     _require_layers(params, adapter)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
@@ -87,6 +103,11 @@ def apply(module: nn.Module, params: Params, adapter: Adapter | None, *args: Any
 
     Raises:
       ValueError: for factors of a layer that the network does not have.
+
+    Examples:
+      >>> apply(nn.Dense(2), {"kernel": jnp.eye(2), "bias": jnp.ones(2)}, None, x)
+      Array([[1.8, 1.1],
+             [0.5, 1.3]], dtype=float32)
     """
     if adapter is None or not adapter.factors:
         return module.apply({"params": params}, *args)

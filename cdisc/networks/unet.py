@@ -215,6 +215,10 @@ def residual_blocks(config: UNetConfig) -> tuple[str, ...]:
     """The paths of the network's residual blocks in the order in which they run: down, middle, up.
 
     Those that halve or double the picture are among them. Row l of a per-block class embedding is for block l.
+
+    Examples:
+      >>> residual_blocks(config)[:2]
+      ('down_blocks_0/resnets_0', 'mid_block/resnets_0')
     """
     paths, last = [], len(config.block_out_channels) - 1
     parts = (("down", "downsamplers", config.down_block_types, 0), ("up", "upsamplers", config.up_block_types, 1))
@@ -229,14 +233,24 @@ def residual_blocks(config: UNetConfig) -> tuple[str, ...]:
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
-    """Folds `patch` x `patch` pixels into channels: (B, H, W, C) to (B, H / p, W / p, p p C)."""
+    """Folds `patch` x `patch` pixels into channels: (B, H, W, C) to (B, H / p, W / p, p p C).
+
+    Examples:
+      >>> space_to_depth(pictures, 2).shape
+      (2, 2, 2, 12)
+    """
     b, h, w, c = x.shape
     x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h // patch, w // patch, patch * patch * c)
 
 
 def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
-    """The inverse of `space_to_depth`."""
+    """The inverse of `space_to_depth`.
+
+    Examples:
+      >>> bool((depth_to_space(space_to_depth(pictures, 2), 2) == pictures).all())
+      True
+    """
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, patch, patch, c // patch**2).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h * patch, w * patch, c // patch**2)
@@ -246,6 +260,11 @@ def time_embedding(timesteps: jax.Array, dim: int, flip_sin_to_cos: bool, freq_s
     """Sines and cosines of `timesteps` (B,) at `dim / 2` frequencies: (B, dim) (Vaswani et al. 2017).
 
     An odd `dim` ends in a zero.
+
+    Examples:
+      >>> time_embedding(jnp.array([0, 10]), dim=4, flip_sin_to_cos=True, freq_shift=0)
+      Array([[ 1.  ,  1.  ,  0.  ,  0.  ],
+             [-0.84,  1.  , -0.54,  0.1 ]], dtype=float32)
     """
     half = dim // 2
     frequencies = jnp.exp(-jnp.log(1e4) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
@@ -256,7 +275,13 @@ def time_embedding(timesteps: jax.Array, dim: int, flip_sin_to_cos: bool, freq_s
 
 
 def fourier_embedding(timesteps: jax.Array, frequencies: jax.Array) -> jax.Array:
-    """Sines, then cosines, of `log(timesteps)` (B,) at `frequencies` (F,): (B, 2 F) (Song et al. 2021)."""
+    """Sines, then cosines, of `log(timesteps)` (B,) at `frequencies` (F,): (B, 2 F) (Song et al. 2021).
+
+    Examples:
+      >>> fourier_embedding(jnp.array([1.0, 2.0]), frequencies=jnp.array([1.0]))
+      Array([[ 0.  ,  1.  ],
+             [-0.94, -0.35]], dtype=float32)
+    """
     angles = jnp.log(timesteps.astype(jnp.float32))[:, None] * frequencies[None, :] * 2.0 * jnp.pi
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 

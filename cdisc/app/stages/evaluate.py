@@ -95,7 +95,7 @@ def score_class(
     def drawn() -> Iterator[dict[str, jax.Array]]:
         for i in places:
             signals.obey()
-            yield {name: jnp.asarray(images) for name, images in samples[i].items()}
+            yield jax.tree.map(jnp.asarray, samples[i])
 
     references, real = None, {}
     if composition is not None:

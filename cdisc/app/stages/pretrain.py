@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdisc import console, signals, storage
-from cdisc.app import checkpoints, devices, hosts, watch
+from cdisc.app import checkpoints, containers, devices, hosts, watch
 from cdisc.app import config as config_lib
 from cdisc.app.run import Run
-from cdisc.app.stages.saved import meet, unfinished
+from cdisc.app.stages.saved import keep, kept, meet, unfinished
 from cdisc.data import Dataset
 from cdisc.data.pictures import Pixels, grid, png
 from cdisc.diffusion.sampling import ddim
@@ -46,27 +46,27 @@ def pretrain(run: Run, active: bool) -> Any:
     if run.params is not None:
         return run.params
     assert run.network is not None  # an exact score has parameters
-    like = jax.eval_shape(functools.partial(denoiser.init, run.network), run.key("pretrain"))
-    path = run.path("pretrain", "params")
-    if not hosts.first_says(checkpoints.exists(path)):
+    path = run.path("pretrain", "params.npz")
+    if not hosts.first_says(path.exists()):
         if not active:
             raise unfinished("pretrain", path)
-        params = obtain(run, run.network, like)
+        params = obtain(run, run.network)
         if hosts.first():
-            checkpoints.save(path, params, weights_about(run))
+            keep(path, params, weights_about(run))
     meet([path])
-    return checkpoints.restore(path, like, weights_about(run))
+    return jax.tree.map(jnp.asarray, kept(path, weights_about(run)))
 
 
-def obtain(run: Run, network: UNetConfig, like: Any) -> denoiser.Params:
+def obtain(run: Run, network: UNetConfig) -> denoiser.Params:
     """The backbone's parameters of another run, bundled or trained, as the configuration says."""
     if run.config.pretrain.restore:
-        return restore_backbone(run, like)
+        return restore_backbone(run)
     if run.config.pretrain.from_scratch:
         return train_backbone(run, network)
     name = run.config.pretrain.bundle
     if not name:
         raise UserError("config.pretrain names no bundled backbone: set --config.pretrain.from_scratch=True.")
+    like = jax.eval_shape(functools.partial(denoiser.init, network), run.key("pretrain"))
     params: denoiser.Params = bundled.restore_npz(bundled.FOLDER / f"{name}.npz", like, bundle_about(run))
     console.say(f"pretrain: the bundled backbone {name}")
     return params
@@ -78,28 +78,29 @@ def weights_about(run: Run) -> dict[str, str]:
     return {"data": run.dataset.fingerprint, "diffusion, network or pretrain": digest}
 
 
-def restore_backbone(run: Run, like: Any) -> denoiser.Params:
+def restore_backbone(run: Run) -> denoiser.Params:
     """The parameters that another run has trained, in the workdir `config.pretrain.restore`.
 
     Raises:
       UserError: if none are there, or they were trained otherwise or on other data.
     """
-    folder = storage.user_path(run.config.pretrain.restore) / "pretrain" / "params"
+    path = storage.user_path(run.config.pretrain.restore) / "pretrain" / "params.npz"
     try:
-        found = checkpoints.read_about(folder)
-    except storage.DamagedError as error:
+        found = containers.restore(path)
+    except UserError as error:
         raise UserError(
-            f"config.pretrain.restore is {run.config.pretrain.restore!r}, and {error.what}: name the --workdir of a "
-            "run that has finished pretrain."
+            f"config.pretrain.restore is {run.config.pretrain.restore!r}: name the --workdir of a run that has "
+            f"finished pretrain. {error}"
         ) from error
     for section, digest in weights_about(run).items():
-        if found.get(section) != digest:
+        if found["of"].get(section) != digest:
             raise UserError(
-                f"the backbone in {folder} was trained with other config.{section} than this run has: use the same "
+                f"the backbone in {path} was trained with other config.{section} than this run has: use the same "
                 "values, or leave config.pretrain.restore out."
             )
-    console.say(f"pretrain: the backbone in {folder}")
-    return checkpoints.restore(folder, like)
+    console.say(f"pretrain: the backbone in {path}")
+    params: denoiser.Params = found["result"]
+    return params
 
 
 def bundle_about(run: Run) -> dict[str, str]:
