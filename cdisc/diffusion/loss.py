@@ -32,8 +32,8 @@ def stratified_timesteps(
 ) -> jax.Array:
     """Timesteps (B,), each uniform on 1..T, evenly spread over the batch (Kingma et al. 2021, appendix I.1).
 
-    Spreading leaves the expected loss as it is and lowers its variance. With other `noise_levels` they
-    lie in that part of the schedule alone: (0.35, 0.6) of 1000 timesteps are 351 to 600.
+    Spreading leaves the expected loss as it is and lowers its variance. With other `noise_levels` they lie in that part
+    of the schedule alone: (0.35, 0.6) of 1000 timesteps are 351 to 600.
 
     Examples:
       >>> t = stratified_timesteps(key, batch_size=4, num_timesteps=1000)
