@@ -57,11 +57,8 @@ def refused(*arguments):
         # Catches: the option after it taken for the file; results in the folder where one happens to be.
         (("--config=", "--workdir=x"), r"there is no config file '': give one"),
         ((TINY, "--workdir="), r"^cdisc: --workdir is empty: give a folder\.$"),
-        (
-            ("--config=configs/mixture.py:small",),
-            r"^cdisc: configs/mixture\.py has no variants: leave what follows the",
-        ),
-        (("--config=pretrained:tiny",), r"configs/pretrained\.py has no variants: leave what follows the colon out\.$"),
+        (("--config=mixture:small",), r"configs/mixture\.py has no variant 'small': use one of even, uneven$"),
+        (("--config=pretrained:tiny",), r"^cdisc: .*configs/pretrained\.py has no variants: leave what follows the colon out\.$"),
         ((f"{TINY[:-4]}huge",), "has no variant 'huge': use one of paper, small, study, tiny$"),
         (
             (TINY, "--config.discover.probess=3"),
