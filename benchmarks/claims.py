@@ -54,7 +54,7 @@ def stability(config: ml_collections.ConfigDict, workdir: pathlib.Path, changes:
     this = prepare(read(changed), workdir, [])
     picked: dict[bytes, list[Gaussian]] = {}
     for place, query in enumerate(this.queries):
-        found = containers.restore(workdir / "discover" / f"query_{place:04d}.npz")["result"]
+        found = containers.restore(workdir / "discover" / f"query_{place:04d}")["result"]
         rows = found.selection.indices[found.selection.mask]
         picked.setdefault(query.image.tobytes(), []).append(
             Gaussian(found.experts.mean[rows], found.experts.variance[rows])

@@ -38,8 +38,7 @@ def main(_: list[str]) -> None:
     rows = []
     for place, query in enumerate(prepare(read(_CONFIG.value), workdir, []).queries):
         found, drawn = (
-            containers.restore(workdir / stage / f"query_{place:04d}.npz")["result"]
-            for stage in ("discover", "evaluate")
+            containers.restore(workdir / stage / f"query_{place:04d}")["result"] for stage in ("discover", "evaluate")
         )
         prototypes = found.experts.mean[found.selection.indices[found.selection.mask]]
         rows.append((query.image[None], prototypes[: _PROTOTYPES.value], drawn[_METHOD.value]))

@@ -126,8 +126,6 @@ def contents(workdir: pathlib.Path) -> dict[str, str]:
         for name, array in checkpoints.arrays_of(manifest.parent).items():
             digest = hashlib.sha256(np.asarray(array).tobytes()).hexdigest()
             found[f"{manifest.parent.relative_to(workdir)}: {name}"] = digest
-    for file in workdir.rglob("*.npz"):
-        found[str(file.relative_to(workdir))] = hashlib.sha256(file.read_bytes()).hexdigest()
     results = results_lib.read(workdir / "results.json")
     del results["seconds"]
     found["results.json"] = json.dumps(results)

@@ -12,14 +12,24 @@ import unittest.mock
 import warnings
 
 import ml_collections
+import numpy as np
 from absl import app, flags
 
-from cdisc.app import cli
+from cdisc.app import checkpoints, cli
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = README + "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("running.md", "own.md"))
 """Where the commands stand that CI or a test runs."""
+
+
+def assert_same_checkpoints(one: pathlib.Path, other: pathlib.Path) -> None:
+    """That two checkpoints hold the same arrays, to the bit, of the same thing."""
+    assert checkpoints.about(one) == checkpoints.about(other)
+    found, expected = map(checkpoints.arrays_of, (one, other))
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
 def marked(name: str) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import signal
 import types
 
@@ -179,11 +180,9 @@ def test_the_judge_is_made_once_and_is_of_its_run(tmp_path, monkeypatch):
     monkeypatch.setattr(judge_stage.judge, "network_judge", lambda network, params, names: (params["x"][0], names))
     assert load_judge(this) == load_judge(this) == (1.0, ("digit",))
     data.fingerprint = "others"
-    with pytest.raises(
-        errors.UserError, match=r"judge\.npz holds the results of .* another run: delete it and run again"
-    ):
+    with pytest.raises(errors.UserError, match=r"judge holds the results of .* another run: delete it and run again"):
         load_judge(this)
-    (tmp_path / "evaluate" / "judge.npz").unlink()
+    shutil.rmtree(tmp_path / "evaluate" / "judge")
     assert load_judge(this) == (5.0, ("digit",))
 
 

@@ -373,7 +373,7 @@ def test_the_readme_s_command(tmp_path):
     fewer = (f"--config.pretrain.{name}" for name in ("steps=12", "warmup_steps=2", "decay_steps=2", "samples_every=0"))
     ended = run_here(*words[3:], f"--config.data.cache={config.cache}", *ONE_BLOCK, *fewer, "--stages=pretrain")
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert (workdir / "pretrain" / "params.npz").exists()
+    assert (workdir / "pretrain" / "params").exists()
 
 
 @pytest.mark.parametrize("variant", ["large", "small", "tiny", "finetune"])

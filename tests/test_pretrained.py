@@ -94,7 +94,7 @@ def test_the_readme_s_command(readme_run):
         assert [name for name in ("joint_accuracy", "precision", "recall") if figures[name] is not None] == []
         assert figures["distance_to_query"] > 0.0
     assert not (run / "pretrain").exists()  # the weights stay where they are
-    learnt = containers.restore(run / "adapt" / "query_0000.npz")["result"]
+    learnt = containers.restore(run / "adapt" / "query_0000")["result"]
     assert np.abs(learnt.adaptations["embedding"].embedding).max() > 0.05
     assert learnt.losses is None
 
@@ -127,7 +127,7 @@ def test_what_it_learnt_goes_to_diffusers(readme_run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
     names = json.loads((tmp_path / "out" / "queries.json").read_text())
     assert list(names) == ["query_0000"] and names["query_0000"]["name"] == "face.png"
-    learnt = containers.restore(run / "adapt" / "query_0000.npz")["result"]
+    learnt = containers.restore(run / "adapt" / "query_0000")["result"]
     for level, settings in config.adapt.levels.items():
         folder = tmp_path / "out" / "query_0000" / level
         row = safetensors.numpy.load_file(folder / interop.EMBEDDING_FILE)["class_embedding.weight"]
@@ -301,7 +301,7 @@ def test_a_whole_run_on_a_rectangular_grey_network_of_400_timesteps(tmp_path):
     picture = tmp_path / "grey.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 12), np.uint8)).save(picture)
     pipeline.run(read(config), run, pipeline.STAGES, [str(picture)])
-    found = containers.restore(run / "discover" / "query_0000.npz")["result"]
+    found = containers.restore(run / "discover" / "query_0000")["result"]
     points, valid = found.pool.m, found.pool.mask
     assert points.shape[1:] == (8, 12, 1) and valid.any()
     np.testing.assert_allclose(points[valid], 0.4, atol=1e-3)

@@ -318,15 +318,15 @@ def test_a_query_without_modes_is_a_result(without_modes, capsys):
     assert counts["poe"] == counts["product"] == (2, 1)
     assert counts["top1"] == counts["real pictures"] == (3, 0)
     assert second["name"] in (without_modes / "report" / "index.html").read_text()
-    before = (without_modes / "discover" / "query_0001.npz").stat().st_mtime_ns
+    before = (without_modes / "discover" / "query_0001").stat().st_mtime_ns
     pipeline.run(mixture(discover__hierarchy=(100, 300)), without_modes, pipeline.STAGES, [])
-    assert (without_modes / "discover" / "query_0001.npz").stat().st_mtime_ns == before
+    assert (without_modes / "discover" / "query_0001").stat().st_mtime_ns == before
     assert "evaluate: 1 of 3 queries: the score of the backbone led to no finite mode" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_with_more_queries_and_other_samples(without_modes, capsys):
     # Catches: discovery or adaptation made again, samples of another number kept, a hierarchy of fewer queries.
-    kept = [path for stage in ("discover", "adapt") for path in (without_modes / stage).glob("query_*.npz")]
+    kept = [path for stage in ("discover", "adapt") for path in (without_modes / stage).glob("query_????")]
     assert len(kept) == 2 * QUERIES
     before = [path.stat().st_mtime_ns for path in kept]
     more = mixture(discover__hierarchy=(100, 300), evaluate__num_queries=4, evaluate__samples=6)

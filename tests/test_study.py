@@ -45,7 +45,7 @@ def test_a_summary_has_intervals_over_classes_and_paired_differences():
     # Catches: seeds as independent items, whose interval would be narrower; methods resampled apart, whose difference
     # would have a width; a figure that no class has.
     values = np.asarray([[0.1, 0.3], [0.4, 0.6], [0.5, 0.7], [0.9, 0.9]])
-    summary = study.summarise(results_of(values, lora=-0.25, lora_query=0.1), {})
+    summary = study.summarise(results_of(values, lora=-0.25, lora_query=0.1, composed=0.25), {})
     estimate, low, high = summary["methods"]["poe"]["joint_accuracy"]
     means = values.mean(axis=1)
     assert estimate == pytest.approx(means.mean())
@@ -53,7 +53,9 @@ def test_a_summary_has_intervals_over_classes_and_paired_differences():
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
     assert summary["differences"]["lora - poe"] == {"joint_accuracy": pytest.approx([-0.25] * 3)}
     assert summary["differences"]["lora - lora_query"] == {"joint_accuracy": pytest.approx([-0.35] * 3)}
-    assert set(summary["differences"]) == {"lora - poe", "lora_query - poe", "lora - lora_query"}
+    assert summary["differences"]["composed - lora"] == {"joint_accuracy": pytest.approx([0.5] * 3)}
+    beside_poe = {f"{name} - poe" for name in ("lora", "lora_query", "composed")}
+    assert set(summary["differences"]) == beside_poe | {"lora - lora_query", "composed - lora"}
     assert list(summary["methods"]["poe"]) == ["joint_accuracy"]
     assert (summary["classes"], summary["queries"], summary["seeds"], summary["samples"]) == (4, 8, [0, 1], 8)
 

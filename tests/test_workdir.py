@@ -31,24 +31,23 @@ def bind(tmp_path):
 def results(workdir, *stages):
     """What the stages would have left."""
     for stage in stages:
-        for query in ("query_0000.npz", "query_0001.npz"):
-            (workdir / stage).mkdir(exist_ok=True)
-            (workdir / stage / query).touch()
+        for query in ("query_0000", "query_0001"):
+            (workdir / stage / query).mkdir(parents=True)
     if "evaluate" in stages:
-        (workdir / "evaluate" / "judge.npz").touch()
+        (workdir / "evaluate" / "judge").mkdir()
         (workdir / "results.json").write_text("{}")
 
 
 def left(workdir):
     """What of it is still there."""
-    names = ("evaluate/query_0000.npz", "evaluate/query_0001.npz", "evaluate/judge.npz", "results.json")
+    names = ("evaluate/query_0000", "evaluate/query_0001", "evaluate/judge", "results.json")
     kept = {name for name in names if (workdir / name).exists()}
-    assert all((workdir / stage / "query_0001.npz").exists() for stage in ("pretrain", "discover", "adapt"))
+    assert all((workdir / stage / "query_0001").exists() for stage in ("pretrain", "discover", "adapt"))
     return kept
 
 
-SAMPLES = {"evaluate/query_0000.npz", "evaluate/query_0001.npz"}
-JUDGE = {"evaluate/judge.npz"}
+SAMPLES = {"evaluate/query_0000", "evaluate/query_0001"}
+JUDGE = {"evaluate/judge"}
 ALL = ("pretrain", "discover", "adapt", "evaluate", "figures")
 
 
@@ -128,8 +127,8 @@ def test_what_would_lose_work_is_refused_with_both_values(bind, tmp_path, change
     for stage in lost:
         (tmp_path / stage).rename(tmp_path / f"no_{stage}")
     bind(changes)
-    assert not (tmp_path / "evaluate" / "query_0000.npz").exists()
-    assert (tmp_path / "evaluate" / "judge.npz").exists() == ("pretrain" not in lost)
+    assert not (tmp_path / "evaluate" / "query_0000").exists()
+    assert (tmp_path / "evaluate" / "judge").exists() == ("pretrain" not in lost)
 
 
 def test_the_best_of_what_is_saved_is_another_one_where_something_else_is_saved(bind, tmp_path):
@@ -205,7 +204,7 @@ def test_a_record_that_is_not_there_or_not_what_was_written(bind, tmp_path, text
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["config.json"]
 
 
-@pytest.mark.parametrize("name", ["config.json", "results.json", "evaluate/query_0000.npz"])
+@pytest.mark.parametrize("name", ["config.json", "results.json", "evaluate/query_0000"])
 def test_files_of_something_else_are_left_alone(bind, tmp_path, name):
     # Catches: a network's config.json, or whatever results.json there is in the folder, gone without a word.
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -220,7 +219,7 @@ def test_a_removal_that_is_interrupted_is_done_again(bind, tmp_path, monkeypatch
     bind()
     results(tmp_path, "pretrain", "discover", "adapt", "evaluate")
 
-    def killed(path, missing_ok):
+    def killed(path, missing_ok=False):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

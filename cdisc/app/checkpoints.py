@@ -1,4 +1,4 @@
-"""Checkpoints of training: pytrees of arrays, through Orbax, with a manifest of their own.
+"""Checkpoints: pytrees of arrays, through Orbax, with a manifest of their own.
 
 Each is written to a temporary folder that is renamed, so a killed run leaves no half checkpoint. Orbax casts where
 types differ, and answers a damaged file with tracebacks from its threads: the manifest, written last, holds each leaf's
@@ -46,7 +46,7 @@ def _orbax() -> ocp.StandardCheckpointer:
     return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
-def save(path: pathlib.Path, tree: Any) -> None:
+def save(path: pathlib.Path, tree: Any, about: Any = None) -> None:
     """Writes a pytree of arrays to the folder `path`, in place of what is there.
 
     Of several processes the first one does: Orbax writes the host's arrays in that one alone.
@@ -54,6 +54,7 @@ def save(path: pathlib.Path, tree: Any) -> None:
     Args:
       path: the folder.
       tree: the arrays.
+      about: what else is to be known of them, as JSON can say it, for `about`.
 
     Raises:
       UserError: if the folder cannot be written; what was there is then still there.
@@ -69,7 +70,8 @@ def save(path: pathlib.Path, tree: Any) -> None:
         written = _checksums(partial)
         for name in written:
             storage.to_disk(partial / name)
-        storage.write_json(partial / _MANIFEST, {"leaves": _described(leaves), "files": written})
+        manifest = {"leaves": _described(leaves), "files": written, "about": about}
+        storage.write_json(partial / _MANIFEST, manifest)
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
     except (OSError, ValueError, UserError) as error:  # Orbax has a ValueError for what the system says
@@ -87,6 +89,15 @@ def _manifest(path: pathlib.Path) -> dict[str, Any]:
         return storage.read_json(path / _MANIFEST, "")
     except (DamagedError, FileNotFoundError) as error:
         raise DamagedError(f"{path} holds no finished checkpoint") from error
+
+
+def about(path: pathlib.Path) -> Any:
+    """What `save` was told of the arrays at `path`.
+
+    Raises:
+      DamagedError: if no finished checkpoint is there.
+    """
+    return _manifest(path)["about"]
 
 
 def restore(path: pathlib.Path, like: Any) -> Any:

@@ -125,14 +125,19 @@ def _alone_on_host() -> bool:
 
 def gather(value: str = "") -> list[str]:
     """What every process says here, in their order: waits for all, so it is a meeting, too."""
+    return [said.decode() for said in exchange(value.encode())]
+
+
+def exchange(content: bytes) -> list[bytes]:
+    """What every process gives here, in their order."""
     if not several():
-        return [value]
-    said = np.frombuffer(value.encode(), np.uint8)
+        return [content]
+    said = np.frombuffer(content, np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(said.size))
     padded = np.zeros(max(1, sizes.max()), np.uint8)
     padded[: said.size] = said
     rows = multihost_utils.process_allgather(padded)
-    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
 
 
 def first_says(value: Any) -> Any:

@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -140,11 +141,11 @@ def bind(workdir: pathlib.Path, content: dict[str, Any]) -> None:
             # First, so that whoever is killed meanwhile comes by here again.
             outdated = [workdir / "results.json"]
             if readers & {*_WORK, "evaluate"}:
-                outdated += (workdir / "evaluate").glob("query_*.npz")
+                outdated += (workdir / "evaluate").glob("query_*")
             if readers & {"pretrain", "judge"}:
-                outdated.append(workdir / "evaluate" / "judge.npz")
-            for file in outdated:
-                file.unlink(missing_ok=True)
+                outdated.append(workdir / "evaluate" / "judge")
+            for old in outdated:
+                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         if before != content:
             storage.write_json(path, content)
     hosts.gather()  # the others go on when this is done

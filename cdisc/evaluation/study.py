@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cdisc.evaluation import statistics
+from cdisc.evaluation.methods import COMPOSED
 from cdisc.evaluation.protocol import COMPARISONS, SCALARS
 
 PAPER: dict[str, Any] = json.loads(pathlib.Path(__file__).with_name("paper_results.json").read_text("utf-8"))
@@ -82,7 +83,8 @@ def summarise(results: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
 
     Returns:
       "methods": for each method and figure its estimate and the ends of its interval; "differences": the same for
-      "A - B", where B is `poe`, and where A learns from samples of the product and B from the query alone; "pooled":
+      "A - B", where B is `poe`, where A learns from samples of the product and B from the query alone, and where A is
+      read (`composed`) and B learnt; "pooled":
       for each of `COMPARISONS` and method the mean and standard error over classes; "deviations" from the paper, in
       sentences; and what the run was.
 
@@ -98,6 +100,7 @@ def summarise(results: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
     }
     pairs = [(name, "poe") for name in named if name != "poe" and "poe" in named]
     pairs += [(name, f"{name}_query") for name in named if f"{name}_query" in named]
+    pairs += [(COMPOSED, name) for name in ("embedding", "lora") if {COMPOSED, name} <= named.keys()]
     summary = {
         **{name: results[name] for name in ("dataset", "data_hash", "config_hash", "versions", "seconds")},
         "judge": results.get("judge", {}).get("joint_accuracy"),

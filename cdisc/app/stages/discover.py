@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cdisc import console, storage
-from cdisc.app import devices, workdir
+from cdisc.app import checkpoints, devices, workdir
 from cdisc.app.run import Run
 from cdisc.app.stages.saved import keep, kept, saved_by_query, unfinished
 from cdisc.discovery import concepts
@@ -65,9 +65,9 @@ def follow(
         eps_fn = backbone_lib.null_eps(run.backbone, params)
         return hierarchy_lib.follow(eps_fn, run.schedule, points, t, options)
 
-    path = run.path("discover", f"hierarchy_{len(run.queries):04d}.npz")  # queries may be added later
+    path = run.path("discover", f"hierarchy_{len(run.queries):04d}")  # queries may be added later
     whose = {"queries": [query.crc for query in run.queries], "run": workdir.identity(run.content, "discover")}
-    if not path.exists():
+    if not checkpoints.exists(path):
         if not active:
             raise unfinished("discover", path)
         keep(path, climb(params, points, t), whose)

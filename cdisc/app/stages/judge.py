@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cdisc import console, storage
+from cdisc.app import checkpoints
 from cdisc.app.run import Run
 from cdisc.app.stages.saved import keep, kept
 from cdisc.data import planar
@@ -45,8 +46,8 @@ def load_judge(run: Run) -> judge.Judge:
         return judge.nearest_level_judge(factors.names, (data.levels, data.levels), data.stds if data.widths else None)
     if not factors.names:
         return judge.nearest_level_judge((), ())
-    path = run.path("evaluate", "judge.npz")
-    if not path.exists():
+    path = run.path("evaluate", "judge")
+    if not checkpoints.exists(path):
         init = functools.partial(judge.init, judge_network(run), shape=run.dataset.shape)
         like = jax.eval_shape(init, jax.random.key(0))
         keep(path, bundled_judge(run, like) or train_judge(run), judge_about(run))

@@ -46,8 +46,8 @@ def pretrain(run: Run, active: bool) -> Any:
     if run.params is not None:
         return run.params
     assert run.network is not None  # an exact score has parameters
-    path = run.path("pretrain", "params.npz")
-    if not hosts.first_says(path.exists()):
+    path = run.path("pretrain", "params")
+    if not hosts.first_says(checkpoints.exists(path)):
         if not active:
             raise unfinished("pretrain", path)
         params = obtain(run, run.network)
@@ -84,7 +84,7 @@ def restore_backbone(run: Run) -> denoiser.Params:
     Raises:
       UserError: if none are there, or they were trained otherwise or on other data.
     """
-    path = storage.user_path(run.config.pretrain.restore) / "pretrain" / "params.npz"
+    path = storage.user_path(run.config.pretrain.restore) / "pretrain" / "params"
     try:
         found = containers.restore(path)
     except UserError as error:

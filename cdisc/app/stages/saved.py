@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from cdisc import console, signals, storage
-from cdisc.app import containers, devices, hosts, watch, workdir
+from cdisc.app import checkpoints, containers, devices, hosts, watch, workdir
 from cdisc.app.run import Run
 from cdisc.errors import UserError
 
@@ -31,7 +31,7 @@ def meet(paths: Sequence[pathlib.Path]) -> None:
     hosts.gather()
     until = time.monotonic() + (_SHOWN_LATE if hosts.several() else 0.0)
     for path in paths:
-        while not path.exists():
+        while not checkpoints.exists(path):
             if time.monotonic() >= until:
                 raise UserError(
                     f"{path} was written and is not there: let nothing remove it while a run goes on, and choose a "
@@ -41,8 +41,8 @@ def meet(paths: Sequence[pathlib.Path]) -> None:
 
 
 def keep(path: pathlib.Path, result: Any, of: dict[str, Any]) -> None:
-    """Saves a result in the workdir; `of` says what it is of, as JSON can."""
-    containers.save(path, {"of": of, "result": result})
+    """Saves a result in the workdir as a checkpoint, for the first process alone; `of` says what it is of, in JSON."""
+    containers.checkpoint(path, {"of": of, "result": result})
 
 
 def kept(path: pathlib.Path, of: dict[str, Any]) -> Any:
@@ -89,10 +89,10 @@ def saved_by_query(
     Raises:
       UserError: if a result is missing and the stage was not asked for, or cannot be written, or disappears.
     """
-    paths = [run.path(stage, f"query_{i:04d}.npz") for i in range(len(run.queries))]
+    paths = [run.path(stage, f"query_{i:04d}") for i in range(len(run.queries))]
     decided_by = workdir.identity(run.content, stage)
     whose = [{"query": query.crc, "seed": query.seed, "run": decided_by} for query in run.queries]
-    missing = hosts.first_says([i for i, path in enumerate(paths) if not path.exists()])
+    missing = hosts.first_says([i for i, path in enumerate(paths) if not checkpoints.exists(path)])
     if missing and not active:
         raise unfinished(stage, paths[missing[0]])
     at_once = min(at_once, -(-len(paths) // jax.process_count()))
@@ -103,9 +103,11 @@ def saved_by_query(
         if hosts.stopping():
             signals.obey()
         own = turn[jax.process_index()] if jax.process_index() < len(turn) else ()
-        for i, result in zip(own, work(own) if own else [], strict=True):
-            if i in missing:
-                keep(paths[i], result, whose[i])
+        results = zip(map(str, own), work(own) if own else [], strict=True)
+        for found in map(containers.unpack, hosts.exchange(containers.pack(dict(results)))):
+            for i in missing:
+                if hosts.first() and str(i) in found:
+                    keep(paths[i], found[str(i)], whose[i])
     meet(paths)
     return Saved(paths, whose)
 
