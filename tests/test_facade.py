@@ -23,6 +23,7 @@ from tiny import ONE_LEVEL, random_params
 
 import cdisc
 from cdisc import storage
+from cdisc.app import checkpoints, containers
 from cdisc.data import pictures
 from cdisc.diffusion import exact, parameterization, schedule
 from cdisc.diffusion.gaussian import Gaussian
@@ -279,6 +280,21 @@ class Foreign:
     """A container that is none of cdisc's."""
 
     what: str
+
+
+def test_what_a_stage_leaves_is_a_checkpoint_that_says_what_it_holds(found, tmp_path):
+    # Catches: arrays without entries, which Orbax does not save; the tree of another version taken for one of ours.
+    path, content = tmp_path / "query_0000", {"result": found, "none": np.zeros((0, 3), np.float32), "of": {"run": "x"}}
+    containers.checkpoint(path, content)
+    again = cdisc.restore(path)
+    same(again["result"], found)
+    assert again["none"].shape == (0, 3) and again["none"].dtype == np.float32 and again["of"] == {"run": "x"}
+    cdisc.save(tmp_path / "kept", content)
+    assert cdisc.restore(tmp_path / "kept")["none"].shape == (0, 3)
+    for about, said in (({"data": "d", "seed": 0}, "cannot be read to its end"), (None, "is a checkpoint of training")):
+        checkpoints.save(path, {"x": np.ones(2)}, about)
+        with pytest.raises(UserError, match=f"query_0000 {said}"):
+            cdisc.restore(path)
 
 
 def test_files_that_are_not_what_was_saved_are_refused(found, tmp_path):

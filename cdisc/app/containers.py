@@ -6,11 +6,13 @@ holds objects. Both have checksums of all that they hold, so what was changed is
 """
 
 import dataclasses
+import functools
 import importlib
 import io
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -57,17 +59,23 @@ def restore(path: str | os.PathLike[str], remedy: str = _REMEDY) -> Any:
       DamagedError: if it is damaged, or of another version of cdisc.
     """
     path = storage.user_path(str(path))
+    read: Callable[[], Any]
     try:
         if path.is_dir():
             tree, arrays = checkpoints.about(path), checkpoints.arrays_of(path)
-            return arrays if tree is None else _made(tree, arrays)
-        content = path.read_bytes()  # from here on, no error is the disk's
+            if tree is None:
+                raise UserError(
+                    f"{path} is a checkpoint of training, which says not what it holds: give pretrain/params."
+                )
+            read = functools.partial(_made, tree, arrays)
+        else:
+            read = functools.partial(unpack, path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: check the path.") from error
     except OSError as error:
         raise storage.unreadable(path, error) from error
     try:
-        return unpack(content)
+        return read()  # from here on, no error is the disk's
     except Exception as error:  # whatever NumPy, zipfile and a class raise for what is no such file
         raise DamagedError(f"{path} cannot be read to its end ({error})", remedy) from error
 

@@ -2,7 +2,7 @@
 
 A run on several hosts is the same command on each of them. The processes go through it in step and meet in collective
 operations (`jax.experimental.multihost_utils`): a training step, a round of queries, what `gather` exchanges. The first
-process alone speaks, and alone writes, but for what each has found for its queries; all read the one workdir.
+process alone speaks, and alone writes checkpoints and results; all read the one workdir.
 
 SIGTERM to one process stops all of them at the same step: JAX's preemption service agrees on it. It knows no other
 signal, so a process passes Ctrl-C and SIGHUP on to itself as SIGTERM.
