@@ -106,7 +106,7 @@ def test_a_backbone_of_another_run_is_taken_if_it_was_trained_alike(one_number, 
     ):
         with pytest.raises(UserError, match=f"was trained with other {named} than this run"):
             stage.pretrain(trained(tmp_path / "third", fingerprint, **other, **changes), True)
-    with pytest.raises(UserError, match=r"restore is .*: name the --workdir of a run that has .*npz does not exist"):
+    with pytest.raises(UserError, match=r"restore is .*: name the --workdir of a run that has .*params does not exist"):
         stage.pretrain(trained(tmp_path / "third", **(other | {"pretrain.restore": str(tmp_path)})), True)
 
 
