@@ -27,7 +27,9 @@ _EACH = flags.DEFINE_integer("each", 1, "Pictures of each held-out class that ar
 _ACCURACY = flags.DEFINE_float("accuracy", 0.95, "The share of draws that a dial must get right.", 0.0, 1.0)
 
 _SCALES = np.geomspace(1e-3, 1e3, 37)
-"""What variances are multiplied by; those of Query-only are these, up to 1."""
+"""What variances are multiplied by; that of Query-only is 1."""
+
+_FIGURES = ("nats", "accuracy", "recall of right", "coverage")
 
 
 def main(_: list[str]) -> None:
@@ -51,7 +53,7 @@ def main(_: list[str]) -> None:
     config.evaluate.num_queries = 2 * _EACH.value * classes
     with opened(read(config), workdir, []) as run:
         params, judge = pretrain(run, active=True), load_judge(run)
-    options, schedule = run.config.discover, run.schedule
+    options, schedule, k = run.config.discover, run.schedule, run.config.evaluate.k
 
     @jax.jit
     def densities(params, query, key):
@@ -74,13 +76,9 @@ def main(_: list[str]) -> None:
         def at(scale):
             density = Gaussian(mean, scale * variance)
             draws = density.mean[None] + jnp.sqrt(density.variance)[None] * noise
-            right, fake, k = (
-                metrics.all_right(verdict(judge, draws), composition),
-                judge.features(draws),
-                run.config.evaluate.k,
-            )
-            covered = metrics.right_recall(real, fake, right, k=k), metrics.density_coverage(real, fake, k=k).coverage
-            return jnp.stack([metrics.log_likelihood(density, pictures), jnp.mean(right), *covered])
+            right, fake = metrics.all_right(verdict(judge, draws), composition), judge.features(draws)
+            nats, recall = metrics.log_likelihood(density, pictures), metrics.right_recall(real, fake, right, k=k)
+            return jnp.stack([nats, jnp.mean(right), recall, metrics.density_coverage(real, fake, k=k).coverage])
 
         return jax.lax.map(at, jnp.asarray(_SCALES, jnp.float32))
 
@@ -104,15 +102,15 @@ def main(_: list[str]) -> None:
     }
     setting = {name: table[1].mean(axis=0) for name, table in tables.items()}
     results = {}
-    for measure, names in (("likelihood", ("nats",)), ("draws", ("accuracy", "recall of right", "coverage"))):
-        columns = slice(0, 1) if measure == "likelihood" else slice(1, 4)
+    for measure, names in (("likelihood", _FIGURES[:1]), ("draws", _FIGURES[1:])):
         aim = {name: _aim(table, measure) for name, table in setting.items()}
         at_query = max((name for name in aim if " at " in name), key=lambda name: aim[name].max())
         dial = {name: int(np.argmax(aim[name])) for name in ("product", "query", at_query)}
-        reported = {name: tables[name][0][:, dial[name], columns] for name in dial}
+        reported = {name: tables[name][0][:, dial[name]] for name in dial}
         results[measure] = {name: {"scale": float(_SCALES[dial[name]])} for name in dial}
         for name, values in reported.items():
-            for column, figure in enumerate(names):
+            for figure in names:
+                column = _FIGURES.index(figure)
                 found = statistics.bootstrap(values[:, column], np.random.default_rng(0))
                 more = statistics.paired_bootstrap(
                     reported["product"][:, column], values[:, column], np.random.default_rng(0)

@@ -363,4 +363,4 @@ def _discover(
 
 _sample = jax.jit(methods.sample, static_argnames=("backbone", "options"))
 _of_picture = jax.jit(composition.of_picture, static_argnames=("backbone", "num_draws", "batch_size", "noise_levels"))
-_class_losses = jax.jit(baselines.class_losses, static_argnames=("backbone", "num_draws", "batch_size", "noise_levels"))
+_class_losses = jax.jit(baselines.class_losses, static_argnames=("backbone", "num_draws", "batch_size"))

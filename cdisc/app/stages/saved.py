@@ -92,9 +92,9 @@ def saved_by_query(
     paths = [run.path(stage, f"query_{i:04d}") for i in range(len(run.queries))]
     decided_by = workdir.identity(run.content, stage)
     whose = [{"query": query.crc, "seed": query.seed, "run": decided_by} for query in run.queries]
-    missing = hosts.first_says([i for i, path in enumerate(paths) if not checkpoints.exists(path)])
+    missing = set(hosts.first_says([i for i, path in enumerate(paths) if not checkpoints.exists(path)]))
     if missing and not active:
-        raise unfinished(stage, paths[missing[0]])
+        raise unfinished(stage, paths[min(missing)])
     at_once = min(at_once, -(-len(paths) // jax.process_count()))
     # Always batch the same queries together: other batch-mates can change a result's last bits.
     batches = [batch for batch in devices.groups(range(len(paths)), at_once) if not set(batch).isdisjoint(missing)]
@@ -104,10 +104,10 @@ def saved_by_query(
             signals.obey()
         own = turn[jax.process_index()] if jax.process_index() < len(turn) else ()
         results = zip(map(str, own), work(own) if own else [], strict=True)
-        for found in map(containers.unpack, hosts.exchange(containers.pack(dict(results)))):
-            for i in missing:
-                if hosts.first() and str(i) in found:
-                    keep(paths[i], found[str(i)], whose[i])
+        said = hosts.exchange(containers.pack(dict(results)))
+        for found in map(containers.unpack, said if hosts.first() else ()):
+            for i in missing.intersection(map(int, found)):
+                keep(paths[i], found[str(i)], whose[i])
     meet(paths)
     return Saved(paths, whose)
 
